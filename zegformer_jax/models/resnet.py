@@ -76,6 +76,20 @@ class ConvNorm(nn.Module):
         raise ValueError(f"backbone norm '{self.norm}': choose 'frozen_batch' or 'group'")
 
 
+def max_pool(x_bhwc: jax.Array) -> jax.Array:
+    """Pools 3x3 windows at stride 2 with padding 1: [B, H, W, C] to [B, H/2, W/2, C], even H, W.
+
+    As maxima of slices: the gradient of `reduce_window` took 18 times as long on a CPU.
+    """
+    _, height, width, _ = x_bhwc.shape
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    x = jnp.pad(x_bhwc, padding, constant_values=-jnp.inf)
+    top, middle, bottom = (x[:, i : i + height - 1 : 2] for i in range(3))
+    x = jnp.maximum(jnp.maximum(top, middle), bottom)
+    left, centre, right = (x[:, :, i : i + width - 1 : 2] for i in range(3))
+    return jnp.maximum(jnp.maximum(left, centre), right)
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions with a shortcut; the stride is in the 3x3."""
 
@@ -125,7 +139,7 @@ class ResNet(nn.Module):
         x = images_bhwc.astype(self.dtype)
         stem = ConvNorm(self.stem_width, 7, 2, self.norm, self.dtype, name="stem")
         x = nn.relu(stem(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x)
         maps = {}
         for stage, blocks in enumerate(self.blocks):
             for index in range(blocks):

@@ -1,0 +1,102 @@
+"""Every field of an experiment, once. The defaults are the paper's (ResNet-50, ViT-B/16)."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Gives the complete configuration that the experiments change."""
+    config = ConfigDict()
+    config.seed = 0  # of parameters, dropout, order and augmentation of the examples
+    config.dtype = "float32"  # what to compute in: float32 or bfloat16; parameters are float32
+
+    config.model = ConfigDict()
+    config.model.kind = "zegformer"  # what to train: zegformer, per_pixel or clip
+    config.model.backbone = ConfigDict()
+    config.model.backbone.blocks = (3, 4, 6, 3)  # bottlenecks of each stage
+    config.model.backbone.stem_width = 64  # channels of the 7x7 stem
+    config.model.backbone.bottleneck_width = 64  # channels inside the first stage's blocks
+    config.model.backbone.stage_width = 256  # channels out of the first stage
+    config.model.backbone.norm = "frozen_batch"  # frozen_batch (pretrained) or group (from nothing)
+    config.model.pixel_decoder = ConfigDict()
+    config.model.pixel_decoder.width = 256  # channels of the feature pyramid
+    config.model.pixel_decoder.mask_width = 256  # channels of the mask features
+    config.model.transformer = ConfigDict()
+    config.model.transformer.queries = 100  # segments an image
+    config.model.transformer.width = 256  # channels of a query
+    config.model.transformer.layers = 6  # decoder layers, each with its own loss
+    config.model.transformer.heads = 8  # attention heads
+    config.model.transformer.mlp_width = 2048  # hidden channels of the feed-forward part
+    config.model.transformer.dropout = 0.1  # of attention weights and residual branches
+    # A workdir whose latest backbone and pixel decoder are the start; relative to this workdir.
+    config.model.start_from = ""
+
+    config.clip = ConfigDict()
+    # A Hugging Face folder (relative to the workdir, else to the current folder) or a Hub name.
+    config.clip.source = "openai/clip-vit-base-patch16"
+    config.clip.grouper_prompts = "imagenet_select"  # prompt set of the grouper's class logits
+    config.clip.classifier_prompts = "imagenet_select_clip"  # and of the segment classifier
+    # The sizes of a CLIP that is trained here (model.kind clip); not read otherwise.
+    config.clip.image_size = 48
+    config.clip.patch_size = 8
+    config.clip.vision_width = 128
+    config.clip.vision_layers = 4
+    config.clip.vision_heads = 4
+    config.clip.text_width = 128
+    config.clip.text_layers = 2
+    config.clip.text_heads = 4
+    config.clip.vocab_size = 2048  # tokens, at most
+    config.clip.context_length = 32  # tokens of a caption, at most
+    config.clip.embed_dim = 128  # joint embedding
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "openmoji_voc"  # see zegformer_jax/input/datasets.py
+    config.dataset.directory = "data"  # prepared records; relative to the workdir
+    config.dataset.vocabulary = "openmoji_voc"  # of the labels: a name in data/vocabularies
+    # Of a data set that is generated: its numbers of scenes, their side in pixels and their seed.
+    config.dataset.options = ConfigDict()
+
+    config.input = ConfigDict()
+    config.input.batch_size = 32  # images a step, over all devices
+    config.input.crop_size = 512  # pixels
+    config.input.short_sides = tuple(int(512 * s / 10 + 0.5) for s in range(5, 21))  # drawn from
+    config.input.max_long_side = 2048  # pixels, of a resized training picture
+
+    config.loss = ConfigDict()
+    config.loss.class_weight = 1.0  # of the cross entropy
+    config.loss.mask_weight = 20.0  # of the focal loss
+    config.loss.dice_weight = 1.0  # of the dice loss
+    config.loss.no_object_weight = 0.1  # of a "no object" query in the cross entropy
+    config.loss.max_targets = 32  # segments an image that are kept; more are counted as overflow
+
+    config.optimiser = ConfigDict()
+    config.optimiser.learning_rate = 1e-4  # the largest
+    config.optimiser.weight_decay = 1e-4  # decoupled
+    config.optimiser.clip_norm = 0.01  # the gradient's largest global norm; 0 turns it off
+    config.optimiser.power = 0.9  # of the polynomial decay to 0
+    config.optimiser.warmup_steps = 0  # of a linear rise before it
+    # Parameters by path (regular expression of the whole path) and their factors.
+    config.optimiser.groups = (
+        ("backbone/.*", {"learning_rate": 0.1}),
+        (".*norm.*", {"weight_decay": 0.0}),
+        ("transformer/query_embedding", {"weight_decay": 0.0}),
+    )
+
+    config.train = ConfigDict()
+    config.train.steps = 10_000  # of the whole training
+    config.train.log_every = 50  # steps between lines of metrics
+    config.train.checkpoint_every = 1000  # steps
+    config.train.keep_checkpoints = 2  # the latest
+
+    config.eval = ConfigDict()
+    # Vocabularies to report, names in data/vocabularies; their classes are in the data set's
+    # vocabulary. The first is the headline.
+    config.eval.vocabularies = ("openmoji_voc",)
+    config.eval.batch_size = 8  # images a step, over all devices
+    config.eval.short_side = 512  # pixels that the shorter side is resized to
+    config.eval.max_long_side = 2048  # pixels
+    config.eval.scores = "ensemble"  # grouper, clip, ensemble or ensemble_all
+    config.eval.ensemble_weight = 2 / 3  # of the grouper on seen classes; paper, section 4.1
+    config.eval.crop_style = "cropmask"  # what CLIP sees of a segment: cropmask, crop or mask
+    config.eval.gamma = 0.1  # subtracted from the seen classes' scores
+    config.eval.clip_chunk = 25  # segments that CLIP encodes at once
+    return config.lock()

@@ -1,0 +1,60 @@
+"""OpenMoji-VOC: the whole method on a laptop.
+
+`configs/openmoji.py` trains the grouper, `:per_pixel` the baseline whose backbone and pixel
+decoder it starts from, `:clip` the small CLIP that both use. `./run.sh` trains them in that order.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(kind: str = "zegformer") -> ConfigDict:
+    """Gives the configuration of one of the three trainings."""
+    config = base.get_config().unlock()
+    config.model.kind = kind
+    # ResNet and FPN for scenes of 96 pixels: 2.1 million parameters with the transformer.
+    config.model.backbone.update(
+        blocks=(1, 1, 2, 1), stem_width=32, bottleneck_width=32, stage_width=64, norm="group"
+    )
+    config.model.pixel_decoder.update(width=64, mask_width=64)
+    config.model.transformer.update(
+        queries=16, width=128, layers=3, heads=4, mlp_width=256, dropout=0.0
+    )
+    config.clip.source = "clip"
+    config.clip.classifier_prompts = "imagenet_select_clip"
+    config.dataset.name = config.dataset.vocabulary = "openmoji_voc"
+    config.dataset.options = ConfigDict(
+        {"train_scenes": 8000, "validation_scenes": 300, "side": 96, "seed": 0}
+    )
+    config.input.update(
+        batch_size=16, crop_size=96, short_sides=(80, 88, 96, 104, 112, 120, 128), max_long_side=384
+    )
+    config.loss.max_targets = 6
+    config.optimiser.update(learning_rate=5e-4, clip_norm=0.1, warmup_steps=50)
+    config.optimiser.groups = base.get_config().optimiser.groups[1:]  # the backbone trains fully
+    config.train.update(steps=2000, log_every=25, checkpoint_every=500)
+    config.eval.update(
+        vocabularies=("pascal_voc_20", "openmoji_voc"),
+        batch_size=10,
+        short_side=96,
+        max_long_side=384,
+        gamma=0.0,
+        clip_chunk=160,
+    )
+    if kind == "zegformer":
+        config.model.start_from = "per_pixel"
+    elif kind == "per_pixel":
+        config.clip.source = "../clip"
+        config.dataset.directory = "../data"
+        config.train.steps = 1000
+        config.optimiser.learning_rate = 1e-3
+    elif kind == "clip":
+        config.dataset.directory = "../data"
+        config.input.batch_size = 128
+        config.train.steps = 1000
+        config.optimiser.update(learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0, power=1.0)
+        config.optimiser.groups = ((".*(ln_|bias|embedding|logit_scale).*", {"weight_decay": 0.0}),)
+    else:
+        raise ValueError(f"configs/openmoji.py:{kind}: choose clip, per_pixel or zegformer")
+    return config.lock()

@@ -1,0 +1,209 @@
+"""Tests of inference.py against golden semantic maps, SciPy's interpolation and plain NumPy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.special
+
+from zegformer_jax import inference, segments
+from zegformer_jax.models.clip import CLIP, normalize_for_clip
+from zegformer_jax.pretrained.clip import from_openai_state_dict
+
+SEEN = np.array([True] * 5 + [False] * 2)
+SIZES = {0: ((96, 128), (96, 128), (96, 128)), 1: ((96, 128), (90, 117), (135, 176))}
+GAMMA = 0.1  # of the golden variant "calibrated", ALGORITHM.md section 4
+VARIANTS = {
+    "no_clip": ("grouper", 0.0),
+    "clip_only_cropmask": ("clip", 0.0),
+    "ensemble_crop": ("ensemble", 0.0),
+    "ensemble_mask": ("ensemble", 0.0),
+    "ensemble_cropmask_calibrated": ("ensemble", GAMMA),
+    "ensemble_all_classes": ("ensemble_all", 0.0),
+}
+
+STATIC = ("padded_size", "out_size", "rows_at_once")
+
+semantic_map = jax.jit(inference.semantic_map, static_argnames=STATIC)
+label_map = jax.jit(inference.label_map, static_argnames=STATIC)
+per_pixel_map = jax.jit(inference.per_pixel_map, static_argnames=STATIC)
+class_scores = jax.jit(inference.class_scores, static_argnames=("mode", "weight"))
+
+
+def random_case(seed, queries=4, classes=3):
+    random = np.random.default_rng(seed)
+    return (
+        random.normal(size=(queries, classes + 1)).astype(np.float32),
+        random.normal(size=(queries, classes)).astype(np.float32),
+        random.normal(size=(queries, 6, 8)).astype(np.float32) * 4,
+    )
+
+
+def scipy_resize(maps, size):
+    """Bilinear with half-pixel centres and clamped edges, in float64."""
+    axes = [
+        (np.arange(out) + 0.5) * length / out - 0.5
+        for out, length in zip(size, maps.shape[1:], strict=True)
+    ]
+    grid = np.meshgrid(*axes, indexing="ij")
+    resize = partial(scipy.ndimage.map_coordinates, coordinates=grid, order=1, mode="nearest")
+    return np.stack([resize(np.asarray(one, np.float64)) for one in maps])
+
+
+def golden_map(class_logits, mask_logits, features, text, logit_scale, variant, sizes):
+    mode, gamma = VARIANTS[variant]
+    padded_size, size, original_size = sizes
+    clip = None if features is None else inference.clip_logits(features, text, logit_scale)
+    scores = class_scores(class_logits, clip, SEEN, mode=mode)
+    result = semantic_map(
+        scores, mask_logits, padded_size=padded_size, size=jnp.array(size),
+        original_size=jnp.array(original_size), out_size=(138, 181), gamma=gamma, seen_c=SEEN,
+    )  # fmt: skip
+    return np.asarray(result)[:, : original_size[0], : original_size[1]]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_semantic_maps_of_pictures_match_golden(golden, variant):
+    arrays, logit_scale = golden("inference"), golden("clip_weights")["logit_scale"]
+    compared = 0
+    for i, sizes in SIZES.items():
+        if f"{variant}/sem_seg{i}" in arrays:
+            scores = golden_map(
+                arrays[f"class_logits{i}"], arrays[f"mask_logits{i}"],
+                arrays.get(f"{variant}/clip_features{i}"), arrays["text/text_features_test_clip"],
+                logit_scale, variant, sizes,
+            )  # fmt: skip
+            np.testing.assert_allclose(scores, arrays[f"{variant}/sem_seg{i}"], atol=5e-5)
+            compared += 1
+    assert compared >= 1
+
+
+@pytest.mark.parametrize(
+    "variant", ["ensemble_crop", "ensemble_mask", "ensemble_cropmask_calibrated"]
+)
+def test_semantic_maps_of_made_up_segments_match_golden(golden, variant):
+    arrays, logit_scale = golden("segments"), golden("clip_weights")["logit_scale"]
+    scores = golden_map(
+        arrays["class_logits"], arrays["mask_logits"], arrays[f"{variant}/clip_features"],
+        arrays["text_features_test_clip"], logit_scale, variant, SIZES[1],
+    )  # fmt: skip
+    np.testing.assert_allclose(scores, arrays[f"{variant}/sem_seg"], atol=1e-5)
+
+
+def test_ensemble_of_a_wholly_unseen_vocabulary_is_the_unseen_formula():
+    class_logits, clip_logits, _ = random_case(1)
+    unseen = inference.class_scores(class_logits, clip_logits, np.zeros(3, bool))
+    every = inference.class_scores(
+        class_logits, clip_logits, np.zeros(3, bool), mode="ensemble_all"
+    )
+    np.testing.assert_allclose(unseen, every, rtol=1e-6)
+
+
+def test_ensemble_of_a_wholly_seen_vocabulary():
+    class_logits, clip_logits, _ = random_case(2)
+    seen = inference.class_scores(class_logits, clip_logits, np.ones(3, bool), weight=0.75)
+    with_no_object = np.concatenate([clip_logits, class_logits[:, -1:]], axis=1)
+    grouper = scipy.special.softmax(class_logits, axis=1)[:, :-1]
+    mean = scipy.special.softmax(with_no_object, axis=1)[:, :-1].mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(seen, grouper**0.75 * mean**0.25, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "style, variant",
+    [
+        ("cropmask", "ensemble_cropmask_calibrated"),
+        ("crop", "ensemble_crop"),
+        ("mask", "ensemble_mask"),
+    ],
+)
+def test_from_image_and_masks_to_map_matches_golden(golden, style, variant):
+    """The whole segment classifier: picture, crops, CLIP's image tower, scores, map."""
+    arrays = golden("segments")
+    config, params = from_openai_state_dict(golden("clip_weights"))
+    image_hwc = normalize_for_clip(jnp.asarray(arrays["image"].transpose(1, 2, 0)))
+    padded_hwc = jnp.pad(image_hwc, ((0, 6), (0, 11), (0, 0)))
+
+    def encode(images_nssc):
+        return CLIP(config).apply({"params": params}, images_nssc, method=CLIP.encode_image)
+
+    features = jax.jit(partial(segments.segment_features, encode, style=style, chunk=8))(
+        padded_hwc, arrays["mask_logits"]
+    )
+    np.testing.assert_allclose(features, arrays[f"{variant}/clip_features"], atol=2e-5)
+    scores = golden_map(
+        arrays["class_logits"], arrays["mask_logits"], features,
+        arrays["text_features_test_clip"], params["logit_scale"], variant, SIZES[1],
+    )  # fmt: skip
+    np.testing.assert_allclose(scores, arrays[f"{variant}/sem_seg"], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", inference.MODES)
+def test_scores_stay_finite_where_a_softmax_underflows(mode):
+    class_logits = jnp.array([[100.0, -100.0, 0.0, 90.0]])
+    clip_logits = jnp.array([[-300.0, 200.0, 100.0]])
+    scores = class_scores(class_logits, clip_logits, SEEN[3:6], mode=mode)
+    assert np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()
+
+
+def test_selected_classes_equal_a_smaller_vocabulary():
+    class_logits, _, _ = random_case(3, classes=5)
+    selected = inference.select_classes(class_logits, [4, 1])
+    np.testing.assert_array_equal(selected, class_logits[:, [4, 1, 5]])
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 64])
+def test_semantic_map_is_the_formula_at_any_strip_height(rows_at_once):
+    scores, _, mask_logits = random_case(4, classes=2)
+    seen, gamma = np.array([True, False, True]), 0.3
+    result = semantic_map(
+        scores, mask_logits, padded_size=(24, 32), size=jnp.array([21, 30]),
+        original_size=jnp.array([13, 41]), out_size=(16, 44), gamma=gamma, seen_c=seen,
+        rows_at_once=rows_at_once,
+    )  # fmt: skip
+    probabilities = scipy.special.expit(scipy_resize(mask_logits, (24, 32)))
+    padded_map = np.einsum("qc,qhw->chw", scores.astype(np.float64), probabilities)
+    expected = scipy_resize(padded_map[:, :21, :30], (13, 41)) - gamma * seen[:, None, None]
+    np.testing.assert_allclose(result[:, :13, :41], expected, atol=5e-6)
+    beyond = np.broadcast_to(-gamma * seen[:, None, None], (3, 3, 44))
+    np.testing.assert_allclose(result[:, 13:], beyond, atol=1e-7)
+
+
+def test_label_map_is_the_argmax_of_the_semantic_map():
+    scores, _, mask_logits = random_case(5, queries=9, classes=6)
+    arguments = dict(
+        padded_size=(24, 32), size=jnp.array([24, 27]), original_size=jnp.array([40, 33]),
+        out_size=(40, 33), gamma=0.1, seen_c=SEEN, rows_at_once=16,
+    )  # fmt: skip
+    labels = label_map(scores, mask_logits, **arguments)
+    expected = semantic_map(scores, mask_logits, **arguments).argmax(axis=0)
+    np.testing.assert_array_equal(labels, expected)
+    assert labels.dtype == jnp.int32 and len(np.unique(labels)) > 2
+
+
+def test_per_pixel_map_is_the_formula():
+    _, _, logits_chw = random_case(6, queries=5)
+    seen = np.array([True, False, True, False, True])
+    result = per_pixel_map(
+        logits_chw, padded_size=(24, 32), size=jnp.array([21, 30]), gamma=0.2, seen_c=seen,
+        original_size=jnp.array([30, 40]), out_size=(30, 40),
+    )  # fmt: skip
+    probabilities = scipy.special.softmax(scipy_resize(logits_chw, (24, 32)), axis=0)
+    expected = scipy_resize(probabilities[:, :21, :30], (30, 40)) - 0.2 * seen[:, None, None]
+    np.testing.assert_allclose(result, expected, atol=5e-6)
+
+
+def test_wrong_arguments_are_named():
+    class_logits, clip_logits, mask_logits = random_case(7)
+    with pytest.raises(ValueError, match="score mode 'both' is unknown; choose one of ensemble"):
+        inference.class_scores(class_logits, clip_logits, SEEN[:3], mode="both")
+    with pytest.raises(ValueError, match="score mode 'ensemble' needs CLIP's logits"):
+        inference.class_scores(class_logits, None, SEEN[:3])
+    size = jnp.array([24, 32])
+    with pytest.raises(ValueError, match="pass seen_c"):
+        inference.semantic_map(
+            class_logits, mask_logits, padded_size=(24, 32), size=size, original_size=size,
+            out_size=(24, 32), gamma=0.1,
+        )  # fmt: skip

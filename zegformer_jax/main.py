@@ -1,0 +1,168 @@
+"""The commands: demo, train, evaluate and predict."""
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyError, AttributeError)
+DEFAULT_WORKDIR = "runs/openmoji"
+
+
+def parse_config(command: str, arguments: Sequence[str]) -> tuple[Any, Path]:
+    """Reads `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` and `--workdir=DIR`.
+
+    Raises:
+        ValueError: a flag or field is not known, or one that is needed is missing.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    workdir = flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
+    try:
+        rest = values([command, *map(_find_config, arguments)])
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{command}: {' '.join(str(error).split())}") from None
+    if len(rest) > 1:
+        raise ValueError(f"{command}: '{rest[1]}' is not understood; flags begin with --")
+    if config.value is None or not workdir.value:
+        raise ValueError(f"{command}: needs --config=configs/NAME.py and --workdir=DIR")
+    return config.value, Path(workdir.value)
+
+
+def _find_config(argument: str) -> str:
+    """Lets `--config=configs/...` mean the project's configs from any folder."""
+    flag, _, path = argument.partition("=")
+    file = path.split(":")[0]
+    if flag == "--config" and not Path(file).exists() and (ROOT / file).is_file():
+        return f"{flag}={ROOT / path}"
+    if flag == "--config" and path and not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such config file; configs/ has the project's")
+    return argument
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Runs the whole method on the embedded benchmark and prints a summary."""
+    parser = argparse.ArgumentParser(prog="run.sh demo", description=demo.__doc__)
+    parser.add_argument("--workdir", default=DEFAULT_WORKDIR, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the training; default: 0")
+    options = parser.parse_args(arguments)
+    from zegformer_jax import demo as whole_method
+    from zegformer_jax.report import summary
+
+    result = whole_method.run(whole_method.load_configs(options.seed), options.workdir)
+    print(f"\n{summary(result)}\nreport: {options.workdir}/report.md, scenes.png, losses.png")
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Trains what a config says."""
+    config, workdir = parse_config("train", arguments)
+    from zegformer_jax.train import train as run
+
+    history = run(config, workdir)
+    last = history[-1] if history else {}
+    print(f"{workdir}: {last.get('step', 0)} steps, loss {last.get('loss', float('nan')):.4f}")
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Evaluates a trained model and prints seen, unseen and harmonic mIoU."""
+    config, workdir = parse_config("evaluate", arguments)
+    from zegformer_jax.evaluate import evaluate as run
+
+    result = run(config, workdir)
+    print(f"{'vocabulary':<20}{'method':<12}{'seen':>8}{'unseen':>8}{'harmonic':>10}{'pixels':>8}")
+    for subset in result.subsets:
+        for method in (m for m, name in result.confusion if name == subset.name):
+            scores = result.scores(method, subset)
+            row = (scores.seen_iou, scores.unseen_iou, scores.harmonic_iou, scores.pixel_accuracy)
+            numbers = [f"{100 * x:.1f}" for x in row]
+            widths = (8, 8, 10, 8)
+            cells = "".join(f"{x:>{w}}" for x, w in zip(numbers, widths, strict=True))
+            print(f"{subset.name:<20}{method:<12}{cells}")
+
+
+def parse_classes(text: str) -> list[str]:
+    """Splits class names at commas; double quotes hold synonyms together, as in CSV.
+
+    `sheep, "sofa, couch", cat` are three classes, the second with two synonyms.
+    """
+    rows = list(csv.reader([text], skipinitialspace=True))
+    return [name.strip() for name in rows[0]] if rows else []
+
+
+def read_classes(options: argparse.Namespace) -> list[str]:
+    """Gives the classes of `--classes` or of `--classes-file`."""
+    if options.classes is not None:
+        return parse_classes(options.classes)
+    path = Path(options.classes_file)
+    if path.suffix == ".json":
+        from zegformer_jax.vocabulary import Vocabulary
+
+        return list(Vocabulary.load(path).names)
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Segments a picture into classes in your own words."""
+    parser = argparse.ArgumentParser(prog="run.sh predict", description=predict.__doc__)
+    parser.add_argument("picture", help="a picture file")
+    words = parser.add_mutually_exclusive_group(required=True)
+    words.add_argument(
+        "--classes", help="""'sheep, cat, "sofa, couch"': quotes hold synonyms together"""
+    )
+    words.add_argument(
+        "--classes-file", help="one class a line, commas between synonyms; or a vocabulary (.json)"
+    )
+    parser.add_argument("--workdir", default=DEFAULT_WORKDIR, help="default: %(default)s")
+    parser.add_argument("--output", help="folder to write to; default: WORKDIR/predictions")
+    options = parser.parse_args(arguments)
+    from zegformer_jax.segmenter import load, read_picture
+
+    classes = read_classes(options)
+    segmenter = load(options.workdir)
+    result = segmenter(read_picture(options.picture), classes)
+    folder = Path(options.output or Path(options.workdir) / "predictions")
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = Path(options.picture).stem
+    result.overlay().save(folder / f"{stem}_overlay.png")
+    result.label_image().save(folder / f"{stem}_labels.png")
+    for name, share in result.areas().items():
+        place = result.vocabulary.names.index(name)
+        kind = "seen" if result.vocabulary.seen[place] else "unseen"
+        print(f"{100 * share:5.1f} %  {name} ({kind}, label {place})")
+    print(f"written: {folder}/{stem}_overlay.png, {stem}_labels.png")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command; an error that the user can mend is one line and exit status 1."""
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    if command is None:
+        print(f"usage: {'|'.join(COMMANDS)} ...", file=sys.stderr)
+        return 2
+    try:
+        command(arguments[1:])
+    except USER_ERRORS as error:
+        if os.environ.get("ZEGFORMER_DEBUG"):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f"zegformer_jax: {' '.join(str(text).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

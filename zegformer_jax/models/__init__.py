@@ -1,0 +1,44 @@
+"""Flax modules. They take plain values; `build` makes them from nested mappings of values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from zegformer_jax.models.grouper import Grouper
+from zegformer_jax.models.per_pixel import PerPixel
+from zegformer_jax.models.pixel_decoder import PixelDecoder
+from zegformer_jax.models.resnet import ResNet
+from zegformer_jax.models.transformer import TransformerDecoder
+
+KINDS = ("zegformer", "per_pixel")
+
+
+def build(
+    kind: str, sizes: Mapping[str, Any], embed_dim: int, dtype: str = "float32"
+) -> Grouper | PerPixel:
+    """Makes a grouper (`zegformer`) or the per-pixel baseline (`per_pixel`).
+
+    Args:
+        kind: one of `KINDS`.
+        sizes: the modules' attributes by module: `backbone`, `pixel_decoder`, `transformer`.
+        embed_dim: size of the text embeddings.
+        dtype: what to compute in.
+
+    Raises:
+        ValueError: the kind is not known.
+    """
+    compute = jnp.dtype(dtype)
+    backbone = dict(sizes["backbone"])
+    parts = {
+        "backbone": ResNet(**backbone | {"blocks": tuple(backbone["blocks"])}, dtype=compute),
+        "pixel_decoder": PixelDecoder(**sizes["pixel_decoder"], dtype=compute),
+        "embed_dim": embed_dim,
+        "dtype": compute,
+    }
+    if kind == "per_pixel":
+        return PerPixel(**parts)
+    if kind == "zegformer":
+        transformer = TransformerDecoder(**sizes["transformer"], dtype=compute)
+        return Grouper(**parts, transformer=transformer)
+    raise ValueError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")

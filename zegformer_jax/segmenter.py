@@ -1,0 +1,219 @@
+"""The Python API: a trained model that segments any picture into any classes."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from zegformer_jax import experiment, inference, pictures
+from zegformer_jax.evaluate import TextEmbeddings, embed_vocabulary, run_models
+from zegformer_jax.vocabulary import Vocabulary
+
+PADDING = 32  # the backbone's largest stride
+SIZE_STEP = 64  # label maps are computed at multiples of this: few shapes to compile for
+SHARE_OF_16_BITS = 257  # 65535 / 255
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """A picture's classes.
+
+    Attributes:
+        image: uint8 RGB [H, W, 3].
+        labels: int32 [H, W], places in `vocabulary`.
+        vocabulary: the classes that were asked for; `seen` says which the grouper was trained on.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    vocabulary: Vocabulary
+
+    def overlay(self) -> Image.Image:
+        """Draws classes and their names over the picture."""
+        names, seen = self.vocabulary.names, self.vocabulary.seen
+        return pictures.overlay(self.image, self.labels, names, seen=seen)
+
+    def label_image(self) -> Image.Image:
+        """Gives the label map as an 8-bit picture, 16-bit for more than 256 classes."""
+        small = len(self.vocabulary) <= 256
+        return Image.fromarray(self.labels.astype(np.uint8 if small else np.uint16))
+
+    def areas(self) -> dict[str, float]:
+        """Gives the share of the pixels of every class that is there, largest first."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.vocabulary))
+        order = np.argsort(-counts, kind="stable")
+        names = self.vocabulary.names
+        return {names[i]: float(counts[i] / self.labels.size) for i in order if counts[i]}
+
+
+def read_picture(picture: Picture) -> np.ndarray:
+    """Reads a picture as uint8 RGB [H, W, 3].
+
+    Takes a path, a PIL image of any mode (transparent pixels become white, 16 bits become 8, EXIF
+    orientation is applied) or an array [H, W, 3] uint8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a whole picture, or the array has another shape or type.
+    """
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"image is {picture.dtype} {picture.shape}: uint8 [H, W, 3] is needed")
+        if not picture.size:
+            raise ValueError(f"image is {picture.shape}: it has no pixels")
+        return picture
+    if isinstance(picture, Image.Image):
+        return _to_rgb(picture)
+    if not Path(picture).is_file():
+        raise FileNotFoundError(f"{picture}: no such picture")
+    try:
+        with Image.open(picture) as file:
+            return _to_rgb(file)
+    except UnidentifiedImageError:
+        raise ValueError(f"{picture}: not a picture that Pillow can read") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{picture}: damaged or cut off ({error}): get a whole copy") from None
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        grey = np.asarray(image, np.float64)
+        wide = image.mode.startswith("I;16") or grey.max(initial=0) > 255
+        grey = np.clip(grey / (SHARE_OF_16_BITS if wide else 1), 0, 255)
+        image = Image.fromarray(np.round(grey).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> tuple[int, int]:
+    """Height and width after the shorter side is brought to `short_side` (ALGORITHM: inference).
+
+    The longer side stays at most `max_long_side`.
+    """
+    scale = min(short_side / min(size), max_long_side / max(size))
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
+
+
+class Segmenter:
+    """A trained model. Call it with a picture and class names."""
+
+    def __init__(self, config: ConfigDict, workdir: str | Path):
+        """Loads the newest checkpoint of a workdir, and its CLIP.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not a grouper's.
+        """
+        workdir = Path(workdir)
+        if config.model.kind != "zegformer":
+            raise ValueError(
+                f"{workdir}: holds a model of kind '{config.model.kind}', a Segmenter needs "
+                "'zegformer'"
+            )
+        self.config = config
+        self._clip = experiment.load_clip_of(config, workdir)
+        self._model = experiment.build_model(config, self._clip.config.embed_dim)
+        self._variables = experiment.load_variables(workdir)
+        trained = experiment.load_vocabulary(config.dataset.vocabulary)
+        self._seen_synonyms = {
+            synonym.lower() for i in trained.seen_indices for synonym in trained.synonyms(i)
+        }
+        self._embed = lru_cache(maxsize=16)(self._embed_names)
+        self._run = jax.jit(self._label_map, static_argnames="out_size")
+
+    def vocabulary(self, classes: Sequence[str]) -> Vocabulary:
+        """Makes a vocabulary of class names; commas in a name separate synonyms.
+
+        A class counts as seen if a synonym of it names a class that the grouper was trained on.
+
+        Raises:
+            ValueError: there is no class, or one is empty or there twice.
+        """
+        names = Vocabulary.from_names(classes)
+        seen = [
+            any(synonym.lower() in self._seen_synonyms for synonym in names.synonyms(i))
+            for i in range(len(names))
+        ]
+        return dataclasses.replace(names, seen=tuple(seen))
+
+    def __call__(self, image: Picture, classes: Sequence[str]) -> Segmentation:
+        """Segments a picture: every pixel gets one of the classes.
+
+        Args:
+            image: a path, a PIL image or uint8 RGB [H, W, 3].
+            classes: class names, any words; commas in a name separate synonyms.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the picture cannot be read, or the classes are not a vocabulary.
+        """
+        vocabulary = self.vocabulary(classes)
+        pixels = read_picture(image)
+        original = pixels.shape[:2]
+        settings = self.config.eval
+        height, width = resized_size(original, settings.short_side, settings.max_long_side)
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        bottom, right = -height % PADDING, -width % PADDING
+        padded = np.pad(np.asarray(resized), ((0, bottom), (0, right), (0, 0)))
+        labels = self._run(
+            self._variables,
+            self._clip.params,
+            self._embed(vocabulary.names),
+            jnp.asarray(vocabulary.seen),
+            padded,
+            np.array([height, width]),
+            np.array(original),
+            out_size=tuple(-(-side // SIZE_STEP) * SIZE_STEP for side in original),
+        )
+        labels = np.asarray(labels)[: original[0], : original[1]]
+        return Segmentation(pixels, labels, vocabulary)
+
+    def _embed_names(self, names: tuple[str, ...]) -> TextEmbeddings:
+        return embed_vocabulary(self._clip, names, self.config.clip)
+
+    def _label_map(
+        self, variables, clip_params, text, seen_c, image_hwc, size, original_size, out_size
+    ) -> jax.Array:
+        """Classes [out_size] of one padded picture."""
+        settings = self.config.eval
+        queries = run_models(
+            self._model, self._clip.module, variables, clip_params, text,
+            image_hwc[None], size[None],
+            crop_style=settings.crop_style, clip_chunk=settings.clip_chunk,
+        )  # fmt: skip
+        scores_qc = inference.class_scores(
+            queries.class_logits_bqc[0],
+            queries.clip_logits_bqc[0],
+            seen_c,
+            mode=settings.scores,
+            weight=settings.ensemble_weight,
+        )
+        return partial(inference.label_map, scores_qc, queries.mask_logits_bqhw[0])(
+            padded_size=image_hwc.shape[:2],
+            size=size,
+            original_size=original_size,
+            out_size=out_size,
+            gamma=settings.gamma,
+            seen_c=seen_c,
+        )
+
+
+def load(workdir: str | Path) -> Segmenter:
+    """Loads the trained model of a workdir.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return Segmenter(experiment.load_config(workdir), workdir)

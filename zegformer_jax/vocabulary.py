@@ -1,0 +1,196 @@
+"""Vocabularies: class names with synonyms, ids in annotation files, the seen/unseen split."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+IGNORE_LABEL_8BIT = 255
+IGNORE_LABEL_16BIT = 65535
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Classes in evaluation order. Label maps hold positions 0..C-1 in this order.
+
+    Attributes:
+      names: C names; commas separate synonyms ("sofa, couch").
+      seen: C flags; True where the class may appear in training labels.
+      ids: C pixel values of the classes in the original annotation files.
+      ignore_label: the label that counts nowhere, 255 (uint8 labels) or 65535 (uint16 labels).
+
+    Raises:
+      ValueError: empty list, empty or repeated name, repeated id, lengths that differ, or more
+        classes than the label type holds.
+    """
+
+    names: tuple[str, ...]
+    seen: tuple[bool, ...]
+    ids: tuple[int, ...]
+    ignore_label: int = IGNORE_LABEL_8BIT
+
+    def __post_init__(self):
+        """Checks the entries; see the class's Raises."""
+        _check(self, "vocabulary")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Vocabulary":
+        """Reads a vocabulary from JSON, in the format of `data/vocabularies/*.json`.
+
+        Args:
+          path: file with `classes`, a list of objects with `name` and optionally `seen` (default
+            true) and `id` (default: the place in the list), and optionally `ignore_label` (255).
+
+        Returns:
+          The vocabulary, with names stripped of surrounding white space.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: the file is not such JSON, or its classes fail the checks; one line that
+            starts with the file's name and counts entries from 1.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such vocabulary file; see data/vocabularies/")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path.name}: not valid JSON: {error}") from None
+        return _from_json(content, path.name)
+
+    @classmethod
+    def from_names(cls, names: Sequence[str], seen: Sequence[bool] | None = None) -> "Vocabulary":
+        """Makes a vocabulary from class names; ids are their places.
+
+        Args:
+          names: C names, commas separating synonyms.
+          seen: C flags; None means that all classes are seen.
+
+        Raises:
+          ValueError: as in the class's description.
+        """
+        if isinstance(names, str):
+            raise ValueError(f"vocabulary: expected a list of names, got the text {names!r}")
+        names = tuple(name.strip() if isinstance(name, str) else name for name in names)
+        seen = (True,) * len(names) if seen is None else tuple(bool(flag) for flag in seen)
+        small = len(names) <= IGNORE_LABEL_8BIT
+        ignore_label = IGNORE_LABEL_8BIT if small else IGNORE_LABEL_16BIT
+        return cls(names, seen, tuple(range(len(names))), ignore_label)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the JSON that `load` reads."""
+        classes = [
+            {"id": id_, "name": name, "seen": seen}
+            for id_, name, seen in zip(self.ids, self.names, self.seen, strict=True)
+        ]
+        content = {"ignore_label": self.ignore_label, "classes": classes}
+        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    def __len__(self) -> int:
+        """C, the number of classes."""
+        return len(self.names)
+
+    def synonyms(self, index: int) -> tuple[str, ...]:
+        """The synonyms in class `index`'s name, in order, at least one."""
+        return _split_synonyms(self.names[index])
+
+    @property
+    def seen_indices(self) -> np.ndarray:
+        """Places of the seen classes: int32 [S], rising."""
+        return np.flatnonzero(self.seen).astype(np.int32)
+
+    @property
+    def unseen_indices(self) -> np.ndarray:
+        """Places of the unseen classes: int32 [C - S], rising."""
+        return np.flatnonzero(~np.asarray(self.seen, bool)).astype(np.int32)
+
+    @property
+    def label_dtype(self) -> np.dtype:
+        """The type of label maps: uint8 where the ignore label is 255, else uint16."""
+        return np.dtype(np.uint8 if self.ignore_label == IGNORE_LABEL_8BIT else np.uint16)
+
+    def select(self, indices: Sequence[int]) -> "Vocabulary":
+        """The vocabulary of the classes at `indices`, in the order given, with their own ids."""
+        indices = [int(index) for index in indices]
+        return Vocabulary(
+            names=tuple(self.names[i] for i in indices),
+            seen=tuple(self.seen[i] for i in indices),
+            ids=tuple(self.ids[i] for i in indices),
+            ignore_label=self.ignore_label,
+        )
+
+    def training_table(self) -> np.ndarray:
+        """Table from labels 0..C-1 to training labels: a seen class's place among the seen ones.
+
+        Returns:
+          uint8 [256] or uint16 [65536] (`label_dtype`); the ignore label everywhere else, so that
+          unseen classes never reach the loss.
+        """
+        return self._table(self.seen_indices)
+
+    def annotation_table(self) -> np.ndarray:
+        """Table from annotation files' ids to labels 0..C-1, other ids to the ignore label.
+
+        Returns:
+          uint8 [256] or uint16 [65536] (`label_dtype`).
+        """
+        return self._table(np.asarray(self.ids))
+
+    def _table(self, keys: np.ndarray) -> np.ndarray:
+        table = np.full(self.ignore_label + 1, self.ignore_label, self.label_dtype)
+        table[keys] = np.arange(len(keys))
+        return table
+
+
+def _split_synonyms(name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in name.split(",") if part.strip())
+
+
+def _from_json(content: object, where: str) -> Vocabulary:
+    classes = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(classes, list):
+        raise ValueError(f"{where}: expected an object with a list 'classes'")
+    for entry, item in enumerate(classes, 1):
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise ValueError(f"{where}: entry {entry} needs a 'name' that is text, got {item!r}")
+        if not isinstance(item.get("seen", True), bool):
+            raise ValueError(f"{where}: entry {entry}: 'seen' must be true or false")
+    try:
+        return Vocabulary(
+            names=tuple(item["name"].strip() for item in classes),
+            seen=tuple(item.get("seen", True) for item in classes),
+            ids=tuple(item.get("id", place) for place, item in enumerate(classes)),
+            ignore_label=content.get("ignore_label", IGNORE_LABEL_8BIT),
+        )
+    except ValueError as error:
+        raise ValueError(str(error).replace("vocabulary", where, 1)) from None
+
+
+def _check(vocabulary: Vocabulary, where: str) -> None:
+    names, ids, ignore_label = vocabulary.names, vocabulary.ids, vocabulary.ignore_label
+    if not names:
+        raise ValueError(f"{where}: the list of classes is empty")
+    if not len(names) == len(vocabulary.seen) == len(ids):
+        lengths = f"{len(names)} names, {len(vocabulary.seen)} seen flags, {len(ids)} ids"
+        raise ValueError(f"{where}: lengths differ: {lengths}")
+    if ignore_label not in (IGNORE_LABEL_8BIT, IGNORE_LABEL_16BIT):
+        raise ValueError(f"{where}: ignore_label must be 255 or 65535, not {ignore_label!r}")
+    if len(names) > ignore_label:
+        limit = f"ignore_label {ignore_label} leaves room for {ignore_label}"
+        raise ValueError(f"{where}: {len(names)} classes, but {limit}; use 65535")
+    first_by_name, first_by_id = {}, {}
+    for entry, (name, id_) in enumerate(zip(names, ids, strict=True), 1):
+        if not isinstance(name, str) or not _split_synonyms(name):
+            raise ValueError(f"{where}: entry {entry} has an empty name ({name!r})")
+        first = first_by_name.setdefault(name.strip().casefold(), entry)
+        if first != entry:
+            raise ValueError(
+                f"{where}: {name.strip()!r} is listed twice (entries {first} and {entry})"
+            )
+        if type(id_) is not int or not 0 <= id_ < ignore_label:
+            raise ValueError(f"{where}: entry {entry}: id {id_!r} is not in 0..{ignore_label - 1}")
+        first = first_by_id.setdefault(id_, entry)
+        if first != entry:
+            raise ValueError(f"{where}: id {id_} is used twice (entries {first} and {entry})")
