@@ -15,7 +15,6 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   train                --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR
   evaluate             --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR
   predict PICTURE      --classes "sheep, cat, sofa" | --classes-file FILE
-  convert              read published weights
   test [--fast]        lint, then the tests (--fast: without the slow ones) [pytest's options]
   help                 this text
 
@@ -161,10 +160,10 @@ run_tests() {
 }
 
 case ${1:-demo} in
-  demo | train | evaluate | predict | convert | test) ;;
+  demo | train | evaluate | predict | test) ;;
   -h | --help | help)
     usage
-    exit 2
+    exit 0
     ;;
   -*) set -- demo "$@" ;; # Options alone are the demo's.
   *)

@@ -30,10 +30,10 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     config.input.update(
         batch_size=16, crop_size=96, short_sides=(80, 88, 96, 104, 112, 120, 128), max_long_side=384
     )
-    config.loss.max_targets = 6
+    config.loss.update(max_targets=6, class_weight=2.0)
     config.optimiser.update(learning_rate=5e-4, clip_norm=0.1, warmup_steps=50)
     config.optimiser.groups = base.get_config().optimiser.groups[1:]  # the backbone trains fully
-    config.train.update(steps=2000, log_every=25, checkpoint_every=500)
+    config.train.update(steps=1500, log_every=25, checkpoint_every=500)
     config.eval.update(
         vocabularies=("pascal_voc_20", "openmoji_voc"),
         batch_size=10,
@@ -47,13 +47,13 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     elif kind == "per_pixel":
         config.clip.source = "../clip"
         config.dataset.directory = "../data"
-        config.train.steps = 1000
+        config.train.steps = 400
         config.optimiser.learning_rate = 1e-3
     elif kind == "clip":
         config.dataset.directory = "../data"
         config.input.batch_size = 128
-        config.train.steps = 1000
-        config.optimiser.update(learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0, power=1.0)
+        config.train.steps = 700
+        config.optimiser.update(learning_rate=1.5e-3, weight_decay=0.05, clip_norm=1.0, power=1.0)
         config.optimiser.groups = ((".*(ln_|bias|embedding|logit_scale).*", {"weight_decay": 0.0}),)
     else:
         raise ValueError(f"configs/openmoji.py:{kind}: choose clip, per_pixel or zegformer")

@@ -10,7 +10,8 @@ import pytest
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
-from zegformer_jax.models.clip import CLIP, ClipConfig, normalize_for_clip
+from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD, ClipConfig
+from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.pretrained.clip import _read_config, from_openai_state_dict, load_clip, save_clip
 from zegformer_jax.pretrained.clip_tensors import (
     HUGGING_FACE,
@@ -213,7 +214,9 @@ def test_images_are_normalised_as_by_clips_processor():
     mean = np.array([0.48145466, 0.4578275, 0.40821073])
     std = np.array([0.26862954, 0.26130258, 0.27577711])
     np.testing.assert_allclose(
-        normalize_for_clip(jnp.asarray(image)), (image / 255 - mean) / std, rtol=1e-6
+        normalise_images(jnp.asarray(image)[None], None, CLIP_MEAN, CLIP_STD)[0],
+        (image / 255 - mean) / std,
+        rtol=1e-6,
     )
 
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from zegformer_jax import losses, matching
-from zegformer_jax.models.grouper import normalise_images
+from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.optim import make_optimiser
 
 MASK_WEIGHT, DICE_WEIGHT = 20.0, 1.0
@@ -93,9 +93,9 @@ def test_losses_and_gradients(case):
     arrays = case["arrays"]
     variables = models.variables("segmenter_weights")
     gradient_of = jax.value_and_grad(total_loss, has_aux=True)
-    (total, (_, terms)), gradients = jax.jit(lambda p: gradient_of(p, variables["constants"], case))(
-        variables["params"]
-    )
+    (total, (_, terms)), gradients = jax.jit(
+        lambda p: gradient_of(p, variables["constants"], case)
+    )(variables["params"])
     np.testing.assert_allclose(total, arrays["train/loss/total"], rtol=1e-5)
     last = len(terms) - 1
     for layer, values in enumerate(terms):

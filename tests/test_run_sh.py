@@ -221,7 +221,7 @@ def test_without_a_command_it_is_the_demo_and_the_users_folder_stays(sandbox):
     assert done.stdout.endswith("|/c|0\n")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "convert"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
 def test_commands_pass_their_arguments_and_exit_status_on(sandbox, command):
     assert sandbox.run(command, "a b.png", "--classes=x, y", FAKE_EXIT="3").returncode == 3
     assert sandbox.calls("-P -m") == [f"-P -m zegformer_jax.main {command} a b.png --classes=x, y"]

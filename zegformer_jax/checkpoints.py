@@ -42,8 +42,4 @@ class Checkpoints:
 
     def restore_raw(self) -> Any:
         """Reads the newest checkpoint as plain NumPy trees, whatever its shapes are."""
-        step = self.latest_step
-        metadata = self._manager.item_metadata(step)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=None), metadata)
-        del as_numpy
-        return self._manager.restore(step, args=ocp.args.StandardRestore())
+        return self._manager.restore(self.latest_step, args=ocp.args.StandardRestore())

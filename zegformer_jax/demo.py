@@ -1,4 +1,4 @@
-"""The whole method on the embedded benchmark: train CLIP, baseline and grouper, evaluate, report."""
+"""The whole method on the embedded benchmark: train, evaluate, report."""
 
 import importlib
 import platform

@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from zegformer_jax import experiment, inference, metrics, sharding
 from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
-from zegformer_jax.models.grouper import Grouper, normalise_images
+from zegformer_jax.models.grouper import Grouper
+from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.segments import segment_features, upsample_masks
 from zegformer_jax.vocabulary import Vocabulary
 
 METHODS = {"zegformer": ("grouper", "clip", "ensemble"), "per_pixel": ("per_pixel",)}
+OVERLAP = ("segments", "overlap")  # beside the (method, vocabulary) of the confusion counts
 
 
 class Queries(NamedTuple):
@@ -170,7 +172,7 @@ class Evaluation:
     def add(self, sums: dict[Any, np.ndarray]) -> None:
         """Adds a step's counts."""
         for key, counts in sums.items():
-            if key == "overlap":
+            if key == OVERLAP:
                 self.overlap = counts + (0 if self.overlap is None else self.overlap)
             else:
                 self.confusion[key] = counts.astype(np.int64) + self.confusion.get(key, 0)
@@ -243,12 +245,10 @@ class Evaluator:
                     prediction, truth, len(subset.indices), ignore
                 )
         if self.kind == "zegformer":
-            counts["overlap"] = self._overlap(queries.mask_logits_bqhw, example, label)
+            counts[OVERLAP] = self._overlap(queries.mask_logits_bqhw, example, label)
         return counts, prediction
 
-    def _label_map(
-        self, queries: Any, example: Any, method: str, subset: Subset
-    ) -> jax.Array:
+    def _label_map(self, queries: Any, example: Any, method: str, subset: Subset) -> jax.Array:
         """One picture's classes by one method, [H, W] at the label's padded size."""
         sizes = {
             "padded_size": example["image"].shape[:2],

@@ -1,4 +1,4 @@
-"""Grouper output and segment classifier -> class scores -> semantic map (ALGORITHM.md section 4).
+"""Grouper output and segment classifier -> class scores -> semantic map (ZegFormer, 2022).
 
 Pure functions on one image; batch with ``jax.vmap`` or ``jax.lax.map``.
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from zegformer_jax.segments import padded_resize_matrix, resize_matrix, resize_taps
 
 MODES = ("ensemble", "grouper", "clip", "ensemble_all")  # the first is the default
-ENSEMBLE_WEIGHT = 2 / 3  # ALGORITHM.md section 4, "ensemble": l
+ENSEMBLE_WEIGHT = 2 / 3  # lambda of the published system
 ROWS_AT_ONCE = 32  # output rows per strip; bounds the memory of the full-resolution masks
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -207,7 +207,7 @@ def per_pixel_map(
     seen_c: jax.Array | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
 ) -> jax.Array:
-    """Gives every pixel's class scores for the per-pixel baseline (ALGORITHM.md section 6).
+    """Gives every pixel's class scores for the per-pixel baseline.
 
     Logits are upsampled to the padded size, softmax over classes, cut, resized, calibrated.
 

@@ -144,7 +144,10 @@ def per_pixel_loss(logits_bhwc: jax.Array, labels_bhw: jax.Array) -> tuple[jax.A
     batch, height, width = labels_bhw.shape
     classes = logits_bhwc.shape[-1]
     logits_bhwc = jax.image.resize(
-        logits_bhwc.astype(jnp.float32), (batch, height, width, classes), "bilinear", antialias=False
+        logits_bhwc.astype(jnp.float32),
+        (batch, height, width, classes),
+        "bilinear",
+        antialias=False,
     )
     known_bhw = labels_bhw < classes
     wanted_bhw = jnp.where(known_bhw, labels_bhw, 0).astype(jnp.int32)

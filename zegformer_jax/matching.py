@@ -32,7 +32,7 @@ def cost_matrix(
     mask_weight: float,
     dice_weight: float,
 ) -> jax.Array:
-    """Cost of giving target n to query q, float32 [Q, N] (ALGORITHM: section "Matching").
+    """Cost of giving target n to query q, float32 [Q, N] (MaskFormer, 2021).
 
     Args:
         class_logits_qc: [Q, C + 1], the last column is "no object".

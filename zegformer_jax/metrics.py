@@ -1,4 +1,4 @@
-"""Confusion counts and what is reported from them (ALGORITHM.md section 5).
+"""Confusion counts, and the scores of generalised zero-shot segmentation (SPNet, 2019).
 
 What runs on the device returns sums and counts; they add over images and hosts, and are divided
 once, at the end. All scores are fractions in [0, 1], NaN where nothing was there to measure.

@@ -97,7 +97,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> tuple[int, int]:
-    """Height and width after the shorter side is brought to `short_side` (ALGORITHM: inference).
+    """Height and width after the shorter side is brought to `short_side`.
 
     The longer side stays at most `max_long_side`.
     """

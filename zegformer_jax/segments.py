@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-STYLES = ("cropmask", "crop", "mask")  # ALGORITHM.md section 4; the first is the default
+STYLES = ("cropmask", "crop", "mask")  # the first is the default
 SEGMENT_THRESHOLD = 0.5  # a pixel belongs to a segment where sigmoid(mask logit) exceeds this
 
 Size = int | jax.Array
@@ -115,7 +115,7 @@ def apply_matrices(rows_yh: jax.Array, columns_xw: jax.Array, maps_qhw: jax.Arra
 
 
 def boxes_from_masks(masks_qhw: jax.Array) -> jax.Array:
-    """Gives the box of each segment (ALGORITHM.md section 4).
+    """Gives the box of each segment.
 
     Args:
         masks_qhw: bool [q, h, w], True inside the segment.
@@ -179,7 +179,7 @@ def roi_align_matrix(start: Size, end: Size, in_size: int, out_size: int) -> jax
 def segment_images(
     image_hwc: jax.Array, mask_logits_qhw: jax.Array, *, style: str = STYLES[0], side: int = 224
 ) -> jax.Array:
-    """Makes the CLIP input of each query's segment (ALGORITHM.md section 4).
+    """Makes the CLIP input of each query's segment.
 
     Holds float32 copies [q, h, w, 3] of the image: pass few queries at a time, as
     ``segment_features`` does.

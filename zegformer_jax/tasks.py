@@ -11,8 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from zegformer_jax import experiment, losses, matching
-from zegformer_jax.models.clip import CLIP, ClipConfig, normalize_for_clip
-from zegformer_jax.models.grouper import Grouper, normalise_images
+from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD, ClipConfig
+from zegformer_jax.models.grouper import Grouper
+from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.pretrained.clip import save_clip
 from zegformer_jax.text import load_templates, train_tokenizer
 
@@ -196,7 +197,7 @@ def clip_task(config: ConfigDict, workdir: Path) -> Task:
 
     def loss(params, constants, context, batch, key):
         del constants, context, key
-        images = normalize_for_clip(batch["image"])
+        images = normalise_images(batch["image"], None, CLIP_MEAN, CLIP_STD)
         image_bd, text_bd, scale = model.apply({"params": params}, images, batch["tokens"])
         scale = jnp.minimum(scale, MAX_LOGIT_SCALE)
         loss = losses.contrastive_loss(image_bd, text_bd, scale, batch["picture_class"])

@@ -1,7 +1,6 @@
 """Data sets by name, as sources: a length, and records by index."""
 
 import dataclasses
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +10,6 @@ from PIL import Image
 
 from zegformer_jax.vocabulary import Vocabulary
 
-SPLITS_DIR = Path(__file__).parents[2] / "data" / "splits"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -104,9 +102,7 @@ class RecordSource:
 
         skip = tfds.decode.SkipDecoding()
         self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
-        self._open = threading.Lock()
-        with self._open:  # the reader opens its files at the first read
-            self._records[0]
+        self._records[0]  # the reader opens its files at the first read; not from several threads
 
     def __len__(self) -> int:
         """Number of records."""
@@ -129,45 +125,6 @@ def _decode(data: bytes, mode: str | None) -> np.ndarray:
         return np.asarray(image.convert(mode) if mode else image)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where a data set's files lie under its folder; `{id}` stands for an image id.
-
-    Attributes:
-      images: pattern of the pictures' paths.
-      labels: pattern of the label pictures' paths.
-      list_file: the split's file in `data/splits`; empty means every picture in the folder.
-    """
-
-    images: str
-    labels: str
-    list_file: str = ""
-
-
-# The benchmarks' own folders; data/README.md says where each comes from.
-LAYOUTS = {
-    ("pascal_voc", "train"): Layout(
-        "JPEGImages/{id}.jpg", "SegmentationClassAug/{id}.png", "pascal_voc_train.txt"
-    ),
-    ("pascal_voc", "validation"): Layout(
-        "JPEGImages/{id}.jpg", "SegmentationClassAug/{id}.png", "pascal_voc_val.txt"
-    ),
-    ("coco_stuff", "train"): Layout("train2017/{id}.jpg", "stuffthingmaps/train2017/{id}.png"),
-    ("coco_stuff", "validation"): Layout("val2017/{id}.jpg", "stuffthingmaps/val2017/{id}.png"),
-    ("ade20k", "train"): Layout("images/training/{id}.jpg", "annotations/training/{id}.png"),
-    ("ade20k", "validation"): Layout(
-        "images/validation/{id}.jpg", "annotations/validation/{id}.png"
-    ),
-    ("ade20k_full", "train"): Layout("images/training/{id}.jpg", "labels_16bit/training/{id}.png"),
-    ("ade20k_full", "validation"): Layout(
-        "images/validation/{id}.jpg", "labels_16bit/validation/{id}.png"
-    ),
-    ("pascal_context", "validation"): Layout(
-        "JPEGImages/{id}.jpg", "SegmentationClassContext/{id}.png", "pascal_context_val.txt"
-    ),
-}
-
-
 def open_source(
     name: str,
     split: str,
@@ -179,9 +136,8 @@ def open_source(
     """Opens a data set by name.
 
     Args:
-      name: "openmoji_voc" (generated under `data_dir` where it is not there yet), "folder", or a
-        name in `LAYOUTS`. A "folder" has `{split}/images` and `{split}/labels` with files of the
-        same stems.
+      name: "openmoji_voc" (generated under `data_dir` where it is not there yet) or
+        "folder", which has `{split}/images` and `{split}/annotations` with files of the same stems.
       split: "train" or "validation"; for a "folder" the name of its sub-folder.
       data_dir: the data set's folder.
       vocabulary: gives the meaning of the annotation's ids.
@@ -200,25 +156,7 @@ def open_source(
         raise ValueError(f"data set {name!r} takes no options, got {options}")
     if name == "folder":
         return _open_folder(Path(data_dir) / split, vocabulary)
-    if (name, split) not in LAYOUTS:
-        known = ", ".join(sorted({"openmoji_voc", "folder"} | {key for key, _ in LAYOUTS}))
-        raise ValueError(f"no data set {name!r} with a split {split!r}; there are {known}")
-    return _open_layout(Path(data_dir), LAYOUTS[name, split], vocabulary)
-
-
-def _open_layout(root: Path, layout: Layout, vocabulary: Vocabulary) -> FileSource:
-    if layout.list_file:
-        ids = (SPLITS_DIR / layout.list_file).read_text().split()
-    else:
-        folder, pattern = (root / layout.images).parent, Path(layout.images).name
-        ids = sorted(file.stem for file in _existing(folder).glob(pattern.format(id="*")))
-        if not ids:
-            raise FileNotFoundError(f"{folder}: no pictures {pattern.format(id='*')}")
-    images = [root / layout.images.format(id=id_) for id_ in ids]
-    labels = [root / layout.labels.format(id=id_) for id_ in ids]
-    for folder in (images[0].parent, labels[0].parent):
-        _existing(folder)
-    return FileSource(images, labels, vocabulary)
+    raise ValueError(f"no data set {name!r}; there are folder, openmoji_voc")
 
 
 def _open_folder(folder: Path, vocabulary: Vocabulary) -> FileSource:
@@ -226,7 +164,7 @@ def _open_folder(folder: Path, vocabulary: Vocabulary) -> FileSource:
     images = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise FileNotFoundError(f"{folder / 'images'}: no .jpg or .png pictures")
-    labels = [_existing(folder / "labels") / f"{image.stem}.png" for image in images]
+    labels = [_existing(folder / "annotations") / f"{image.stem}.png" for image in images]
     missing = [label for label in labels if not label.is_file()]
     if missing:
         raise FileNotFoundError(f"{missing[0]}: no label picture ({len(missing)} are missing)")

@@ -136,7 +136,7 @@ def scene(
     """Makes scene `index` of a split; it depends on (seed, split, index) and the side alone.
 
     Training scenes are side x side and show seen classes only. In validation scenes every class
-    occurs, and each of height and width is one of 1, 7/6 and 4/3 of the side.
+    occurs, and they are square, wide or tall, the longer side 4/3 of the shorter.
 
     Args:
       pictures: what `load_pictures` gives.
@@ -156,7 +156,8 @@ def scene(
     rng = np.random.default_rng([seed, SPLITS[split], index])
     size = (side, side)
     if split == "validation":
-        size = tuple(side * int(sixths) // 6 for sixths in rng.integers(6, 9, 2))
+        long_side = side * 4 // 3
+        size = [(side, side), (side, long_side), (long_side, side)][rng.integers(3)]
     return make_scene(pictures, rng, size, _class_shares(pictures.vocabulary, split))
 
 

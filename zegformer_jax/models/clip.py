@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from zegformer_jax.models.normalise import unit_length
+
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)  # of RGB 0..255, openai/CLIP clip.py
 CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
 
@@ -66,23 +68,6 @@ class ClipConfig:
         if self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"ClipConfig: activation '{self.activation}' is not one of {known}")
-
-
-def normalize_for_clip(images_bhwc: jax.Array) -> jax.Array:
-    """Centres and scales images by CLIP's mean and standard deviation, as float32.
-
-    Args:
-      images_bhwc: [..., H, W, 3] RGB in 0..255, any dtype.
-    """
-    mean, std = (np.asarray(x, np.float32) for x in (CLIP_MEAN, CLIP_STD))
-    axes = tuple(range(images_bhwc.ndim - 1))
-    images_bhwc = images_bhwc.astype(jnp.float32)
-    return (images_bhwc - np.expand_dims(mean, axes)) / np.expand_dims(std, axes)
-
-
-def l2_normalize(features: jax.Array) -> jax.Array:
-    """Divides by the Euclidean norm over the last axis."""
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
 class Attention(nn.Module):
@@ -312,8 +297,8 @@ class CLIP(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """L2-normalised image and text features, [B, D] each, and exp(logit scale)."""
         return (
-            l2_normalize(self.encode_image(images_bhwc)),
-            l2_normalize(self.encode_text(tokens_bt)),
+            unit_length(self.encode_image(images_bhwc)),
+            unit_length(self.encode_text(tokens_bt)),
             jnp.exp(self.logit_scale),
         )
 

@@ -6,15 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zegformer_jax.models.normalise import unit_length
 from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.resnet import ResNet
 from zegformer_jax.models.transformer import TransformerDecoder
 
 CLASS_LOGIT_SCALE = 100.0  # temperature 0.01, fixed; ZegFormer, section 3.2
-NORM_EPSILON = 1e-12
-
-PIXEL_MEAN = (123.675, 116.280, 103.530)  # ImageNet, RGB 0..255
-PIXEL_STD = (58.395, 57.120, 57.375)
 
 
 class GrouperOutput(NamedTuple):
@@ -27,38 +24,6 @@ class GrouperOutput(NamedTuple):
 
     class_logits_lbqc: jax.Array
     mask_logits_lbqhw: jax.Array
-
-
-def normalise_images(
-    images_bhwc: jax.Array,
-    sizes_b2: jax.Array | None = None,
-    mean: tuple[float, ...] = PIXEL_MEAN,
-    std: tuple[float, ...] = PIXEL_STD,
-) -> jax.Array:
-    """Normalises RGB images and sets what lies outside their true size to 0.
-
-    Args:
-        images_bhwc: [B, H, W, 3], 0..255, any dtype.
-        sizes_b2: int [B, 2], true height and width; None where the whole images count.
-        mean: of every channel, on the scale 0..255.
-        std: of every channel, on the scale 0..255.
-
-    Returns:
-        float32 [B, H, W, 3].
-    """
-    mean_c, std_c = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    x = (images_bhwc.astype(jnp.float32) - mean_c[None, None, None]) / std_c[None, None, None]
-    if sizes_b2 is None:
-        return x
-    inside_bh = jnp.arange(x.shape[1])[None] < sizes_b2[:, :1]
-    inside_bw = jnp.arange(x.shape[2])[None] < sizes_b2[:, 1:]
-    return x * (inside_bh[:, :, None] & inside_bw[:, None])[..., None]
-
-
-def normalise(x: jax.Array) -> jax.Array:
-    """Scales the last axis to length 1, in float32."""
-    x = x.astype(jnp.float32)
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), NORM_EPSILON)
 
 
 class MaskEmbedding(nn.Module):
@@ -113,14 +78,14 @@ class Grouper(nn.Module):
         project = nn.Dense(self.embed_dim, dtype=self.dtype, name="class_projection")
         no_object_d = self.param("no_object", nn.initializers.normal(0.02), (self.embed_dim,))
         names_cd = jnp.concatenate([text_cd.astype(jnp.float32), no_object_d[None]])
-        # [L, B, Q, C + 1]
+        # by layer, image, query, class and "no object"
         class_logits = CLASS_LOGIT_SCALE * jnp.einsum(
-            "lbqd,cd->lbqc", normalise(project(states_lbqd)), names_cd
+            "lbqd,cd->lbqc", unit_length(project(states_lbqd)), names_cd
         )
         embed = MaskEmbedding(
             states_lbqd.shape[-1], features_bhwd.shape[-1], self.dtype, name="mask_embedding"
         )
-        # [L, B, Q, H/4, W/4]
+        # by layer, image, query, row and column
         mask_logits = jnp.einsum(
             "lbqd,bhwd->lbqhw",
             embed(states_lbqd),

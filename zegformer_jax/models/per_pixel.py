@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zegformer_jax.models.grouper import CLASS_LOGIT_SCALE, normalise
+from zegformer_jax.models.grouper import CLASS_LOGIT_SCALE
+from zegformer_jax.models.normalise import unit_length
 from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.resnet import ResNet
 
@@ -34,7 +35,7 @@ class PerPixel(nn.Module):
         """
         features_bhwd = self.pixel_decoder(self.backbone(images_bhwc))
         project = nn.Conv(self.embed_dim, (1, 1), dtype=self.dtype, name="class_projection")
-        embeddings_bhwd = normalise(project(features_bhwd))
+        embeddings_bhwd = unit_length(project(features_bhwd))
         return CLASS_LOGIT_SCALE * jnp.einsum(
             "bhwd,cd->bhwc", embeddings_bhwd, text_cd.astype(jnp.float32)
         )

@@ -36,6 +36,6 @@ class PixelDecoder(nn.Module):
         for stage in ("res4", "res3", "res2"):
             lateral = conv(1, f"lateral_{stage}")(maps[stage])
             y = nn.relu(conv(3, f"output_{stage}")(lateral + upsample_nearest(y)))
-        return nn.Conv(
-            self.mask_width, (3, 3), padding=1, dtype=self.dtype, name="mask_features"
-        )(y)
+        return nn.Conv(self.mask_width, (3, 3), padding=1, dtype=self.dtype, name="mask_features")(
+            y
+        )

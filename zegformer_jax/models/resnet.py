@@ -31,9 +31,9 @@ class FrozenBatchNorm(nn.Module):
         factor = scale * jax.lax.rsqrt(variance + NORM_EPSILON)
         offset = bias - mean * factor
         leading = (1,) * (x.ndim - 1)
-        return x * factor.astype(self.dtype).reshape(
-            leading + shape
-        ) + offset.astype(self.dtype).reshape(leading + shape)
+        return x * factor.astype(self.dtype).reshape(leading + shape) + offset.astype(
+            self.dtype
+        ).reshape(leading + shape)
 
 
 def group_norm(channels: int, dtype: jnp.dtype, name: str) -> nn.GroupNorm:

@@ -31,9 +31,7 @@ def sine_positions(height: int, width: int, channels: int) -> np.ndarray:
 
 def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     """Layer norm with PyTorch's epsilon."""
-    return nn.LayerNorm(
-        epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name
-    )
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name)
 
 
 class DecoderLayer(nn.Module):

@@ -8,7 +8,12 @@ from flax import traverse_util
 
 Arrays = Mapping[str, np.ndarray]
 
-FROZEN_BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+FROZEN_BATCH_NORM = {
+    "weight": "scale",
+    "bias": "bias",
+    "running_mean": "mean",
+    "running_var": "var",
+}
 ADAPTERS = {"1": "res2", "2": "res3", "3": "res4"}
 OUTPUTS = {"1": "res2", "2": "res3", "3": "res4", "4": "res5"}
 ATTENTIONS = {"self_attn": "self_attention", "multihead_attn": "cross_attention"}
@@ -95,7 +100,7 @@ def from_detectron2(arrays: Arrays, heads: int) -> tuple[dict, dict[str, str]]:
     """Translates a grouper's or a per-pixel model's state dict to Flax variables.
 
     Args:
-        arrays: PyTorch-layout arrays by their names (ALGORITHM: the authors' checkpoints).
+        arrays: PyTorch-layout arrays by their names in the authors' checkpoints.
         heads: attention heads of the transformer decoder, which no tensor's shape tells.
 
     Returns:
