@@ -21,8 +21,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     config.model.transformer.update(
         queries=16, width=128, layers=3, heads=4, mlp_width=256, dropout=0.0
     )
-    config.clip.source = "clip"
-    config.clip.classifier_prompts = "imagenet_select_clip"
+    config.clip.update(source="clip", patch_size=12)
     config.dataset.name = config.dataset.vocabulary = "openmoji_voc"
     config.dataset.options = ConfigDict(
         {"train_scenes": 8000, "validation_scenes": 300, "side": 96, "seed": 0}
@@ -52,8 +51,8 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     elif kind == "clip":
         config.dataset.directory = "../data"
         config.input.batch_size = 128
-        config.train.steps = 700
-        config.optimiser.update(learning_rate=1.5e-3, weight_decay=0.05, clip_norm=1.0, power=1.0)
+        config.train.steps = 1100
+        config.optimiser.update(learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0, power=1.0)
         config.optimiser.groups = ((".*(ln_|bias|embedding|logit_scale).*", {"weight_decay": 0.0}),)
     else:
         raise ValueError(f"configs/openmoji.py:{kind}: choose clip, per_pixel or zegformer")

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -27,3 +28,16 @@ def golden():
             return {key: arrays[key] for key in arrays.files}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A workdir in which the whole method ran once, shrunk, and the report that it gave."""
+    import shrunk
+
+    from zegformer_jax import demo
+
+    workdir = tmp_path_factory.mktemp("runs") / "openmoji"
+    lines = []
+    report = demo.run(shrunk.configs(), workdir, lines.append)
+    return SimpleNamespace(workdir=workdir, report=report, lines=lines)

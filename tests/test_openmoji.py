@@ -109,7 +109,7 @@ def test_validation_scenes_show_unseen_classes_often(pictures):
         sizes.add(label.shape)
     assert counts[pictures.vocabulary.unseen_indices[:5]].min() >= 30
     assert counts[pictures.vocabulary.unseen_indices].min() >= 3
-    assert sizes == {(height, width) for height in (96, 112, 128) for width in (96, 112, 128)}
+    assert sizes == {(96, 96), (96, 128), (128, 96)}
 
 
 def test_labels_are_where_the_pictures_are(squares):
@@ -149,7 +149,6 @@ def test_pairs_carry_names_of_their_pictures(pictures):
     for batch in batches(pictures):
         assert batch["image"].shape == (64, 48, 48, 3) and batch["image"].dtype == np.uint8
         assert batch["picture_class"].dtype == np.int32
-        assert len(set(batch["picture_class"])) == 64
         for caption, class_ in zip(batch["caption"], batch["picture_class"], strict=True):
             names = [*pictures.vocabulary.synonyms(class_)]
             names += [pictures.titles[i] for i in pictures.class_pictures[class_]]
@@ -162,8 +161,9 @@ def test_pairs_restart_anywhere(pictures):
         np.testing.assert_array_equal(last[key], alone[key])
 
 
-def test_a_batch_larger_than_the_vocabulary_covers_every_class(pictures):
-    (batch,) = batches(pictures, batch_size=250, num_steps=1)
+def test_a_batch_as_large_as_the_pictures_shows_each_once(pictures):
+    (batch,) = batches(pictures, batch_size=len(pictures.codes), num_steps=1)
+    assert sorted(batch["picture_class"]) == sorted(pictures.picture_class)
     assert set(batch["picture_class"]) == set(range(len(pictures.vocabulary)))
 
 

@@ -306,34 +306,36 @@ def evaluate(
     mesh = sharding.make_mesh()
     evaluator = Evaluator(config, workdir, mesh)
     result = Evaluation(evaluator.subsets, evaluator.vocabulary)
+    source = experiment.open_split(config, workdir, "validation")
     shapes_seen = set()
-    for batch in tqdm(
-        validation_batches(config, workdir),
+    with tqdm(
+        total=-(-len(source) // jax.process_count()),
         desc=f"evaluate {config.model.kind}",
         disable=not progress,
-        unit="batch",
-    ):
-        start = time.perf_counter()
-        sums, predictions = evaluator(batch)
-        shape = (batch["image"].shape, batch["label"].shape)
-        if shape in shapes_seen:
-            result.seconds += time.perf_counter() - start
-            result.images += int(batch["valid"].sum())
-        shapes_seen.add(shape)
-        result.add(sums)
-        for row in range(min(len(predictions), examples - len(result.examples))):
-            result.examples.append(example_of(batch, predictions, row, evaluator))
+        unit="picture",
+    ) as bar:
+        for batch in validation_batches(config, source):
+            start = time.perf_counter()
+            sums, predictions = evaluator(batch)
+            shape = (batch["image"].shape, batch["label"].shape)
+            if shape in shapes_seen:  # the first of a shape compiles
+                result.seconds += time.perf_counter() - start
+                result.images += int(batch["valid"].sum())
+            shapes_seen.add(shape)
+            result.add(sums)
+            for row in range(min(int(batch["valid"].sum()), examples - len(result.examples))):
+                result.examples.append(example_of(batch, predictions, row, evaluator))
+            bar.update(int(batch["valid"].sum()))
     return result
 
 
-def validation_batches(config: ConfigDict, workdir: Path) -> Iterator[dict[str, np.ndarray]]:
-    """This host's batches of the validation pictures."""
+def validation_batches(config: ConfigDict, source: Any) -> Iterator[dict[str, np.ndarray]]:
+    """This host's batches of a source's pictures."""
     from zegformer_jax.input import pipeline
 
-    vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
     return pipeline.eval_batches(
-        experiment.open_split(config, workdir, "validation"),
-        vocabulary,
+        source,
+        experiment.load_vocabulary(config.dataset.vocabulary),
         batch_size=config.eval.batch_size,
         short_side=config.eval.short_side,
         max_long_side=config.eval.max_long_side,

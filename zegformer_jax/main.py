@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -153,6 +154,7 @@ def main(arguments: Sequence[str]) -> int:
     if command is None:
         print(f"usage: {'|'.join(COMMANDS)} ...", file=sys.stderr)
         return 2
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax tell every file
     try:
         command(arguments[1:])
     except USER_ERRORS as error:

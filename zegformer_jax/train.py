@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +164,19 @@ def loop(
 
 
 def prefetch(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
-    """Sends each batch to the devices while the step before still computes."""
-    waiting = None
-    for batch in batches:
-        numeric = {k: v for k, v in batch.items() if k != "index"}
-        following = sharding.to_devices(numeric, mesh)
-        if waiting is not None:
-            yield waiting
-        waiting = following
-    if waiting is not None:
-        yield waiting
+    """Makes each batch and sends it to the devices while the step before still computes."""
+
+    def read() -> Batch | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        return sharding.to_devices({k: v for k, v in batch.items() if k != "index"}, mesh)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(read)
+        while (batch := following.result()) is not None:
+            following = thread.submit(read)
+            yield batch
 
 
 class MetricsLog:

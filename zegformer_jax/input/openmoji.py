@@ -176,7 +176,8 @@ def contrastive_batches(
 
     A crop is made as the segment classifier makes its input: the object's box, stretched to a
     square, in most cases with CLIP's mean colour outside the object's rough mask. A batch of at
-    most C rows repeats no class. Batch k depends on (seed, k) alone.
+    most n rows repeats no picture, but may show a class several times. Batch k depends on
+    (seed, k) alone.
 
     Args:
       pictures: what `load_pictures` gives.
@@ -202,24 +203,24 @@ def contrastive_batches(
         raise ValueError("contrastive_batches: templates is empty")
     for step in range(start_step, start_step + num_steps):
         rng = np.random.default_rng([seed, PAIRS_STREAM, step])
-        rounds = -(-batch_size // len(vocabulary))
-        classes = np.concatenate([rng.permutation(len(vocabulary)) for _ in range(rounds)])
-        classes = classes[:batch_size].astype(np.int32)
+        rounds = -(-batch_size // len(pictures.codes))
+        order = np.concatenate([rng.permutation(len(pictures.codes)) for _ in range(rounds)])
+        chosen = order[:batch_size]
         images, captions = [], []
         backgrounds = [
             draw_background(rng, *PAIR_BACKGROUND_SIZE)
             for _ in range(-(-batch_size // PAIRS_PER_BACKGROUND))
         ]
-        for class_ in classes:
-            picture = _pick(rng, pictures.class_pictures[class_])
-            names = [*vocabulary.synonyms(class_), pictures.titles[picture]]
+        for picture in chosen:
+            synonyms = vocabulary.synonyms(pictures.picture_class[picture])
+            names = [*synonyms, *synonyms, pictures.titles[picture]]  # the class's mostly
             name = _pick(rng, [name for name in names if name])
             captions.append(_pick(rng, templates).replace("{}", name))
             images.append(_crop(pictures.levels[picture], rng, image_size, backgrounds))
         yield {
             "image": np.stack(images),
             "caption": np.asarray(captions),
-            "picture_class": classes,
+            "picture_class": pictures.picture_class[chosen],
         }
 
 

@@ -1,0 +1,220 @@
+"""The Python API: any picture, any classes; and one clear line where that is impossible."""
+
+import io
+
+import numpy as np
+import pytest
+import shrunk
+from PIL import Image
+
+import zegformer_jax
+from zegformer_jax import experiment
+from zegformer_jax.segmenter import Segmentation, read_picture, resized_size
+from zegformer_jax.vocabulary import Vocabulary
+
+CLASSES = ["sheep", "tvmonitor, couch", "cat"]
+
+
+@pytest.fixture
+def rgb():
+    return np.random.default_rng(0).integers(0, 256, (40, 36, 3), np.uint8)
+
+
+def saved(image, folder, name, **options):
+    path = folder / name
+    image.save(path, **options)
+    return path
+
+
+def test_grey_is_three_equal_channels(rgb, tmp_path):
+    grey = rgb[..., 0]
+    actual = read_picture(saved(Image.fromarray(grey), tmp_path, "grey.png"))
+    np.testing.assert_array_equal(actual, np.stack([grey] * 3, -1))
+
+
+def test_transparent_pixels_become_white(rgb, tmp_path):
+    alpha = np.full((40, 36, 1), 255, np.uint8)
+    alpha[:20], alpha[20:25] = 0, 128
+    picture = Image.fromarray(np.concatenate([rgb, alpha], -1))
+    actual = read_picture(saved(picture, tmp_path, "rgba.png")).astype(int)
+    opacity = alpha / 255
+    expected = rgb * opacity + 255 * (1 - opacity)
+    assert np.abs(actual - expected).max() <= 1
+    assert np.all(actual[:20] == 255)
+
+
+def test_a_palette_with_a_transparent_entry(tmp_path):
+    picture = Image.new("P", (36, 40), 1)
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.paste(0, (0, 0, 36, 20))
+    actual = read_picture(saved(picture, tmp_path, "palette.png", transparency=0))
+    assert actual.shape == (40, 36, 3)
+    assert np.all(actual[:20] == 255) and np.all(actual[20:] == [200, 100, 50])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_become_eight(tmp_path, suffix):
+    wide = np.linspace(0, 65535, 40 * 36).astype(np.uint16).reshape(40, 36)
+    actual = read_picture(saved(Image.fromarray(wide), tmp_path, f"wide.{suffix}"))
+    assert actual.dtype == np.uint8
+    np.testing.assert_array_equal(actual[..., 1], np.round(wide / 257))
+
+
+def test_cmyk(tmp_path):
+    ink = Image.new("CMYK", (36, 40), (0, 255, 0, 0))
+    actual = read_picture(saved(ink, tmp_path, "ink.tif"))
+    assert np.all(actual == [255, 0, 255])
+
+
+def test_the_cameras_orientation_is_applied(rgb, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    path = saved(Image.fromarray(rgb), tmp_path, "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(path), np.rot90(rgb, -1))
+
+
+def test_a_missing_file():
+    with pytest.raises(FileNotFoundError, match="^nowhere/x.png: no such picture$"):
+        read_picture("nowhere/x.png")
+
+
+def test_a_truncated_file(rgb, tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.tile(rgb, (4, 4, 1))).save(buffer, "jpeg")
+    path = tmp_path / "half.jpg"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(ValueError, match=r"half.jpg: damaged or cut off .*get a whole copy"):
+        read_picture(path)
+
+
+def test_a_file_that_is_no_picture(tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("no picture")
+    with pytest.raises(ValueError, match="notes.png: not a picture"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_an_array_of_another_kind(array):
+    with pytest.raises(ValueError, match="^image is .*(needed|no pixels)$"):
+        read_picture(array)
+
+
+@pytest.mark.parametrize(
+    "size, expected",
+    [((480, 640), (512, 683)), ((1, 1), (512, 512)), ((300, 5000), (123, 2048)), ((512, 9), None)],
+)
+def test_the_size_that_pictures_are_resized_to(size, expected):
+    height, width = resized_size(size, 512, 2048)
+    if expected:
+        assert (height, width) == expected
+    assert min(height, width) >= 1 and max(height, width) <= 2048
+
+
+@pytest.mark.parametrize("classes, mode", [(3, "L"), (256, "L"), (300, "I;16")])
+def test_the_label_image_survives_a_file(classes, mode, tmp_path):
+    labels = np.random.default_rng(0).integers(0, classes, (9, 7)).astype(np.int32)
+    labels[0, 0] = classes - 1
+    vocabulary = Vocabulary.from_names([f"class {i}" for i in range(classes)])
+    result = Segmentation(np.zeros((9, 7, 3), np.uint8), labels, vocabulary)
+    with Image.open(saved(result.label_image(), tmp_path, "labels.png")) as image:
+        assert image.mode == mode
+        np.testing.assert_array_equal(np.asarray(image), labels)
+
+
+def test_areas_are_shares_largest_first():
+    labels = np.array([[2, 2, 2, 0]], np.int32)
+    result = Segmentation(
+        np.zeros((1, 4, 3), np.uint8), labels, Vocabulary.from_names(list("abc"))
+    )  # fmt: skip
+    assert result.areas() == {"c": 0.75, "a": 0.25} and list(result.areas()) == ["c", "a"]
+
+
+@pytest.fixture(scope="module")
+def segmenter(finished):
+    return zegformer_jax.load(finished.workdir)
+
+
+@pytest.mark.slow
+def test_path_picture_and_array_give_the_same(segmenter, rgb, tmp_path):
+    path = saved(Image.fromarray(rgb), tmp_path, "picture.png")
+    results = [segmenter(x, CLASSES) for x in (path, str(path), Image.fromarray(rgb), rgb)]
+    for result in results:
+        assert result.labels.shape == (40, 36) and result.labels.dtype == np.int32
+        assert result.labels.min() >= 0 and result.labels.max() < 3
+        assert result.vocabulary.names == tuple(CLASSES)
+        assert sum(result.areas().values()) == pytest.approx(1)
+        np.testing.assert_array_equal(result.labels, results[0].labels)
+        np.testing.assert_array_equal(result.image, rgb)
+    overlay = results[0].overlay()
+    assert overlay.size[0] % 36 == 0 and overlay.size[1] % 40 == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1, 1), (300, 5000)])
+def test_extreme_pictures(segmenter, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    result = segmenter(image, CLASSES)
+    assert result.labels.shape == size
+    assert 0 <= result.labels.min() and result.labels.max() < 3
+    assert result.overlay().size[0] >= size[1]
+
+
+@pytest.mark.slow
+def test_one_class_takes_everything(segmenter, rgb):
+    assert segmenter(rgb, ["unheard of"]).areas() == {"unheard of": 1.0}
+
+
+@pytest.mark.slow
+def test_the_order_of_the_classes_does_not_matter(segmenter, rgb):
+    forth, back = segmenter(rgb, CLASSES), segmenter(rgb, CLASSES[::-1])
+    assert np.mean(forth.labels == 2 - back.labels) > 0.99
+
+
+@pytest.mark.slow
+def test_a_synonym_of_a_trained_class_is_seen(segmenter):
+    classes = ["Cat", "rat", "kitten, cat", "sheep", "sofa", "zebra crossing"]
+    assert segmenter.vocabulary(classes).seen == (True, True, True, False, False, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        ([], "empty"),
+        (["cat", " "], "entry 2 has an empty name"),
+        (["cat", "dog", "Cat"], "'Cat' is listed twice .entries 1 and 3"),
+        ("cat", "expected a list of names"),
+    ],
+)
+def test_classes_that_are_no_vocabulary(segmenter, rgb, classes, message):
+    with pytest.raises(ValueError, match=message):
+        segmenter(rgb, classes)
+
+
+def test_a_workdir_without_a_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no trained model here"):
+        zegformer_jax.load(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_trained_yet(finished, tmp_path):
+    experiment.save_config(shrunk.beside(finished.workdir), tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no checkpoint here: train"):
+        zegformer_jax.load(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [experiment.CONFIG_FILE]
+
+
+@pytest.mark.slow
+def test_a_model_of_another_kind(finished):
+    with pytest.raises(ValueError, match="per_pixel: holds a model of kind 'per_pixel'"):
+        zegformer_jax.load(finished.workdir / "per_pixel")

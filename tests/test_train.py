@@ -1,0 +1,190 @@
+"""Training end to end: the real experiment shrunk, resuming, devices, and what goes wrong."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+import shrunk
+from PIL import Image
+
+from zegformer_jax import checkpoints, demo, experiment, sharding, train
+from zegformer_jax.optim import make_optimiser
+from zegformer_jax.tasks import make_task
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_demo_leaves_a_whole_report(finished):
+    content = json.loads((finished.workdir / "report.json").read_text())
+    methods = {(m["name"], m["vocabulary"]) for m in content["methods"]}
+    vocabularies = ("pascal_voc_20", "openmoji_voc")
+    assert methods == set(itertools.product(demo.METHOD_NAMES.values(), vocabularies))
+    assert list(content["vocabularies"]) == list(vocabularies)
+    for method in content["methods"]:
+        assert 0 <= method["pixel_accuracy"] <= 1 and 0 <= method["seen"] <= 1
+        assert (
+            len(method["iou"]) == {"pascal_voc_20": 20, "openmoji_voc": 236}[method["vocabulary"]]
+        )
+    table = (finished.workdir / "report.md").read_text()
+    for name in demo.METHOD_NAMES.values():
+        assert f"| {name} |" in table
+    for picture in ("scenes.png", "losses.png"):
+        assert picture in table
+        with Image.open(finished.workdir / picture) as image:
+            assert min(image.size) > 100
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+
+
+def test_every_stage_is_announced(finished):
+    assert [line[:5] for line in finished.lines] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert all("min left" in line for line in finished.lines)
+
+
+def test_the_metrics_have_a_line_a_step(finished):
+    for kind, folder in demo.FOLDERS.items():
+        history = train.read_metrics(finished.workdir / folder)
+        assert [line["step"] for line in history] == list(range(1, shrunk.STEPS[kind] + 1))
+        assert all(np.isfinite(line["loss"]) and line["not_finite"] == 0 for line in history)
+
+
+def test_running_again_trains_nothing_and_gives_the_same_scores(finished, monkeypatch):
+    def no_batches(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(train, "prefetch", no_batches)
+    again = demo.run(shrunk.configs(), finished.workdir, lambda line: None)
+    for first, second in zip(finished.report.methods, again.methods, strict=True):
+        assert first.name == second.name
+        np.testing.assert_array_equal(list(first.iou.values()), list(second.iou.values()))
+    assert finished.report.segment_fit == again.segment_fit
+    assert finished.report.losses == again.losses
+
+
+def test_the_grouper_starts_from_the_baselines_backbone(finished):
+    task = make_task(shrunk.beside(finished.workdir), finished.workdir)
+    start = experiment.load_variables(finished.workdir / "per_pixel")["params"]
+    params = task.init(jax.random.key(0))["params"]
+    for part in ("backbone", "pixel_decoder"):
+        jax.tree.map(np.testing.assert_array_equal, params[part], start[part])
+
+
+def test_a_start_of_other_sizes_is_refused(finished):
+    config = shrunk.beside(finished.workdir)
+    config.model.pixel_decoder.width = 24
+    with pytest.raises(ValueError, match="per_pixel: its pixel_decoder has other sizes"):
+        make_task(config, finished.workdir).init(jax.random.key(0))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def spoil_batches(monkeypatch, change):
+    """Multiplies the loss of batch 1, 2, ... by what `change` gives for that number."""
+
+    def make_spoilt_task(config, workdir):
+        task = make_task(config, workdir)
+
+        def batches(start):
+            for number, batch in enumerate(task.batches(start), start + 1):
+                factor = np.full(len(batch["image"]), change(number), np.float32)
+                yield batch | {"factor": factor}
+
+        def loss(params, constants, context, batch, key):
+            value, metrics = task.loss(params, constants, context, batch, key)
+            value = value * batch["factor"].mean()
+            return value, metrics | {"loss": value}
+
+        return dataclasses.replace(task, batches=batches, loss=loss)
+
+    monkeypatch.setattr(train, "make_task", make_spoilt_task)
+
+
+def test_an_interrupted_training_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
+    config = shrunk.beside(finished.workdir, steps=6, checkpoint_every=3)
+    config.model.transformer.dropout = 0.1
+    stop = [True]
+
+    def interrupt(number):
+        if stop and number == 6:  # one batch is sent ahead: four steps are done by now
+            raise Interrupted
+        return 1.0
+
+    spoil_batches(monkeypatch, interrupt)
+    with pytest.raises(Interrupted):
+        train.train(config, tmp_path / "halved", progress=False)
+    assert [x["step"] for x in train.read_metrics(tmp_path / "halved")] == [1, 2, 3, 4]
+    stop.clear()
+    halved = train.train(config, tmp_path / "halved", progress=False)
+    whole = train.train(config, tmp_path / "whole", progress=False)
+    assert [line["step"] for line in halved] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in halved] == [line["loss"] for line in whole]
+    trees = [experiment.load_variables(tmp_path / name)["params"] for name in ("halved", "whole")]
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(finished, tmp_path, monkeypatch):
+    config = shrunk.beside(finished.workdir, "per_pixel", steps=4, checkpoint_every=2)
+    spoil_batches(monkeypatch, lambda number: np.nan if number == 3 else 1.0)
+    with pytest.raises(FloatingPointError, match="step 3 to 3.*learning_rate"):
+        train.train(config, tmp_path, progress=False)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        assert saved.latest_step == 2
+    params = experiment.load_variables(tmp_path)["params"]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert [line["step"] for line in train.read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_workdir_with_another_config_is_refused(finished):
+    before = (finished.workdir / experiment.CONFIG_FILE).read_bytes()
+    config = shrunk.get_config()
+    config.optimiser.learning_rate = 0.125
+    with pytest.raises(ValueError, match=r"optimiser\.learning_rate was 0.0005, is 0.125"):
+        train.train(config, finished.workdir)
+    assert (finished.workdir / experiment.CONFIG_FILE).read_bytes() == before
+
+
+def losses_on(mesh, config, workdir, batches):
+    """The losses of the steps on some batches, on a mesh."""
+    task = make_task(config, workdir)
+    optimiser, schedule = make_optimiser(
+        learning_rate=1e-3, steps=100, power=0.9, weight_decay=0.0, clip_norm=1.0
+    )
+    step = jax.jit(train.make_train_step(task, optimiser, schedule))
+    state = sharding.replicate(train.make_state(task, optimiser, jax.random.key(0)), mesh)
+    context, key = sharding.replicate((task.context, jax.random.key(1)), mesh)
+    losses = []
+    for batch in train.prefetch(iter(batches), mesh):
+        state, metrics = step(state, context, batch, key)
+        losses.append(float(metrics["loss"]))
+    return losses
+
+
+@pytest.fixture(scope="module")
+def fixed_batch(finished):
+    config = shrunk.beside(finished.workdir)
+    return config, next(make_task(config, finished.workdir).batches(0))
+
+
+def test_one_device_and_two_give_the_same_losses(finished, fixed_batch):
+    config, batch = fixed_batch
+    assert jax.device_count() >= 2
+    one, two = (
+        losses_on(sharding.make_mesh(count), config, finished.workdir, [batch] * 3)
+        for count in (1, 2)
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+def test_the_loss_falls_on_one_batch(finished, fixed_batch):
+    config, batch = fixed_batch
+    losses = losses_on(sharding.make_mesh(2), config, finished.workdir, [batch] * 12)
+    assert losses[-1] < 0.8 * losses[0], losses
+
+
+def test_a_batch_that_does_not_divide_by_the_devices_says_so():
+    with pytest.raises(ValueError, match=r"a batch of 3 \(image\).*2 devices: change input.batch"):
+        sharding.to_devices({"image": np.zeros((3, 2))}, sharding.make_mesh(2))
