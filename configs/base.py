@@ -36,17 +36,18 @@ def get_config() -> ConfigDict:
     config.clip.grouper_prompts = "imagenet_select"  # prompt set of the grouper's class logits
     config.clip.classifier_prompts = "imagenet_select_clip"  # and of the segment classifier
     # The sizes of a CLIP that is trained here (model.kind clip); not read otherwise.
-    config.clip.image_size = 48
-    config.clip.patch_size = 8
-    config.clip.vision_width = 128
-    config.clip.vision_layers = 4
-    config.clip.vision_heads = 4
-    config.clip.text_width = 128
-    config.clip.text_layers = 2
-    config.clip.text_heads = 4
+    config.clip.image_size = 48  # pixels of a side
+    config.clip.patch_size = 8  # pixels of a side
+    config.clip.vision_width = 128  # channels of the image tower
+    config.clip.vision_layers = 4  # its blocks
+    config.clip.vision_heads = 4  # its attention heads
+    config.clip.text_width = 128  # channels of the text tower
+    config.clip.text_layers = 2  # its blocks
+    config.clip.text_heads = 4  # its attention heads
     config.clip.vocab_size = 2048  # tokens, at most
     config.clip.context_length = 32  # tokens of a caption, at most
     config.clip.embed_dim = 128  # joint embedding
+    config.clip.initial_logit_scale = 1 / 0.07  # factor on cosines at the start; CLIP, section 2.5
 
     config.dataset = ConfigDict()
     config.dataset.name = "openmoji_voc"  # see zegformer_jax/input/datasets.py

@@ -30,7 +30,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
         batch_size=16, crop_size=96, short_sides=(80, 88, 96, 104, 112, 120, 128), max_long_side=384
     )
     config.loss.update(max_targets=6, class_weight=2.0)
-    config.optimiser.update(learning_rate=5e-4, clip_norm=0.1, warmup_steps=50)
+    config.optimiser.update(learning_rate=6e-4, clip_norm=0.1, warmup_steps=100)
     config.optimiser.groups = base.get_config().optimiser.groups[1:]  # the backbone trains fully
     config.train.update(steps=1500, log_every=25, checkpoint_every=500)
     config.eval.update(
@@ -53,7 +53,13 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
         config.input.batch_size = 128
         config.train.steps = 1100
         config.optimiser.update(learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0, power=1.0)
-        config.optimiser.groups = ((".*(ln_|bias|embedding|logit_scale).*", {"weight_decay": 0.0}),)
+        # At 100, which the released CLIPs end at: the grouper's fixed temperature expects
+        # text embeddings that are as close to each other as theirs.
+        config.clip.initial_logit_scale = 100.0
+        config.optimiser.groups = (
+            (".*(ln_|bias|embedding).*", {"weight_decay": 0.0}),
+            ("logit_scale", {"weight_decay": 0.0, "learning_rate": 0.0}),
+        )
     else:
         raise ValueError(f"configs/openmoji.py:{kind}: choose clip, per_pixel or zegformer")
     return config.lock()

@@ -1,4 +1,4 @@
-"""Evaluation: its counts against NumPy's, whatever the batches and devices; shares of a vocabulary."""
+"""Evaluation: its counts against NumPy, whatever the batches and devices; parts of a vocabulary."""
 
 import jax
 import numpy as np
@@ -84,9 +84,9 @@ def test_a_row_that_is_not_valid_does_not_count(finished):
     config = shrunk.get_config("per_pixel")
     workdir = finished.workdir / "per_pixel"
     evaluator = evaluate.Evaluator(config, workdir, sharding.make_mesh(2))
-    batch = next(
-        b for b in evaluate.validation_batches(config, workdir) if b["valid"].all()
-    )  # fmt: skip
+    source = experiment.open_split(config, workdir, "validation")
+    batches = evaluate.validation_batches(config, source)
+    batch = next(batch for batch in batches if batch["valid"].all())
     both, _ = evaluator(batch)
     second, predictions = evaluator(batch | {"valid": np.array([False, True])})
     height, width = batch["original_size"][1]

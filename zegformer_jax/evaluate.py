@@ -190,12 +190,13 @@ class Evaluator:
         self.subsets = tuple(
             load_subset(name, self.vocabulary) for name in config.eval.vocabularies
         )
+        variables = experiment.load_variables(workdir)
         clip = experiment.load_clip_of(config, workdir)
         self.clip = clip.module
         self.model = experiment.build_model(config, clip.config.embed_dim)
         self.mesh = mesh
         text = embed_vocabulary(clip, self.vocabulary.names, config.clip)
-        arrays = (experiment.load_variables(workdir), clip.params, text)
+        arrays = (variables, clip.params, text)
         self.arrays = sharding.replicate(arrays, mesh)
         split, whole = PartitionSpec("data"), PartitionSpec()
         self.step = jax.jit(

@@ -11,7 +11,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from zegformer_jax import models
-from zegformer_jax.checkpoints import Checkpoints
+from zegformer_jax.checkpoints import FOLDER, Checkpoints
 from zegformer_jax.models.clip import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip import load_clip
 from zegformer_jax.text import DATA, Tokenizer, load_templates, text_embeddings
@@ -39,26 +39,32 @@ class LoadedClip(NamedTuple):
         return CLIP(self.config)
 
 
-def save_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes the config into the workdir.
+def check_config(config: ConfigDict, workdir: Path) -> None:
+    """Compares the config with the workdir's, if there is one.
 
     Raises:
         ValueError: the workdir holds another experiment; the message names the fields.
     """
-    path, text = workdir / CONFIG_FILE, config.to_json_best_effort(indent=2)
-    if path.exists():
-        old = traverse_util.flatten_dict(json.loads(path.read_text()), sep=".")
-        new = traverse_util.flatten_dict(json.loads(text), sep=".")
-        changed = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
-        if changed:
-            first = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed[:3])
-            raise ValueError(
-                f"{path}: the run in this workdir has another config ({first}): "
-                "take another --workdir, or remove this one"
-            )
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    old = traverse_util.flatten_dict(json.loads(path.read_text()), sep=".")
+    new = traverse_util.flatten_dict(json.loads(config.to_json_best_effort()), sep=".")
+    changed = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
+    if changed:
+        first = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed[:3])
+        raise ValueError(
+            f"{path}: the run in this workdir has another config ({first}): "
+            "take another --workdir, or remove this one"
+        )
+
+
+def save_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes the config into the workdir."""
     workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / CONFIG_FILE
     partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n")
+    partial.write_text(config.to_json_best_effort(indent=2) + "\n")
     os.replace(partial, path)
 
 
@@ -132,8 +138,11 @@ def load_variables(workdir: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no checkpoint.
     """
+    missing = FileNotFoundError(f"{workdir}: no checkpoint here: train the model first")
+    if not (Path(workdir) / FOLDER).is_dir():
+        raise missing
     with Checkpoints(workdir) as checkpoints:
         if checkpoints.latest_step is None:
-            raise FileNotFoundError(f"{workdir}: no checkpoint here: train the model first")
+            raise missing
         state = checkpoints.restore_raw()
     return {"params": state["params"], "constants": state.get("constants") or {}}

@@ -24,12 +24,15 @@ def parse_config(command: str, arguments: Sequence[str]) -> tuple[Any, Path]:
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    arguments = [command, *map(_find_config, arguments)]
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     workdir = flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
     try:
-        rest = values([command, *map(_find_config, arguments)])
+        rest = values(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{command}: {' '.join(str(error).split())}") from None
+        # Of an error inside a config file the text is a traceback, which ends with its message.
+        message = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{command}: {message}") from None
     if len(rest) > 1:
         raise ValueError(f"{command}: '{rest[1]}' is not understood; flags begin with --")
     if config.value is None or not workdir.value:

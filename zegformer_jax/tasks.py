@@ -193,7 +193,10 @@ def clip_task(config: ConfigDict, workdir: Path) -> Task:
 
     def init(key: jax.Array) -> Variables:
         side, length = config.clip.image_size, config.clip.context_length
-        return model.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros((1, length), jnp.int32))
+        tokens = jnp.zeros((1, length), jnp.int32)
+        variables = model.init(key, jnp.zeros((1, side, side, 3)), tokens)
+        scale = jnp.log(jnp.float32(config.clip.initial_logit_scale))
+        return {"params": variables["params"] | {"logit_scale": scale}}
 
     def loss(params, constants, context, batch, key):
         del constants, context, key

@@ -92,9 +92,10 @@ def train(config: ConfigDict, workdir: str | Path, progress: bool = True) -> lis
         FloatingPointError: a loss or gradient was not finite.
     """
     workdir = Path(workdir)
-    experiment.save_config(config, workdir)
+    experiment.check_config(config, workdir)
     mesh = sharding.make_mesh()
     task = make_task(config, workdir)
+    experiment.save_config(config, workdir)
     optimiser, schedule = make_optimiser(
         steps=config.train.steps,
         learning_rate=config.optimiser.learning_rate,
