@@ -78,10 +78,14 @@ def test_a_seen_label_does_change_the_batches():
 def loss_of(request):
     """The loss and its gradient as a function of the labels, for each kind of model."""
     model = models.build(request.param, SIZES, embed_dim=8)
-    text_cd = jax.random.normal(jax.random.key(0), (NUM_SEEN, 8))
-    text_cd /= jnp.linalg.norm(text_cd, axis=-1, keepdims=True)
-    images = jnp.asarray(batches_of(make_labels())[0]["image"])
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)), text_cd)["params"]
+    rng = np.random.default_rng(2)
+    text_cd = rng.normal(size=(NUM_SEEN, 8)).astype(np.float32)
+    text_cd /= np.linalg.norm(text_cd, axis=-1, keepdims=True)
+    images = batches_of(make_labels())[0]["image"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), text_cd)
+    params = jax.tree.map(
+        lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes["params"]
+    )
     is_grouper = request.param == "zegformer"
     loss = tasks.grouper_loss(model, WEIGHTS) if is_grouper else tasks.pixel_loss(model)
 

@@ -29,7 +29,7 @@ STAGE_NAMES = {
     "evaluate": "evaluate",
 }
 # Minutes that the stages took on two CPU cores; only their ratios matter, for the time left.
-STAGE_MINUTES = {"clip": 3.5, "per_pixel": 2.5, "zegformer": 6.0, "evaluate": 1.0}
+STAGE_MINUTES = {"clip": 4.0, "per_pixel": 2.5, "zegformer": 6.0, "evaluate": 1.0}
 SCENES_SHOWN = 8
 Say = Callable[[str], None]
 

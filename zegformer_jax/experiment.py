@@ -85,7 +85,7 @@ def load_config(workdir: str | Path) -> ConfigDict:
 
 def resolve(path: str, workdir: Path) -> Path:
     """Takes a path relative to the workdir if it exists there or nowhere else."""
-    inside = workdir / path
+    inside = Path(os.path.normpath(workdir / path))  # "../clip" also of a workdir yet to be made
     return Path(path) if not inside.exists() and Path(path).exists() else inside
 
 
