@@ -17,9 +17,12 @@ def get_config() -> ConfigDict:
     config.model.backbone.bottleneck_width = 64  # channels inside the first stage's blocks
     config.model.backbone.stage_width = 256  # channels out of the first stage
     config.model.backbone.norm = "frozen_batch"  # frozen_batch (pretrained) or group (from nothing)
+    config.model.backbone.norm_groups = 32  # of the group norm; 4 or more channels each
     config.model.pixel_decoder = ConfigDict()
     config.model.pixel_decoder.width = 256  # channels of the feature pyramid
     config.model.pixel_decoder.mask_width = 256  # channels of the mask features
+    config.model.pixel_decoder.norm_groups = 32  # of its group norms
+    config.model.memory = "res5"  # the backbone's map that the transformer attends to
     config.model.transformer = ConfigDict()
     config.model.transformer.queries = 100  # segments an image
     config.model.transformer.width = 256  # channels of a query

@@ -15,12 +15,14 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     config.model.kind = kind
     # ResNet and FPN for scenes of 96 pixels: 2.1 million parameters with the transformer.
     config.model.backbone.update(
-        blocks=(1, 1, 2, 1), stem_width=32, bottleneck_width=32, stage_width=64, norm="group"
-    )
-    config.model.pixel_decoder.update(width=64, mask_width=64)
+        blocks=(1, 1, 2, 1), stem_width=32, bottleneck_width=32, stage_width=64,
+        norm="group", norm_groups=4,
+    )  # fmt: skip
+    config.model.pixel_decoder.update(width=64, mask_width=64, norm_groups=4)
     config.model.transformer.update(
         queries=16, width=128, layers=3, heads=4, mlp_width=256, dropout=0.0
     )
+    config.model.memory = "res4"  # 6 x 6 pixels; res5 has 3 x 3 for up to five objects
     config.clip.update(source="clip", patch_size=12)
     config.dataset.name = config.dataset.vocabulary = "openmoji_voc"
     config.dataset.options = ConfigDict(
@@ -30,7 +32,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
         batch_size=16, crop_size=96, short_sides=(80, 88, 96, 104, 112, 120, 128), max_long_side=384
     )
     config.loss.update(max_targets=6, class_weight=2.0)
-    config.optimiser.update(learning_rate=6e-4, clip_norm=0.1, warmup_steps=100)
+    config.optimiser.update(learning_rate=8e-4, clip_norm=0.1, warmup_steps=100)
     config.optimiser.groups = base.get_config().optimiser.groups[1:]  # the backbone trains fully
     config.train.update(steps=1500, log_every=25, checkpoint_every=500)
     config.eval.update(

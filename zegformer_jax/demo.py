@@ -21,6 +21,7 @@ METHOD_NAMES = {
     "grouper": "ZegFormer-seg (grouper only)",
     "clip": "CLIP only",
     "ensemble": "ZegFormer (ensemble)",
+    "ensemble_all": "ZegFormer (ensemble, all classes)",
 }
 STAGE_NAMES = {
     "clip": "train CLIP on pictures and captions",

@@ -21,7 +21,10 @@ from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.segments import segment_features, upsample_masks
 from zegformer_jax.vocabulary import Vocabulary
 
-METHODS = {"zegformer": ("grouper", "clip", "ensemble"), "per_pixel": ("per_pixel",)}
+METHODS = {
+    "zegformer": ("grouper", "clip", "ensemble_all", "ensemble"),
+    "per_pixel": ("per_pixel",),
+}
 OVERLAP = ("segments", "overlap")  # beside the (method, vocabulary) of the confusion counts
 
 

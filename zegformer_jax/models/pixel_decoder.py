@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zegformer_jax.models.resnet import ConvNorm
+from zegformer_jax.models.resnet import NORM_GROUPS, ConvNorm
 
 
 def upsample_nearest(x_bhwc: jax.Array, factor: int = 2) -> jax.Array:
@@ -18,11 +18,13 @@ class PixelDecoder(nn.Module):
     Attributes:
         width: channels of the pyramid.
         mask_width: channels of the mask features.
+        norm_groups: of the group norms; see `ResNet`.
         dtype: what to compute in; parameters are float32.
     """
 
     width: int = 256
     mask_width: int = 256
+    norm_groups: int = NORM_GROUPS
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -30,7 +32,7 @@ class PixelDecoder(nn.Module):
         """Gives the mask features [B, H/4, W/4, mask_width] from the backbone's res2..res5."""
 
         def conv(kernel: int, name: str) -> ConvNorm:
-            return ConvNorm(self.width, kernel, norm="group", dtype=self.dtype, name=name)
+            return ConvNorm(self.width, kernel, 1, "group", self.norm_groups, self.dtype, name=name)
 
         y = nn.relu(conv(3, "output_res5")(maps["res5"]))
         for stage in ("res4", "res3", "res2"):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 NORM_EPSILON = 1e-5  # PyTorch's default for batch and group norm
-GROUP_NORM_GROUPS = 32  # Wu & He, 2018
+NORM_GROUPS = 32  # Wu & He, 2018
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # He et al., table 1
 
@@ -36,10 +36,10 @@ class FrozenBatchNorm(nn.Module):
         ).reshape(leading + shape)
 
 
-def group_norm(channels: int, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """Group norm with PyTorch's epsilon; fewer groups where there are fewer channels."""
+def group_norm(groups: int, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
+    """Group norm with PyTorch's epsilon."""
     return nn.GroupNorm(
-        num_groups=min(GROUP_NORM_GROUPS, channels),
+        num_groups=groups,
         epsilon=NORM_EPSILON,
         use_fast_variance=False,
         dtype=dtype,
@@ -54,6 +54,7 @@ class ConvNorm(nn.Module):
     kernel: int
     stride: int = 1
     norm: str = "frozen_batch"
+    norm_groups: int = NORM_GROUPS
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -72,7 +73,7 @@ class ConvNorm(nn.Module):
         if self.norm == "frozen_batch":
             return FrozenBatchNorm(self.dtype, name="norm")(x)
         if self.norm == "group":
-            return group_norm(self.features, self.dtype, "norm")(x)
+            return group_norm(self.norm_groups, self.dtype, "norm")(x)
         raise ValueError(f"backbone norm '{self.norm}': choose 'frozen_batch' or 'group'")
 
 
@@ -97,12 +98,13 @@ class Bottleneck(nn.Module):
     bottleneck: int
     stride: int
     norm: str
+    norm_groups: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [B, H, W, C] to [B, H / stride, W / stride, features]."""
-        kind = {"norm": self.norm, "dtype": self.dtype}
+        kind = {"norm": self.norm, "norm_groups": self.norm_groups, "dtype": self.dtype}
         y = nn.relu(ConvNorm(self.bottleneck, 1, **kind, name="conv1")(x))
         y = nn.relu(ConvNorm(self.bottleneck, 3, self.stride, **kind, name="conv2")(y))
         y = ConvNorm(self.features, 1, **kind, name="conv3")(y)
@@ -120,6 +122,8 @@ class ResNet(nn.Module):
         bottleneck_width: channels inside the blocks of the first stage (64); doubles every stage.
         stage_width: channels that come out of the first stage (256); doubles every stage.
         norm: `frozen_batch` (a pretrained backbone) or `group` (training from nothing).
+        norm_groups: of the group norm. Few channels want few groups: a group of one channel is
+            blown up to unit variance where it has nothing to say.
         dtype: what to compute in; parameters are float32.
     """
 
@@ -128,6 +132,7 @@ class ResNet(nn.Module):
     bottleneck_width: int = 64
     stage_width: int = 256
     norm: str = "frozen_batch"
+    norm_groups: int = NORM_GROUPS
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -137,7 +142,7 @@ class ResNet(nn.Module):
         H and W are multiples of 32.
         """
         x = images_bhwc.astype(self.dtype)
-        stem = ConvNorm(self.stem_width, 7, 2, self.norm, self.dtype, name="stem")
+        stem = ConvNorm(self.stem_width, 7, 2, self.norm, self.norm_groups, self.dtype, name="stem")
         x = nn.relu(stem(x))
         x = max_pool(x)
         maps = {}
@@ -148,6 +153,7 @@ class ResNet(nn.Module):
                     bottleneck=self.bottleneck_width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
                     norm=self.norm,
+                    norm_groups=self.norm_groups,
                     dtype=self.dtype,
                     name=f"res{stage + 2}_{index}",
                 )(x)
