@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from zegformer_jax.models.clip import ClipConfig
+from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.resnet import ResNet
 from zegformer_jax.models.transformer import TransformerDecoder
@@ -19,6 +20,7 @@ CASES = [(name, variant) for name, variants in VARIANTS.items() for variant in v
 FREE = ("dataset.options",)  # of the data set's own builder; tests below
 # Sections that are handed over whole, and the class whose attributes they are.
 MODULES = {
+    "model": Grouper,
     "model.backbone": ResNet,
     "model.pixel_decoder": PixelDecoder,
     "model.transformer": TransformerDecoder,

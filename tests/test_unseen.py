@@ -23,8 +23,9 @@ SIZES = {
         "bottleneck_width": 4,
         "stage_width": 4,
         "norm": "group",
+        "norm_groups": 2,
     },
-    "pixel_decoder": {"width": 4, "mask_width": 4},
+    "pixel_decoder": {"width": 4, "mask_width": 4, "norm_groups": 2},
     "transformer": {"queries": 6, "width": 8, "layers": 1, "heads": 2, "mlp_width": 8},
 }
 WEIGHTS = SimpleNamespace(

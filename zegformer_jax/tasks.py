@@ -130,7 +130,7 @@ def segmentation_task(config: ConfigDict, workdir: Path) -> Task:
 
     def init(key: jax.Array) -> Variables:
         side = config.input.crop_size
-        variables = model.init(key, jnp.zeros((1, side, side, 3)), jnp.asarray(text_cd))
+        variables = jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)), jnp.asarray(text_cd))
         if config.model.start_from:
             start = experiment.resolve(config.model.start_from, workdir)
             return hand_over(variables, experiment.load_variables(start), start)
@@ -194,7 +194,7 @@ def clip_task(config: ConfigDict, workdir: Path) -> Task:
     def init(key: jax.Array) -> Variables:
         side, length = config.clip.image_size, config.clip.context_length
         tokens = jnp.zeros((1, length), jnp.int32)
-        variables = model.init(key, jnp.zeros((1, side, side, 3)), tokens)
+        variables = jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)), tokens)
         scale = jnp.log(jnp.float32(config.clip.initial_logit_scale))
         return {"params": variables["params"] | {"logit_scale": scale}}
 

@@ -1,5 +1,7 @@
 """DETR's transformer decoder (Carion et al., 2020), post-norm, with learned queries."""
 
+import warnings
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -54,8 +56,8 @@ class DecoderLayer(nn.Module):
         """Updates the queries' states [B, Q, width] once from the memory [B, K, width]."""
         width = states_bqd.shape[-1]
 
-        def attention(name: str) -> nn.MultiHeadDotProductAttention:
-            return nn.MultiHeadDotProductAttention(
+        def attend(name: str, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+            attention = nn.MultiHeadDotProductAttention(
                 self.heads,
                 dropout_rate=self.dropout,
                 broadcast_dropout=False,
@@ -64,6 +66,10 @@ class DecoderLayer(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )
+            with warnings.catch_warnings():
+                # Where there are as many tokens as channels, flax takes the values for a mask.
+                warnings.filterwarnings("ignore", "You are passing an array of shape")
+                return attention(queries, keys, values)
 
         def dense(features: int, name: str) -> nn.Dense:
             init = nn.initializers.xavier_uniform()
@@ -73,9 +79,9 @@ class DecoderLayer(nn.Module):
             return nn.Dropout(self.dropout, deterministic=deterministic)(x)
 
         keyed = states_bqd + queries_bqd
-        y = attention("self_attention")(keyed, keyed, states_bqd)
+        y = attend("self_attention", keyed, keyed, states_bqd)
         x = layer_norm(self.dtype, "norm1")(states_bqd + drop(y))
-        y = attention("cross_attention")(x + queries_bqd, memory_bkd + positions_bkd, memory_bkd)
+        y = attend("cross_attention", x + queries_bqd, memory_bkd + positions_bkd, memory_bkd)
         x = layer_norm(self.dtype, "norm2")(x + drop(y))
         y = dense(width, "linear2")(drop(nn.relu(dense(self.mlp_width, "linear1")(x))))
         return layer_norm(self.dtype, "norm3")(x + drop(y))
