@@ -22,7 +22,7 @@ from zegformer_jax.segments import segment_features, upsample_masks
 from zegformer_jax.vocabulary import Vocabulary
 
 METHODS = {
-    "zegformer": ("grouper", "clip", "ensemble_all", "ensemble"),
+    "zegformer": ("grouper", "clip", "ensemble", "ensemble_all"),
     "per_pixel": ("per_pixel",),
 }
 OVERLAP = ("segments", "overlap")  # beside the (method, vocabulary) of the confusion counts
