@@ -13,9 +13,9 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     """Gives one of the three trainings with tiny sizes and a few steps."""
     config = openmoji.get_config(kind).unlock()
     config.model.backbone.update(
-        blocks=(1, 1, 1, 1), stem_width=8, bottleneck_width=8, stage_width=16
+        blocks=(1, 1, 1, 1), stem_width=8, bottleneck_width=8, stage_width=16, norm_groups=4
     )
-    config.model.pixel_decoder.update(width=16, mask_width=16)
+    config.model.pixel_decoder.update(width=16, mask_width=16, norm_groups=4)
     config.model.transformer.update(queries=8, width=16, layers=2, heads=2, mlp_width=16)
     config.clip.update(
         image_size=16, patch_size=8, vision_width=16, vision_layers=1, vision_heads=2,
