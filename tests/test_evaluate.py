@@ -35,7 +35,7 @@ def records(finished):
 def test_the_confusion_is_that_of_the_label_maps(whole, records):
     assert len(whole.examples) == len(records) == shrunk.VALIDATION_SCENES
     expected = sum(counted(truth, prediction, 20) for _, truth, prediction in whole.examples)
-    np.testing.assert_array_equal(whole.confusion["ensemble", HEADLINE], expected)
+    np.testing.assert_array_equal(whole.confusion["ensemble_all", HEADLINE], expected)
     scenes = {image.tobytes() for image, _, _ in whole.examples}
     assert scenes == {record["image"].tobytes() for record in records}
 

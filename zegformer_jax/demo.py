@@ -21,7 +21,7 @@ METHOD_NAMES = {
     "grouper": "ZegFormer-seg (grouper only)",
     "clip": "CLIP only",
     "ensemble": "ZegFormer (ensemble)",
-    "ensemble_all": "ZegFormer (ensemble, all classes)",
+    "ensemble_all": "ZegFormer (ensemble_all)",
 }
 STAGE_NAMES = {
     "clip": "train CLIP on pictures and captions",
