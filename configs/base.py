@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"  # what to compute in: float32 or bfloat16; parameters are float32
 
     config.model = ConfigDict()
-    config.model.kind = "zegformer"  # what to train: zegformer, per_pixel or clip
+    config.model.kind = "zegformer"  # what to train: zegformer, per_pixel, classifier or clip
     config.model.backbone = ConfigDict()
     config.model.backbone.blocks = (3, 4, 6, 3)  # bottlenecks of each stage
     config.model.backbone.stem_width = 64  # channels of the 7x7 stem
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model.transformer.heads = 8  # attention heads
     config.model.transformer.mlp_width = 2048  # hidden channels of the feed-forward part
     config.model.transformer.dropout = 0.1  # of attention weights and residual branches
-    # A workdir whose latest backbone and pixel decoder are the start; relative to this workdir.
+    # A workdir whose backbone, and pixel decoder if any, are the start; relative to this workdir.
     config.model.start_from = ""
 
     config.clip = ConfigDict()

@@ -1,7 +1,9 @@
 """OpenMoji-VOC: the whole method on a laptop.
 
-`configs/openmoji.py` trains the grouper, `:per_pixel` the baseline whose backbone and pixel
-decoder it starts from, `:clip` the small CLIP that both use. `./run.sh` trains them in that order.
+`configs/openmoji.py` trains the grouper; `:clip` the small CLIP that names its segments;
+`:classifier` the backbone's start, which is ImageNet's part elsewhere; `:per_pixel` the baseline,
+from that start, whose backbone and pixel decoder the grouper starts from. `./run.sh` trains CLIP,
+classifier, baseline and grouper in that order.
 """
 
 from ml_collections import ConfigDict
@@ -10,14 +12,15 @@ from configs import base
 
 
 def get_config(kind: str = "zegformer") -> ConfigDict:
-    """Gives the configuration of one of the three trainings."""
+    """Gives the configuration of one of the four trainings."""
     config = base.get_config().unlock()
     config.model.kind = kind
     # ResNet and FPN for scenes of 96 pixels: 2.1 million parameters with the transformer.
     config.model.backbone.update(
-        blocks=(1, 1, 2, 1), stem_width=32, bottleneck_width=32, stage_width=64, norm="group"
-    )
-    config.model.pixel_decoder.update(width=64, mask_width=64)
+        blocks=(1, 1, 2, 1), stem_width=32, bottleneck_width=32, stage_width=64, norm="group",
+        norm_groups=4,
+    )  # fmt: skip
+    config.model.pixel_decoder.update(width=64, mask_width=64, norm_groups=4)
     config.model.transformer.update(
         queries=16, width=128, layers=3, heads=4, mlp_width=256, dropout=0.0
     )
@@ -30,7 +33,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     config.input.update(
         batch_size=16, crop_size=96, short_sides=(80, 88, 96, 104, 112, 120, 128), max_long_side=384
     )
-    config.loss.update(max_targets=6, class_weight=2.0)
+    config.loss.update(max_targets=5, class_weight=2.0)
     config.optimiser.update(learning_rate=8e-4, clip_norm=0.1, warmup_steps=100)
     config.optimiser.groups = base.get_config().optimiser.groups[1:]  # the backbone trains fully
     config.train.update(steps=1500, log_every=25, checkpoint_every=500)
@@ -46,10 +49,17 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     if kind == "zegformer":
         config.model.start_from = "per_pixel"
     elif kind == "per_pixel":
+        config.model.start_from = "../classifier"
         config.clip.source = "../clip"
         config.dataset.directory = "../data"
-        config.train.steps = 400
+        config.train.steps = 250
         config.optimiser.learning_rate = 1e-3
+    elif kind == "classifier":
+        config.clip.source = "../clip"
+        config.dataset.directory = "../data"
+        config.input.batch_size = 128
+        config.train.steps = 250
+        config.optimiser.update(learning_rate=2e-3, weight_decay=0.05, clip_norm=1.0)
     elif kind == "clip":
         config.dataset.directory = "../data"
         config.input.batch_size = 128
@@ -63,5 +73,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
             ("logit_scale", {"weight_decay": 0.0, "learning_rate": 0.0}),
         )
     else:
-        raise ValueError(f"configs/openmoji.py:{kind}: choose clip, per_pixel or zegformer")
+        raise ValueError(
+            f"configs/openmoji.py:{kind}: choose clip, classifier, per_pixel or zegformer"
+        )
     return config.lock()

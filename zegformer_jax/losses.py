@@ -8,7 +8,7 @@ import optax
 
 FOCAL_ALPHA = 0.25  # Lin et al., 2017 (RetinaNet); gamma is 2
 NO_OBJECT_WEIGHT = 0.1  # DETR, section 4
-DICE_SMOOTH = 0.5  # optax adds twice this to numerator and denominator: the "+ 1" of MaskFormer
+DICE_SMOOTH = 1.0  # added to numerator and denominator; MaskFormer
 
 
 class Targets(NamedTuple):
@@ -91,6 +91,22 @@ def class_loss(
     return (weights_bq * cross_entropy_bq).sum(), weights_bq.sum()
 
 
+def focal_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Focal loss of every pixel with gamma 2 (RetinaNet, 2017, equation 5).
+
+    The square is written out: with a general power, as in `optax.losses.sigmoid_focal_loss`, the
+    mask losses and their gradient took 6 times as long on a CPU.
+
+    Args:
+        logits: float of any shape.
+        targets: bool of the same shape.
+    """
+    probability = jax.nn.sigmoid(logits)
+    wrong = jnp.where(targets, 1 - probability, probability)
+    cross_entropy = jax.nn.softplus(jnp.where(targets, -logits, logits))
+    return jnp.where(targets, FOCAL_ALPHA, 1 - FOCAL_ALPHA) * wrong**2 * cross_entropy
+
+
 def mask_losses(
     mask_logits_bqhw: jax.Array, targets: Targets, matched_bn: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -101,14 +117,12 @@ def mask_losses(
     logits_bnhw = jax.image.resize(
         matched_bnhw, targets.masks_bnhw.shape, "bilinear", antialias=False
     )
+    focal_bn = focal_loss(logits_bnhw, targets.masks_bnhw).mean((2, 3))
     masks_bnhw = targets.masks_bnhw.astype(jnp.float32)
-    focal_bn = optax.losses.sigmoid_focal_loss(
-        logits_bnhw, masks_bnhw, alpha=FOCAL_ALPHA, gamma=2.0
-    ).mean((2, 3))
     probability = jax.nn.sigmoid(logits_bnhw)
     overlap_bn = 2 * (probability * masks_bnhw).sum((2, 3))
     total_bn = probability.sum((2, 3)) + masks_bnhw.sum((2, 3))
-    dice_bn = 1 - (overlap_bn + 2 * DICE_SMOOTH) / (total_bn + 2 * DICE_SMOOTH)
+    dice_bn = 1 - (overlap_bn + DICE_SMOOTH) / (total_bn + DICE_SMOOTH)
     return (focal_bn * targets.valid_bn).sum(), (dice_bn * targets.valid_bn).sum()
 
 

@@ -1,4 +1,4 @@
-"""What can be trained: the grouper, the per-pixel baseline and a small CLIP."""
+"""What can be trained, and the tasks of segmentation: the grouper and the per-pixel baseline."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,14 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from zegformer_jax import experiment, losses, matching
-from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD, ClipConfig
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.pretrained.clip import save_clip
-from zegformer_jax.text import load_templates, train_tokenizer
 
-MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5
-LENGTH_STEP = 8  # token arrays are cut to a multiple of this
 STARTED_PARTS = ("backbone", "pixel_decoder")  # what model.start_from hands over
 
 Batch = dict[str, jax.Array]
@@ -51,8 +46,12 @@ def make_task(config: ConfigDict, workdir: Path) -> Task:
     Raises:
         ValueError: the kind is not known.
     """
+    from zegformer_jax import picture_tasks
+
     if config.model.kind == "clip":
-        return clip_task(config, workdir)
+        return picture_tasks.clip_task(config, workdir)
+    if config.model.kind == "classifier":
+        return picture_tasks.classifier_task(config, workdir)
     return segmentation_task(config, workdir)
 
 
@@ -157,7 +156,7 @@ def segmentation_task(config: ConfigDict, workdir: Path) -> Task:
 
 
 def hand_over(variables: Variables, start: Variables, source: Path) -> Variables:
-    """Replaces backbone and pixel decoder by those of another model.
+    """Replaces the backbone, and the pixel decoder if there is one, by those of another model.
 
     Raises:
         ValueError: their parameters have other names or shapes.
@@ -165,62 +164,10 @@ def hand_over(variables: Variables, start: Variables, source: Path) -> Variables
     merged = {name: dict(tree) for name, tree in variables.items()}
     for collection, tree in merged.items():
         for part in STARTED_PARTS:
-            if part not in tree:
+            new = start.get(collection, {}).get(part)
+            if part not in tree or new is None:
                 continue
-            new = start[collection][part]
             if jax.tree.map(np.shape, new) != jax.tree.map(np.shape, tree[part]):
                 raise ValueError(f"{source}: its {part} has other sizes than model.{part}")
             tree[part] = new
     return merged
-
-
-def clip_task(config: ConfigDict, workdir: Path) -> Task:
-    """Trains a small CLIP on pictures and captions of every class, never on scenes or masks."""
-    from zegformer_jax.input import openmoji
-
-    prompts = (config.clip.grouper_prompts, config.clip.classifier_prompts)
-    templates = tuple(dict.fromkeys(t for name in prompts for t in load_templates(name)))
-    pictures = openmoji.load_pictures(experiment.resolve(config.dataset.directory, workdir))
-    names = [*pictures.vocabulary.names, *pictures.titles]
-    captions = [template.format(name) for name in names for template in templates]
-    tokenizer = train_tokenizer(captions, config.clip.vocab_size, config.clip.context_length)
-    # Attention is causal: padding beyond the longest caption changes nothing but the time.
-    used = -(-int((tokenizer(captions) != 0).sum(1).max()) // LENGTH_STEP) * LENGTH_STEP
-    fields = config.clip.to_dict()
-    sizes = {name: fields[name] for name in ClipConfig.__dataclass_fields__ if name in fields}
-    sizes |= {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.end_id}
-    model = CLIP(ClipConfig(**sizes))
-
-    def init(key: jax.Array) -> Variables:
-        side, length = config.clip.image_size, config.clip.context_length
-        tokens = jnp.zeros((1, length), jnp.int32)
-        variables = jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)), tokens)
-        scale = jnp.log(jnp.float32(config.clip.initial_logit_scale))
-        return {"params": variables["params"] | {"logit_scale": scale}}
-
-    def loss(params, constants, context, batch, key):
-        del constants, context, key
-        images = normalise_images(batch["image"], None, CLIP_MEAN, CLIP_STD)
-        image_bd, text_bd, scale = model.apply({"params": params}, images, batch["tokens"])
-        scale = jnp.minimum(scale, MAX_LOGIT_SCALE)
-        loss = losses.contrastive_loss(image_bd, text_bd, scale, batch["picture_class"])
-        return loss, {"loss": loss, "logit_scale": scale}
-
-    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        for batch in openmoji.contrastive_batches(
-            pictures,
-            vocabulary=pictures.vocabulary,
-            templates=templates,
-            batch_size=config.input.batch_size,
-            image_size=config.clip.image_size,
-            seed=config.seed,
-            start_step=start_step,
-            num_steps=config.train.steps - start_step,
-        ):
-            captions = batch.pop("caption")
-            yield batch | {"tokens": tokenizer(list(captions))[:, :used]}
-
-    def finish(params: Any) -> None:
-        save_clip(workdir, model.config, params, tokenizer)
-
-    return Task(init, loss, None, batches, finish)

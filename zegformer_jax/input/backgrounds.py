@@ -1,8 +1,13 @@
-"""Plain, varied backgrounds for the generated scenes: flat colours and low-frequency textures."""
+"""Plain, varied backgrounds for the generated scenes: flat colours and low-frequency textures.
+
+Their colours are muted, as those of most photographs are: saturated backgrounds drown the pictures.
+"""
 
 import numpy as np
 from PIL import Image
 
+BRIGHTNESS = (90, 235)  # grey levels, of a colour
+MAX_CHROMA = 35  # grey levels that a channel differs from that, to either side
 GRAIN_PROBABILITY = 0.5
 MAX_GRAIN = 12  # grey levels to either side
 
@@ -22,7 +27,8 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
     if kind == 0:
         image_hw3 = np.broadcast_to(_colour(rng), (height, width, 3)).astype(np.float32)
     elif kind == 1:
-        image_hw3 = _smooth_noise(rng, height, width, "RGB")
+        noise_hw3 = _smooth_noise(rng, height, width, "RGB")
+        image_hw3 = _colour(rng) + (noise_hw3 - 128) * np.float32(MAX_CHROMA / 128)
     else:
         draw = (_gradient, _stripes, _checkers, _blobs)[kind - 2]
         mix_hw1 = draw(rng, height, width)[..., None]
@@ -35,7 +41,8 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 256, 3).astype(np.float32)
+    chroma_3 = rng.uniform(-MAX_CHROMA, MAX_CHROMA, 3)
+    return np.clip(rng.uniform(*BRIGHTNESS) + chroma_3, 0, 255).astype(np.float32)
 
 
 def _ramp(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

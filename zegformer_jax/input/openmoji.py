@@ -22,8 +22,8 @@ NUM_VOC_CLASSES = 20  # they come first in the table
 SPLITS = {"train": 0, "validation": 1}
 
 OBJECTS_PER_SCENE = (2, 5)
-OBJECT_SIZE = (0.25, 0.6)  # the longer side of an object over the shorter side of the scene
-MIN_VISIBLE = 0.25  # of an object's pixels; what would leave less is placed anew
+OBJECT_SIZE = (0.3, 0.65)  # the longer side of an object over the shorter side of the scene
+MIN_VISIBLE = 0.4  # of an object's pixels; what would leave less is placed anew
 PLACEMENT_TRIES = 6
 
 TRAINING_VOC_SHARE = 0.4  # of the draws in training scenes
@@ -58,7 +58,7 @@ def make_scene(
 
     Returns:
       image uint8 RGB [h, w, 3] and label uint8 [h, w]: the class of the topmost object whose
-      opacity is over one half, 255 where there is none. At least a quarter of each object shows.
+      opacity is over one half, 255 where there is none; of each object `MIN_VISIBLE` shows.
     """
     height, width = size
     cumulative = np.cumsum(class_shares if class_shares is not None else _even_shares(pictures))
@@ -171,8 +171,9 @@ def contrastive_batches(
     seed: int,
     start_step: int = 0,
     num_steps: int,
+    seen_only: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields (crop, caption) pairs for training a small CLIP on single pictures of all classes.
+    """Yields (crop, caption) pairs of single pictures, of all classes unless told otherwise.
 
     A crop is made as the segment classifier makes its input: the object's box, stretched to a
     square, in most cases with CLIP's mean colour outside the object's rough mask. A batch of at
@@ -188,6 +189,7 @@ def contrastive_batches(
       seed: at least 0.
       start_step: number of the first batch.
       num_steps: how many batches.
+      seen_only: leaves out the pictures of unseen classes.
 
     Yields:
       `image` uint8 RGB [b, s, s, 3], `caption` array of b texts (a template filled with a class
@@ -201,10 +203,12 @@ def contrastive_batches(
         raise ValueError(f"contrastive_batches: the vocabulary has {counts}")
     if not templates:
         raise ValueError("contrastive_batches: templates is empty")
+    shown = np.asarray(vocabulary.seen)[pictures.picture_class] | (not seen_only)
+    candidates = np.flatnonzero(shown)
     for step in range(start_step, start_step + num_steps):
         rng = np.random.default_rng([seed, PAIRS_STREAM, step])
-        rounds = -(-batch_size // len(pictures.codes))
-        order = np.concatenate([rng.permutation(len(pictures.codes)) for _ in range(rounds)])
+        rounds = -(-batch_size // len(candidates))
+        order = np.concatenate([rng.permutation(candidates) for _ in range(rounds)])
         chosen = order[:batch_size]
         images, captions = [], []
         backgrounds = [

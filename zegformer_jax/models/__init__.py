@@ -5,19 +5,20 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from zegformer_jax.models.classifier import Classifier
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.per_pixel import PerPixel
 from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.resnet import ResNet
 from zegformer_jax.models.transformer import TransformerDecoder
 
-KINDS = ("zegformer", "per_pixel")
+KINDS = ("zegformer", "per_pixel", "classifier")
 
 
 def build(
     kind: str, sizes: Mapping[str, Any], embed_dim: int, dtype: str = "float32"
-) -> Grouper | PerPixel:
-    """Makes a grouper (`zegformer`) or the per-pixel baseline (`per_pixel`).
+) -> Grouper | PerPixel | Classifier:
+    """Makes a grouper (`zegformer`), the baseline (`per_pixel`) or their start (`classifier`).
 
     Args:
         kind: one of `KINDS`.
@@ -33,10 +34,12 @@ def build(
     backbone = dict(sizes["backbone"])
     parts = {
         "backbone": ResNet(**backbone | {"blocks": tuple(backbone["blocks"])}, dtype=compute),
-        "pixel_decoder": PixelDecoder(**sizes["pixel_decoder"], dtype=compute),
         "embed_dim": embed_dim,
         "dtype": compute,
     }
+    if kind == "classifier":
+        return Classifier(**parts)
+    parts["pixel_decoder"] = PixelDecoder(**sizes["pixel_decoder"], dtype=compute)
     if kind == "per_pixel":
         return PerPixel(**parts)
     if kind == "zegformer":

@@ -1,0 +1,113 @@
+"""Tasks on single pictures: a small CLIP, and a backbone's start where there is no ImageNet."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from zegformer_jax import experiment, losses
+from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD, ClipConfig
+from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.pretrained.clip import save_clip
+from zegformer_jax.tasks import Task, Variables
+from zegformer_jax.text import load_templates, train_tokenizer
+
+MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5
+LENGTH_STEP = 8  # token arrays are cut to a multiple of this
+
+
+def clip_task(config: ConfigDict, workdir: Path) -> Task:
+    """Trains a small CLIP on pictures and captions of every class, never on scenes or masks."""
+    from zegformer_jax.input import openmoji
+
+    prompts = (config.clip.grouper_prompts, config.clip.classifier_prompts)
+    templates = tuple(dict.fromkeys(t for name in prompts for t in load_templates(name)))
+    pictures = openmoji.load_pictures(experiment.resolve(config.dataset.directory, workdir))
+    names = [*pictures.vocabulary.names, *pictures.titles]
+    captions = [template.format(name) for name in names for template in templates]
+    tokenizer = train_tokenizer(captions, config.clip.vocab_size, config.clip.context_length)
+    # Attention is causal: padding beyond the longest caption changes nothing but the time.
+    used = -(-int((tokenizer(captions) != 0).sum(1).max()) // LENGTH_STEP) * LENGTH_STEP
+    fields = config.clip.to_dict()
+    sizes = {name: fields[name] for name in ClipConfig.__dataclass_fields__ if name in fields}
+    sizes |= {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.end_id}
+    model = CLIP(ClipConfig(**sizes))
+
+    def init(key: jax.Array) -> Variables:
+        side, length = config.clip.image_size, config.clip.context_length
+        tokens = jnp.zeros((1, length), jnp.int32)
+        variables = jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)), tokens)
+        scale = jnp.log(jnp.float32(config.clip.initial_logit_scale))
+        return {"params": variables["params"] | {"logit_scale": scale}}
+
+    def loss(params, constants, context, batch, key):
+        del constants, context, key
+        images = normalise_images(batch["image"], None, CLIP_MEAN, CLIP_STD)
+        image_bd, text_bd, scale = model.apply({"params": params}, images, batch["tokens"])
+        scale = jnp.minimum(scale, MAX_LOGIT_SCALE)
+        loss = losses.contrastive_loss(image_bd, text_bd, scale, batch["picture_class"])
+        return loss, {"loss": loss, "logit_scale": scale}
+
+    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        for batch in openmoji.contrastive_batches(
+            pictures,
+            vocabulary=pictures.vocabulary,
+            templates=templates,
+            batch_size=config.input.batch_size,
+            image_size=config.clip.image_size,
+            seed=config.seed,
+            start_step=start_step,
+            num_steps=config.train.steps - start_step,
+        ):
+            captions = batch.pop("caption")
+            yield batch | {"tokens": tokenizer(list(captions))[:, :used]}
+
+    def finish(params: Any) -> None:
+        save_clip(workdir, model.config, params, tokenizer)
+
+    return Task(init, loss, None, batches, finish)
+
+
+def classifier_task(config: ConfigDict, workdir: Path) -> Task:
+    """Trains the backbone to name single pictures of the seen classes, as ImageNet would."""
+    from zegformer_jax.input import openmoji
+
+    pictures = openmoji.load_pictures(experiment.resolve(config.dataset.directory, workdir))
+    vocabulary, side = pictures.vocabulary, config.clip.image_size
+    seen = vocabulary.select(vocabulary.seen_indices)
+    clip = experiment.load_clip_of(config, workdir)
+    text_cd = experiment.embed_names(clip, seen.names, config.clip.grouper_prompts)
+    model = experiment.build_model(config, clip.config.embed_dim)
+
+    def init(key: jax.Array) -> Variables:
+        return jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)), jnp.asarray(text_cd))
+
+    def loss(params, constants, text_cd, batch, key):
+        del key
+        images = normalise_images(batch["image"])
+        logits_bc = model.apply({"params": params, "constants": constants}, images, text_cd)
+        wanted_b = batch["picture_class"].astype(jnp.int32)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits_bc, wanted_b).mean()
+        return loss, {"loss": loss, "accuracy": (logits_bc.argmax(-1) == wanted_b).mean()}
+
+    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        table = vocabulary.training_table()
+        for batch in openmoji.contrastive_batches(
+            pictures,
+            vocabulary=vocabulary,
+            templates=("{}",),
+            batch_size=config.input.batch_size,
+            image_size=side,
+            seed=config.seed,
+            start_step=start_step,
+            num_steps=config.train.steps - start_step,
+            seen_only=True,
+        ):
+            yield {"image": batch["image"], "picture_class": table[batch["picture_class"]]}
+
+    return Task(init, loss, jnp.asarray(text_cd), batches)
