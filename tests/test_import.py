@@ -58,7 +58,7 @@ for kind in models.KINDS:
         print(sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["pixel_decoder"])))
 print(time.process_time() - start)
 """
-    *counts, seconds = run(code)
+    *counts, classifier, _, seconds = run(code)
     print(f"building the models: {float(seconds):.1f} s of processor time")
     grouper, constants, pixel_decoder, per_pixel, same_constants = map(int, counts)
     assert (grouper, constants) == (41_348_032, 106_240)
@@ -67,3 +67,5 @@ print(time.process_time() - start)
     transformer_and_heads = 10_352_640
     assert per_pixel == grouper - transformer_and_heads + 256 * 512 + 512
     assert same_constants == constants
+    # The classifier has the backbone and a projection of res5.
+    assert int(classifier) == grouper - transformer_and_heads - pixel_decoder + 2048 * 512 + 512

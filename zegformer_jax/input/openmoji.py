@@ -22,11 +22,12 @@ NUM_VOC_CLASSES = 20  # they come first in the table
 SPLITS = {"train": 0, "validation": 1}
 
 OBJECTS_PER_SCENE = (2, 5)
-OBJECT_SIZE = (0.3, 0.65)  # the longer side of an object over the shorter side of the scene
+OBJECT_SIZE = (0.35, 0.65)  # the longer side of an object over the shorter side of the scene
 MIN_VISIBLE = 0.4  # of an object's pixels; what would leave less is placed anew
+MAX_BEYOND = 1 / 8  # of an object's side that may lie outside the scene
 PLACEMENT_TRIES = 6
 
-TRAINING_VOC_SHARE = 0.4  # of the draws in training scenes
+TRAINING_VOC_SHARE = 0.5  # of the draws in training scenes
 # Shares of the draws in validation scenes: VOC seen, VOC unseen, other seen, other unseen. They
 # give each unseen VOC class about 50 objects in 300 scenes.
 VALIDATION_SHARES = (0.3, 0.25, 0.25, 0.2)
@@ -96,8 +97,9 @@ def _place(
 ) -> bool:
     """Tries one place for the next object; paints it only if all objects stay visible."""
     height, width = patch_hw4.shape[:2]
-    top = int(rng.integers(-(height // 4), owner_hw.shape[0] - height + height // 4 + 1))
-    left = int(rng.integers(-(width // 4), owner_hw.shape[1] - width + width // 4 + 1))
+    beyond = [int(side * MAX_BEYOND) for side in (height, width)]
+    top = int(rng.integers(-beyond[0], owner_hw.shape[0] - height + beyond[0] + 1))
+    left = int(rng.integers(-beyond[1], owner_hw.shape[1] - width + beyond[1] + 1))
     rows = slice(max(top, 0), min(top + height, owner_hw.shape[0]))
     columns = slice(max(left, 0), min(left + width, owner_hw.shape[1]))
     visible_hw4 = patch_hw4[

@@ -17,10 +17,10 @@ from zegformer_jax.vocabulary import Vocabulary
 TABLE_PATH = Path(__file__).parents[2] / "data" / "vocabularies" / "openmoji_voc.json"
 RASTER_SIDE = 128  # pixels; objects are at most 77 pixels long in scenes of up to 128
 MARGIN = 2  # transparent pixels around a picture, so that bilinear sampling fades out
-MAX_ROTATION = 25.0  # degrees to either side
-GAIN = (0.75, 1.2)
-CHANNEL_GAIN = (0.88, 1.12)
-MAX_OFFSET = 20.0  # grey levels to either side
+MAX_ROTATION = 15.0  # degrees to either side
+GAIN = (0.8, 1.15)
+CHANNEL_GAIN = (0.92, 1.08)
+MAX_OFFSET = 12.0  # grey levels to either side
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,7 @@ def build(
 
     Args:
         kind: one of `KINDS`.
-        sizes: the modules' attributes by module: `backbone`, `pixel_decoder`, `transformer`;
-            and `memory`, the backbone's map that the transformer attends to.
+        sizes: the modules' attributes by module: `backbone`, `pixel_decoder`, `transformer`.
         embed_dim: size of the text embeddings.
         dtype: what to compute in.
 
@@ -44,5 +43,5 @@ def build(
         return PerPixel(**parts)
     if kind == "zegformer":
         transformer = TransformerDecoder(**sizes["transformer"], dtype=compute)
-        return Grouper(**parts, transformer=transformer, memory=sizes["memory"])
+        return Grouper(**parts, transformer=transformer)
     raise ValueError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")
