@@ -15,7 +15,8 @@ from zegformer_jax.models.resnet import ResNet
 from zegformer_jax.models.transformer import TransformerDecoder
 
 ROOT = Path(__file__).resolve().parent.parent
-VARIANTS = {"base": [()], "openmoji": [(), ("zegformer",), ("per_pixel",), ("classifier",), ("clip",)]}
+KINDS = ("zegformer", "per_pixel", "classifier", "clip")
+VARIANTS = {"base": [()], "openmoji": [(), *((kind,) for kind in KINDS)]}
 CASES = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 FREE = ("dataset.options",)  # of the data set's own builder; tests below
 # Sections that are handed over whole, and the class whose attributes they are.

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from zegformer_jax import losses, matching
@@ -45,6 +46,23 @@ def test_a_map_without_any_class_has_no_target_and_a_finite_loss():
     assert sums.targets == 0 and sums.mask_sum == 0 and sums.dice_sum == 0
     # Three queries, each with weight 0.1 and the cross entropy of a uniform guess among six.
     np.testing.assert_allclose(sums.class_sum / sums.class_weight, np.log(6), rtol=1e-6)
+
+
+def test_the_focal_loss_is_optaxs():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(40, 5)) * 8, jnp.float32)
+    wanted = jnp.asarray(rng.random((40, 5)) < 0.4)
+
+    def reference(x):
+        return optax.losses.sigmoid_focal_loss(x, wanted.astype(jnp.float32), alpha=0.25, gamma=2)
+
+    close = dict(rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(losses.focal_loss(logits, wanted), reference(logits), **close)
+    gradients = [
+        jax.grad(lambda x, f=f: f(x).sum())(logits)
+        for f in (reference, lambda x: losses.focal_loss(x, wanted))
+    ]
+    np.testing.assert_allclose(*gradients, **close)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def error_of(arguments, capsys, here):
     [
         (["train", OPENMOJI, "--workdir=w", "--config.model.typo=1"], ["train", "typo"]),
         (["train", OPENMOJI, "--workdir=w", "--config.train.steps=many"], ["steps", "many"]),
-        (["train", OPENMOJI + ":vit", "--workdir=w"], ["openmoji.py:vit", "clip, classifier, per_pixel"]),
+        (["train", OPENMOJI + ":vit", "--workdir=w"], ["openmoji.py:vit", "clip, classifier"]),
         (["train", "--config=configs/none.py", "--workdir=w"], ["configs/none.py", "no such"]),
         (["train", "--workdir=w"], ["train", "--config"]),
         (["train", OPENMOJI], ["train", "--workdir"]),

@@ -11,6 +11,7 @@ import shrunk
 from PIL import Image
 
 from zegformer_jax import checkpoints, demo, experiment, sharding, train
+from zegformer_jax.input import openmoji
 from zegformer_jax.optim import make_optimiser
 from zegformer_jax.tasks import make_task
 
@@ -39,7 +40,7 @@ def test_the_demo_leaves_a_whole_report(finished):
 
 
 def test_every_stage_is_announced(finished):
-    assert [line[:5] for line in finished.lines] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert [line[:5] for line in finished.lines] == ["[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]
     assert all("min left" in line for line in finished.lines)
 
 
@@ -69,6 +70,35 @@ def test_the_grouper_starts_from_the_baselines_backbone(finished):
     params = task.init(jax.random.key(0))["params"]
     for part in ("backbone", "pixel_decoder"):
         jax.tree.map(np.testing.assert_array_equal, params[part], start[part])
+
+
+def test_the_baseline_starts_from_the_classifiers_backbone(finished):
+    config = shrunk.beside(finished.workdir, "per_pixel")
+    start = experiment.load_variables(finished.workdir / "classifier")["params"]
+    params = make_task(config, finished.workdir).init(jax.random.key(0))["params"]
+    jax.tree.map(np.testing.assert_array_equal, params["backbone"], start["backbone"])
+
+
+def test_the_classifier_learns_seen_classes_by_their_places(finished, monkeypatch):
+    drawn = []
+    make_batches = openmoji.contrastive_batches
+
+    def watched(*arguments, **options):
+        for batch in make_batches(*arguments, **options):
+            drawn.append(batch["caption"])
+            yield batch
+
+    monkeypatch.setattr(openmoji, "contrastive_batches", watched)
+    task = make_task(shrunk.beside(finished.workdir, "classifier", steps=5), finished.workdir)
+    vocabulary = experiment.load_vocabulary("openmoji_voc")
+    seen = vocabulary.select(vocabulary.seen_indices)
+    pictures = openmoji.load_pictures(finished.workdir / "data")
+    titles = set(zip(pictures.titles, pictures.picture_class.tolist(), strict=True))
+    assert len(task.context) == len(seen)
+    for batch in task.batches(0):
+        for name, place in zip(drawn[-1], batch["picture_class"], strict=True):
+            full_place = vocabulary.names.index(seen.names[place])
+            assert name in seen.synonyms(place) or (name, full_place) in titles
 
 
 def test_a_start_of_other_sizes_is_refused(finished):
