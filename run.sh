@@ -122,7 +122,7 @@ install() {
   echo "run.sh: installing into $venv (Python $version, jax for $build; takes minutes) ..." >&2
   rm -rf -- "$venv"
   "$python" -m venv "$venv" || fail "$python could not make $venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --use-pep517 \
     "${packages[@]}" || fail "pip could not install requirements.txt into $venv (its reason is above)"
   # So that 'import zegformer_jax' works in this environment from any folder.
   echo "$root" >"$("$venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')/zegformer_jax.pth"
@@ -176,6 +176,7 @@ esac
 
 ensure_environment
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
+export TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-0} # TensorFlow only reads input here; spares a notice
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/zegformer_jax/xla}
 if [[ $1 == test ]]; then
   shift

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.model.pixel_decoder.width = 256  # channels of the feature pyramid
     config.model.pixel_decoder.mask_width = 256  # channels of the mask features
     config.model.pixel_decoder.norm_groups = 32  # of its group norms
+    config.model.memory = "res5"  # the backbone's map that the transformer attends to
     config.model.transformer = ConfigDict()
     config.model.transformer.queries = 100  # segments an image
     config.model.transformer.width = 256  # channels of a query

@@ -24,6 +24,8 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     config.model.transformer.update(
         queries=16, width=128, layers=3, heads=4, mlp_width=256, dropout=0.0
     )
+    # 6 x 6 pixels: res5 has 3 x 3 for up to five objects, too few to tell their names apart.
+    config.model.memory = "res4"
     config.clip.update(source="clip", patch_size=12)
     config.dataset.name = config.dataset.vocabulary = "openmoji_voc"
     config.dataset.options = ConfigDict(
@@ -32,9 +34,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     config.input.update(
         batch_size=8, crop_size=96, short_sides=(80, 88, 96, 104, 112, 120, 128), max_long_side=384
     )
-    # At the temperature of 0.01 the cross entropy's gradient is the largest by far while its names
-    # are still noise: with a weight of 1 the masks learned more slowly and the names no faster.
-    config.loss.update(max_targets=5, class_weight=0.3)
+    config.loss.max_targets = 5
     config.optimiser.update(learning_rate=5e-4, clip_norm=0.1, warmup_steps=100)
     config.optimiser.groups = base.get_config().optimiser.groups[1:]  # the backbone trains fully
     config.train.update(steps=3200, log_every=25, checkpoint_every=800)
@@ -43,7 +43,6 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
         batch_size=10,
         short_side=96,
         max_long_side=384,
-        gamma=0.0,
         scores="ensemble_all",  # the small grouper names seen classes worse than CLIP does
         clip_chunk=160,
     )

@@ -16,6 +16,7 @@ SEEN = (True, False, True, True, False, False, True)
 VOCABULARY = Vocabulary.from_names(list("abcdefg"), SEEN)
 UNSEEN, NUM_SEEN, IGNORE = (1, 4, 5), 4, 255
 SIZES = {
+    "memory": "res5",
     "backbone": {
         "blocks": (1, 1, 1, 1),
         "stem_width": 4,

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from zegformer_jax import models
 from zegformer_jax.checkpoints import FOLDER, Checkpoints
 from zegformer_jax.models.clip import CLIP, ClipConfig
-from zegformer_jax.pretrained.clip import load_clip
+from zegformer_jax.pretrained.clip import HUB_NAME, load_clip
 from zegformer_jax.text import DATA, Tokenizer, load_templates, text_embeddings
 from zegformer_jax.vocabulary import Vocabulary
 
@@ -110,8 +110,10 @@ def open_split(config: ConfigDict, workdir: Path, split: str) -> Any:
 
 def load_clip_of(config: ConfigDict, workdir: Path) -> LoadedClip:
     """Reads the experiment's CLIP from a folder or from the Hub."""
-    path = resolve(config.clip.source, workdir)
-    return LoadedClip(*load_clip(path if path.exists() else config.clip.source))
+    source = config.clip.source
+    path = resolve(source, workdir)
+    is_hub_name = HUB_NAME.fullmatch(source) and not path.exists()
+    return LoadedClip(*load_clip(source if is_hub_name else path))
 
 
 def embed_names(clip: LoadedClip, names: tuple[str, ...], prompts: str) -> np.ndarray:

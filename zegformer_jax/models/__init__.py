@@ -22,7 +22,8 @@ def build(
 
     Args:
         kind: one of `KINDS`.
-        sizes: the modules' attributes by module: `backbone`, `pixel_decoder`, `transformer`.
+        sizes: the modules' attributes by module: `backbone`, `pixel_decoder`, `transformer`;
+            and `memory`, the backbone's map that the transformer attends to.
         embed_dim: size of the text embeddings.
         dtype: what to compute in.
 
@@ -43,5 +44,5 @@ def build(
         return PerPixel(**parts)
     if kind == "zegformer":
         transformer = TransformerDecoder(**sizes["transformer"], dtype=compute)
-        return Grouper(**parts, transformer=transformer)
+        return Grouper(**parts, transformer=transformer, memory=sizes["memory"])
     raise ValueError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")

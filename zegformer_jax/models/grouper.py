@@ -52,6 +52,8 @@ class Grouper(nn.Module):
         pixel_decoder: gives the mask features.
         transformer: gives the queries' states.
         embed_dim: size of the text embeddings.
+        memory: which of the backbone's maps the queries attend to; `res5` in the paper, a finer
+            one where pictures are so small that res5 has a handful of pixels.
         dtype: what to compute in; parameters and logits are float32.
     """
 
@@ -59,6 +61,7 @@ class Grouper(nn.Module):
     pixel_decoder: PixelDecoder
     transformer: TransformerDecoder
     embed_dim: int = 512
+    memory: str = "res5"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -74,7 +77,7 @@ class Grouper(nn.Module):
         """
         maps = self.backbone(images_bhwc)
         features_bhwd = self.pixel_decoder(maps)
-        states_lbqd = self.transformer(maps["res5"], deterministic)
+        states_lbqd = self.transformer(maps[self.memory], deterministic)
         project = nn.Dense(self.embed_dim, dtype=self.dtype, name="class_projection")
         no_object_d = self.param("no_object", nn.initializers.normal(0.02), (self.embed_dim,))
         names_cd = jnp.concatenate([text_cd.astype(jnp.float32), no_object_d[None]])

@@ -4,6 +4,7 @@ No PyTorch: weights are read by safetensors, or from transformers 4's Flax file.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from zegformer_jax.pretrained.clip_tensors import (
 )
 from zegformer_jax.text import Tokenizer
 
+HUB_NAME = re.compile(r"[^./~][^/]*/[^/]+")  # owner/model
 OPENAI_VOCAB_SIZE = 49408
 OPENAI_HEAD_WIDTH = 64  # openai/CLIP model.py, build_model: heads = width // 64
 FLAX_WEIGHTS = "flax_model.msgpack"  # what some of OpenAI's repositories on the Hub have
@@ -129,8 +131,11 @@ def _locate(source: str | Path) -> Path:
     directory = Path(source).expanduser()
     if directory.is_dir():
         return directory
-    if not isinstance(source, str) or source.count("/") != 1 or source[0] in "./~":
-        raise FileNotFoundError(f"{source}: no such directory; a CLIP is a Hugging Face directory")
+    if not isinstance(source, str) or not HUB_NAME.fullmatch(source):
+        raise FileNotFoundError(
+            f"{source}: no CLIP here: give a Hugging Face directory or a name on the Hub, or "
+            "train a small one (./run.sh train --config=configs/openmoji.py:clip)"
+        )
     from huggingface_hub import snapshot_download
 
     small = ["*.json", "merges.txt"]
