@@ -44,8 +44,8 @@ STAGE_NAMES = {
 STAGE_MINUTES = {
     "clip": 3.0,
     "classifier": 1.5,
-    "per_pixel": 1.5,
-    "zegformer": 6.0,
+    "per_pixel": 1.75,
+    "zegformer": 6.5,
     "evaluate": 1.0,
 }
 SCENES_SHOWN = 8
