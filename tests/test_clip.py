@@ -348,7 +348,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, params, tokenizer):
 
 
 def test_missing_files_are_named(tmp_path, params, tokenizer):
-    with pytest.raises(FileNotFoundError, match="no-such-place: no such directory"):
+    with pytest.raises(FileNotFoundError, match="no-such-place: no CLIP here"):
         load_clip(tmp_path / "no-such-place")
     with pytest.raises(FileNotFoundError, match="config.json: no such file"):
         load_clip(tmp_path)

@@ -55,7 +55,7 @@ def error_of(arguments, capsys, here):
         (["train", OPENMOJI], ["train", "--workdir"]),
         (["train", OPENMOJI, "--workdir=w", "--wrong=1"], ["train", "wrong"]),
         (["train", OPENMOJI, "--workdir=w", "word"], ["train", "'word'"]),
-        (["train", OPENMOJI, "--workdir=w"], ["clip", "no such directory"]),
+        (["train", OPENMOJI, "--workdir=w"], ["w/clip", "no CLIP here"]),
         (["evaluate", OPENMOJI, "--workdir=w"], ["w: no checkpoint here: train"]),
         (["evaluate", OPENMOJI, "--workdir=w", "--config.eval.typo=1"], ["evaluate", "typo"]),
         (["predict", "x.png", "--classes=cat", "--workdir=w"], ["w: no trained model here"]),
