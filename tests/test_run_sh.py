@@ -142,6 +142,8 @@ def test_an_interrupted_installation_is_not_taken_for_a_ready_one(sandbox, numbe
         cwd=sandbox.folder,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # What runs in a shell's background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 20
     while not sandbox.calls("-m pip") and time.monotonic() < deadline:
