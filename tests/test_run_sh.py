@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -133,17 +134,23 @@ def test_a_failed_installation_is_not_taken_for_a_ready_one(sandbox):
     assert len(sandbox.calls("-m pip")) == 1
 
 
+# What runs in a shell's background ignores SIGINT, and its children inherit that.
+INTERRUPTIBLE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_installation_is_not_taken_for_a_ready_one(sandbox, number):
     sandbox.calls_file.write_text("")
     process = subprocess.Popen(
-        [str(sandbox.repository / "run.sh")],
+        [sys.executable, "-c", INTERRUPTIBLE, str(sandbox.repository / "run.sh")],
         env=sandbox.environment(FAKE_PIP_SECONDS="30"),
         cwd=sandbox.folder,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        # What runs in a shell's background ignores SIGINT, and its children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 20
     while not sandbox.calls("-m pip") and time.monotonic() < deadline:
