@@ -13,7 +13,7 @@ from PIL import Image
 from zegformer_jax import checkpoints, demo, experiment, sharding, train
 from zegformer_jax.input import openmoji
 from zegformer_jax.optim import make_optimiser
-from zegformer_jax.tasks import make_task
+from zegformer_jax.tasks import hand_over, make_task
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +106,12 @@ def test_a_start_of_other_sizes_is_refused(finished):
     config.model.pixel_decoder.width = 24
     with pytest.raises(ValueError, match="per_pixel: its pixel_decoder has other sizes"):
         make_task(config, finished.workdir).init(jax.random.key(0))
+
+
+def test_a_start_without_a_backbone_is_refused(tmp_path):
+    start = {"params": {"visual": {}}}
+    with pytest.raises(ValueError, match="no backbone to start from"):
+        hand_over({"params": {"backbone": {}}}, start, tmp_path)
 
 
 class Interrupted(Exception):

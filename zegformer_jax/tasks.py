@@ -159,8 +159,10 @@ def hand_over(variables: Variables, start: Variables, source: Path) -> Variables
     """Replaces the backbone, and the pixel decoder if there is one, by those of another model.
 
     Raises:
-        ValueError: their parameters have other names or shapes.
+        ValueError: the other model has no backbone, or its parameters have other names or shapes.
     """
+    if "backbone" not in start["params"]:
+        raise ValueError(f"{source}: its model has no backbone to start from (model.start_from)")
     merged = {name: dict(tree) for name, tree in variables.items()}
     for collection, tree in merged.items():
         for part in STARTED_PARTS:
