@@ -107,6 +107,7 @@ def classifier_task(config: ConfigDict, workdir: Path) -> Task:
             start_step=start_step,
             num_steps=config.train.steps - start_step,
             seen_only=True,
+            masked_share=0.0,  # a backbone sees whole scenes
         ):
             yield {"image": batch["image"], "picture_class": table[batch["picture_class"]]}
 
