@@ -1,27 +1,55 @@
 """Every field of an experiment, once. The defaults are the paper's (ResNet-50, ViT-B/16)."""
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
+
+# Fields of `model` by the names that stand after a config file's colon: He et al., 2016, table 1,
+# and Liu et al., 2021, section 3.3; windows of 12 where the backbone was pretrained at 384 pixels.
+BACKBONES: Mapping[str, Mapping[str, Mapping]] = {
+    "r50": {"backbone": {"blocks": (3, 4, 6, 3)}},
+    "r101": {"backbone": {"blocks": (3, 4, 23, 3)}},
+    "swin_t": {"swin": {"width": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}},
+    "swin_s": {"swin": {"width": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)}},
+    "swin_b": {
+        "swin": {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "window": 12}
+    },
+    "swin_l": {
+        "swin": {"width": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48), "window": 12}
+    },
+}
 
 
 def get_config() -> ConfigDict:
     """Gives the complete configuration that the experiments change."""
     config = ConfigDict()
     config.seed = 0  # of parameters, dropout, order and augmentation of the examples
-    config.dtype = "float32"  # what to compute in: float32 or bfloat16; parameters are float32
+    config.dtype = "float32"  # what training computes in, or bfloat16; parameters are float32
 
     config.model = ConfigDict()
     config.model.kind = "zegformer"  # what to train: zegformer, per_pixel, classifier or clip
     config.model.backbone = ConfigDict()
+    config.model.backbone.kind = "resnet"  # resnet, or swin with the sizes of model.swin
     config.model.backbone.blocks = (3, 4, 6, 3)  # bottlenecks of each stage
     config.model.backbone.stem_width = 64  # channels of the 7x7 stem
     config.model.backbone.bottleneck_width = 64  # channels inside the first stage's blocks
     config.model.backbone.stage_width = 256  # channels out of the first stage
     config.model.backbone.norm = "frozen_batch"  # frozen_batch (pretrained) or group (from nothing)
     config.model.backbone.norm_groups = 32  # of the group norm; 4 or more channels each
+    config.model.swin = ConfigDict()
+    config.model.swin.width = 96  # channels of the first stage
+    config.model.swin.depths = (2, 2, 6, 2)  # blocks of each stage
+    config.model.swin.heads = (3, 6, 12, 24)  # attention heads of each stage
+    config.model.swin.window = 7  # pixels of a window's side
+    config.model.swin.drop_path = 0.3  # stochastic depth of the last block; linear from 0
     config.model.pixel_decoder = ConfigDict()
     config.model.pixel_decoder.width = 256  # channels of the feature pyramid
     config.model.pixel_decoder.mask_width = 256  # channels of the mask features
     config.model.pixel_decoder.norm_groups = 32  # of its group norms
+    config.model.pixel_decoder.encoder_layers = 0  # transformer layers that res5 passes first
+    config.model.pixel_decoder.encoder_heads = 8  # their attention heads
+    config.model.pixel_decoder.encoder_mlp_width = 2048  # hidden channels of their MLPs
+    config.model.pixel_decoder.dropout = 0.1  # in them
     config.model.memory = "res5"  # the backbone's map that the transformer attends to
     config.model.transformer = ConfigDict()
     config.model.transformer.queries = 100  # segments an image
@@ -30,12 +58,19 @@ def get_config() -> ConfigDict:
     config.model.transformer.heads = 8  # attention heads
     config.model.transformer.mlp_width = 2048  # hidden channels of the feed-forward part
     config.model.transformer.dropout = 0.1  # of attention weights and residual branches
-    # A workdir whose backbone, and pixel decoder if any, are the start; relative to this workdir.
+    config.model.transformer.project_input = True  # a 1x1 convolution of what it attends to
+    # What the model starts from: another run's workdir (relative to this one), or a file: a
+    # pretrained backbone or a checkpoint, see README.md; "" for nothing.
     config.model.start_from = ""
+
+    # The baseline's word vectors (.npz of names and vectors); "" for CLIP's text embeddings.
+    config.model.word_vectors = ""
 
     config.clip = ConfigDict()
     # A Hugging Face folder (relative to the workdir, else to the current folder) or a Hub name.
     config.clip.source = "openai/clip-vit-base-patch16"
+    # Pixels of a side that CLIP sees a segment in; its positions are interpolated. 0: as trained.
+    config.clip.input_size = 0
     config.clip.grouper_prompts = "imagenet_select"  # prompt set of the grouper's class logits
     config.clip.classifier_prompts = "imagenet_select_clip"  # and of the segment classifier
     # The sizes of a CLIP that is trained here (model.kind clip); not read otherwise.
@@ -95,12 +130,29 @@ def get_config() -> ConfigDict:
     # Vocabularies to report, names in data/vocabularies; their classes are in the data set's
     # vocabulary. The first is the headline.
     config.eval.vocabularies = ("openmoji_voc",)
+    config.eval.dtype = "float32"  # what evaluation and prediction compute in, or bfloat16
     config.eval.batch_size = 8  # images a step, over all devices
     config.eval.short_side = 512  # pixels that the shorter side is resized to
     config.eval.max_long_side = 2048  # pixels
+    config.eval.grouper_prompts = ""  # prompt set of the grouper's class logits; "": as trained
     config.eval.scores = "ensemble"  # grouper, clip, ensemble or ensemble_all
     config.eval.ensemble_weight = 2 / 3  # of the grouper on seen classes; paper, section 4.1
     config.eval.crop_style = "cropmask"  # what CLIP sees of a segment: cropmask, crop or mask
     config.eval.gamma = 0.1  # subtracted from the seen classes' scores
     config.eval.clip_chunk = 25  # segments that CLIP encodes at once
     return config.lock()
+
+
+def set_backbone(config: ConfigDict, name: str) -> None:
+    """Gives an unlocked config a backbone of `BACKBONES`.
+
+    Raises:
+        ValueError: there is no such backbone.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"no backbone '{name}': choose one of {', '.join(BACKBONES)}")
+    for section, fields in BACKBONES[name].items():
+        config.model[section].update(fields)
+    if "swin" in BACKBONES[name]:
+        config.model.backbone.kind = "swin"  # its positions' biases are not decayed
+        config.optimiser.groups += ((".*relative_position_bias", {"weight_decay": 0.0}),)

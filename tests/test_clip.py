@@ -2,67 +2,57 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clips import VIT as SMALL
+from clips import random_params
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
-from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD, ClipConfig
+from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD, CLIPS, ClipConfig
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.pretrained.clip import _read_config, from_openai_state_dict, load_clip, save_clip
+from zegformer_jax.pretrained.clip import from_openai_state_dict, load_clip, save_clip
+from zegformer_jax.pretrained.clip_configs import from_hugging_face
 from zegformer_jax.pretrained.clip_tensors import (
     HUGGING_FACE,
     OPENAI,
+    parameter_shapes,
     published_tensors,
     read_parameters,
 )
 from zegformer_jax.text import train_tokenizer
 
-GOLDEN_TOLERANCE = 5e-6  # features of size 7.7; float32 on both sides
-VARIANTS = (
-    "clip_only_cropmask",
-    "ensemble_crop",
-    "ensemble_mask",
-    "ensemble_cropmask_calibrated",
-    "ensemble_all_classes",
-)
-# Every size differs from every other, so that no two axes can be swapped unseen.
-SMALL = ClipConfig(
-    image_size=24,
-    patch_size=8,
-    vision_width=12,
-    vision_layers=2,
-    vision_heads=3,
-    text_width=20,
-    text_layers=3,
-    text_heads=2,
-    vocab_size=530,
-    context_length=14,
-    embed_dim=6,
-    eos_token_id=529,
-)
+# Parameters and running statistics, as PyTorch counts open_clip 3.3.0's and openai/CLIP's models.
+COUNTS = {
+    "RN50": (102_007_137, 53_248),
+    "RN101": (119_688_033, 105_472),
+    "RN50x4": (178_300_601, 109_760),
+    "RN50x16": (290_979_217, 193_920),
+    "RN50x64": (623_258_305, 410_624),
+    "ViT-B/32": (151_277_313, 0),
+    "ViT-B/16": (149_620_737, 0),
+    "ViT-L/14": (427_616_513, 0),
+    "ViT-L/14@336px": (427_944_193, 0),
+    "ViT-H/14": (986_109_441, 0),
+    "ViT-g/14": (1_366_678_273, 0),
+    "ViT-bigG/14": (2_539_567_105, 0),
+}
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A tokenizer of exactly 530 tokens."""
+    """A tokenizer of at most 530 tokens."""
     return train_tokenizer(["a photo of a sheep", "a photo of a sofa"] * 3, 530, 14)
 
 
 @pytest.fixture(scope="module")
 def params():
-    """Random parameters of SMALL; biases and scales too, so that none can be lost unseen."""
-    abstract = jax.eval_shape(
-        CLIP(SMALL).init,
-        jax.random.key(0),
-        jnp.zeros((1, 24, 24, 3)),
-        jnp.zeros((1, 14), jnp.int32),
-    )["params"]
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract)
+    """Random parameters of SMALL."""
+    return random_params(SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +68,11 @@ def inputs():
 
 def encode(config, params, inputs, dtype=jnp.float32):
     """Both towers' features, as NumPy."""
-    model = CLIP(config, dtype)
+    model, variables = CLIP(config, dtype), {"params": params}
+    encode_image = jax.jit(lambda x: model.apply(variables, x, method="encode_image"))
+    encode_text = jax.jit(lambda x: model.apply(variables, x, method="encode_text"))
     images, tokens = inputs
-    image = model.apply({"params": params}, images, method="encode_image")
-    text = model.apply({"params": params}, tokens, method="encode_text")
-    return np.asarray(image), np.asarray(text)
+    return np.asarray(encode_image(images)), np.asarray(encode_text(tokens))
 
 
 def assert_trees_equal(one, other):
@@ -93,29 +83,14 @@ def assert_trees_equal(one, other):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_parameter_counts_of_vit_b16():
-    shapes = jax.eval_shape(
-        CLIP(ClipConfig()).init,
-        jax.random.key(0),
-        jnp.zeros((1, 224, 224, 3)),
-        jnp.zeros((1, 77), jnp.int32),
-    )["params"]
-
-    def count(tree):
-        return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-
-    assert count(shapes) == 149_620_737
-    assert count(shapes["visual"]) == 86_192_640
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_image_features_are_golden(golden, variant):
-    config, params = from_openai_state_dict(golden("clip_weights"))
-    numbers = golden("inference")
-    images_bhwc = numbers[f"{variant}/clip_input0_query3"].transpose(1, 2, 0)[None]
-    features = CLIP(config).apply({"params": params}, images_bhwc, method="encode_image")
-    expected = numbers[f"{variant}/clip_features0"][3]
-    np.testing.assert_allclose(features[0], expected, rtol=0, atol=GOLDEN_TOLERANCE)
+@pytest.mark.parametrize("name", CLIPS)
+def test_parameter_counts(name):
+    """Of what trains; a ResNet's running means and variances are leaves beside them."""
+    shapes = parameter_shapes(CLIPS[name])
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    statistics = sum(n for path, n in sizes.items() if path.endswith(("/mean", "/var")))
+    assert sum(sizes.values()) - statistics == COUNTS[name][0]
+    assert statistics == COUNTS[name][1]
 
 
 def test_golden_config_is_read_from_shapes(golden):
@@ -191,7 +166,7 @@ def test_initialisation_follows_clip():
         text_width=128, text_layers=3, text_heads=2, vocab_size=2000, context_length=16,
         embed_dim=64,
     )  # fmt: skip
-    params = CLIP(config).init(
+    params = jax.jit(CLIP(config).init)(
         jax.random.key(3), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 16), jnp.int32)
     )["params"]
     text = params["text"]
@@ -277,7 +252,7 @@ def test_absent_fields_have_transformers_defaults(tmp_path):
 
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     defaults = CLIPConfig()
-    loaded = _read_config(tmp_path / "config.json")
+    loaded = from_hugging_face(tmp_path / "config.json")
     assert loaded.vision_width == defaults.vision_config.hidden_size
     assert loaded.vision_layers == defaults.vision_config.num_hidden_layers
     assert loaded.vision_heads == defaults.vision_config.num_attention_heads
@@ -289,6 +264,8 @@ def test_absent_fields_have_transformers_defaults(tmp_path):
     assert loaded.vocab_size == defaults.text_config.vocab_size
     assert loaded.context_length == defaults.text_config.max_position_embeddings
     assert loaded.eos_token_id == defaults.text_config.eos_token_id
+    assert loaded.vision_mlp_width is None  # four times the default width
+    assert defaults.vision_config.intermediate_size == 4 * loaded.vision_width
     assert loaded.activation == defaults.text_config.hidden_act
     assert loaded.embed_dim == defaults.projection_dim
 
@@ -334,13 +311,13 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, params, tokenizer):
     name = "text_model.encoder.layers.2.self_attn.k_proj.weight"
 
     save_file({k: v for k, v in tensors.items() if k != name}, path)
-    with pytest.raises(ValueError, match=f"no tensor '{name}'.*1 missing"):
+    with pytest.raises(ValueError, match=f"no tensor '{name}', which text/block_2"):
         load_clip(tmp_path)
     save_file(tensors | {"extra.weight": np.zeros(3)}, path)
-    with pytest.raises(ValueError, match="tensor 'extra.weight' has no place"):
+    with pytest.raises(ValueError, match=r"tensor 'extra.weight' \[3\] has no place"):
         load_clip(tmp_path)
     save_file(tensors | {name: np.zeros((20, 19), np.float32)}, path)
-    with pytest.raises(ValueError, match=rf"'{name}' is \[20, 19\], the model needs \[20, 20\]"):
+    with pytest.raises(ValueError, match=rf"'{name}' is \[20, 19\], .*qkv/kernel needs \[20, 20\]"):
         load_clip(tmp_path)
     position_ids = {"text_model.embeddings.position_ids": np.arange(14)[None]}
     save_file(tensors | position_ids, path)
@@ -373,9 +350,9 @@ def test_hub_failure_is_one_line(monkeypatch):
 def test_unsupported_fields_are_named(tmp_path, params, tokenizer):
     save_clip(tmp_path, SMALL, params, tokenizer)
     fields = json.loads((tmp_path / "config.json").read_text())
-    fields["vision_config"]["intermediate_size"] = 50
+    fields["text_config"]["intermediate_size"] = 50
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="vision_config.intermediate_size is 50; only 48"):
+    with pytest.raises(ValueError, match="text_config.intermediate_size is 50; only 80"):
         load_clip(tmp_path)
 
 
@@ -407,3 +384,26 @@ def test_transformers_model_gives_the_same_features(tmp_path, params, tokenizer,
     assert set(load_file(tmp_path / "theirs" / "model.safetensors")) == set(
         published_tensors(params, config, HUGGING_FACE)
     )
+
+
+@pytest.mark.slow
+def test_vit_b32_at_full_size_is_transformers():
+    torch = pytest.importorskip("torch")
+    from transformers import CLIPConfig, CLIPModel
+
+    theirs = CLIPModel(CLIPConfig(projection_dim=512)).eval()  # its defaults are ViT-B/32's
+    config = dataclasses.replace(CLIPS["ViT-B/32"], eos_token_id=49407)
+    tensors = {name: x.numpy() for name, x in theirs.state_dict().items()}
+    params = read_parameters(tensors, config, HUGGING_FACE, "transformers")
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 224, 224, 3)).astype(np.float32)
+    tokens = rng.integers(1, 49406, (2, 77)).astype(np.int32)
+    tokens[:, 0], tokens[0, 8], tokens[1, 76] = 49406, 49407, 49407
+    with torch.no_grad():
+        output = theirs(
+            input_ids=torch.tensor(tokens),
+            pixel_values=torch.tensor(images.transpose(0, 3, 1, 2)),
+        )
+    image, text, _ = jax.jit(CLIP(config).apply)({"params": params}, images, tokens)
+    np.testing.assert_allclose(image, output.image_embeds.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(text, output.text_embeds.numpy(), rtol=0, atol=1e-6)

@@ -4,25 +4,37 @@ import importlib
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from zegformer_jax.models.clip import ClipConfig
+from zegformer_jax import experiment
+from zegformer_jax.models.clip import CLIP, ClipConfig
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.resnet import ResNet
+from zegformer_jax.models.swin import SwinTransformer
 from zegformer_jax.models.transformer import TransformerDecoder
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("zegformer", "per_pixel", "classifier", "clip")
-VARIANTS = {"base": [()], "openmoji": [(), *((kind,) for kind in KINDS)]}
+BACKBONES = tuple((name,) for name in base.BACKBONES)
+VARIANTS = {
+    "base": [()],
+    "openmoji": [(), *((kind,) for kind in KINDS)],
+    "coco_stuff": [(), ("per_pixel",), *BACKBONES],
+    "pascal_voc": [(), ("per_pixel",), ("r50,30k",), *BACKBONES],
+    "ade20k_full": [(), ("per_pixel",), *BACKBONES],
+}
 CASES = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 FREE = ("dataset.options",)  # of the data set's own builder; tests below
 # Sections that are handed over whole, and the class whose attributes they are.
 MODULES = {
     "model": Grouper,
     "model.backbone": ResNet,
+    "model.swin": SwinTransformer,
     "model.pixel_decoder": PixelDecoder,
     "model.transformer": TransformerDecoder,
     "clip": ClipConfig,
@@ -90,3 +102,59 @@ def test_every_field_is_read_somewhere(path):
     if section in names:
         pattern += rf"|\b{names[section]}{field}\b"
     assert re.search(pattern, sources), f"nothing reads config.{path}"
+
+
+# Trainable parameters and frozen constants, on text embeddings of 512 numbers (openmoji's: 128).
+# ResNets: the published models' counts. Swins: the published backbones' without their heads
+# (27,517,818 for Swin-T) and the parts around them.
+COUNTS = {
+    "r50": (41_348_032, 106_240),
+    "r101": (60_287_936, 210_688),
+    "swin_t": (41_850_298, 0),
+    "swin_s": (63_168_202, 0),
+    "swin_b": (101_922_680, 0),
+    "swin_l": (211_668_916, 0),
+}
+DEFAULTS = {"base": "r50", "coco_stuff": "r101", "pascal_voc": "r101", "ade20k_full": "r50"}
+BASELINES = {"r50": (31_126_976, 106_240), "r101": (50_066_880, 210_688)}
+OPENMOJI = {
+    "zegformer": (2_604_576, 0),
+    "per_pixel": (1_923_424, 0),
+    "classifier": (1_508_768, 0),
+    "clip": (1_359_745, 0),
+}
+
+
+def expected_counts(name, variant):
+    """A KeyError where a config has no count."""
+    chosen = variant[0].split(",")[0] if variant else ""
+    if name == "openmoji":
+        return OPENMOJI[chosen or "zegformer"]
+    if chosen == "per_pixel":
+        return BASELINES[DEFAULTS[name]]
+    return COUNTS[chosen or DEFAULTS[name]]
+
+
+def abstract_variables(config):
+    """Builds the model without computing anything."""
+    if config.model.kind == "clip":
+        sizes = {k: v for k, v in config.clip.items() if k in ClipConfig.__dataclass_fields__}
+        model, side, length = CLIP(ClipConfig(**sizes)), sizes["image_size"], 4
+        inputs = ((1, side, side, 3), np.float32), ((1, length), np.int32)
+    else:
+        width = 128 if config.dataset.name == "openmoji_voc" else 512
+        model = experiment.build_model(config, width)
+        inputs = ((1, 64, 64, 3), np.float32), ((1, width), np.float32)
+    shapes = [jax.ShapeDtypeStruct(*x) for x in inputs]
+    return jax.eval_shape(model.init, jax.random.key(0), *shapes)
+
+
+@pytest.mark.parametrize("name, variant", CASES)
+def test_every_config_builds_with_its_number_of_parameters(name, variant):
+    config = importlib.import_module(f"configs.{name}").get_config(*variant)
+    variables = abstract_variables(config)
+    counts = [
+        sum(int(np.prod(x.shape)) for x in jax.tree.leaves(variables.get(collection, {})))
+        for collection in ("params", "constants")
+    ]
+    assert tuple(counts) == expected_counts(name, variant)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import zegformer_jax
 from zegformer_jax import experiment
-from zegformer_jax.segmenter import Segmentation, read_picture, resized_size
+from zegformer_jax.segmenter import Segmentation, Segmenter, read_picture, resized_size
 from zegformer_jax.vocabulary import Vocabulary
 
 CLASSES = ["sheep", "tvmonitor, couch", "cat"]
@@ -180,6 +180,20 @@ def test_the_order_of_the_classes_does_not_matter(segmenter, rgb):
 
 
 @pytest.mark.slow
+def test_bfloat16_is_close_to_float32(finished, segmenter, rgb):
+    """Both halves compute in what the config says; logits are float32 either way."""
+    config = experiment.load_config(finished.workdir).unlock()
+    config.eval.dtype = "bfloat16"
+    rough = Segmenter(config.lock(), finished.workdir).queries(rgb, CLASSES)
+    exact = segmenter.queries(rgb, CLASSES)
+    assert exact.class_logits_bqc.shape == (1, 8, len(CLASSES) + 1)
+    assert exact.clip_logits_bqc.shape == (1, 8, len(CLASSES))
+    for a, b in zip(exact, rough, strict=True):
+        assert a.dtype == b.dtype == np.float32
+        error = np.linalg.norm(a - b) / np.linalg.norm(a)
+        assert 1e-5 < error < 0.05
+
+
 def test_a_synonym_of_a_trained_class_is_seen(segmenter):
     classes = ["Cat", "rat", "kitten, cat", "sheep", "sofa", "zebra crossing"]
     assert segmenter.vocabulary(classes).seen == (True, True, True, False, False, False)

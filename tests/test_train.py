@@ -104,14 +104,36 @@ def test_the_classifier_learns_seen_classes_by_their_places(finished, monkeypatc
 def test_a_start_of_other_sizes_is_refused(finished):
     config = shrunk.beside(finished.workdir)
     config.model.pixel_decoder.width = 24
-    with pytest.raises(ValueError, match="per_pixel: its pixel_decoder has other sizes"):
+    with pytest.raises(ValueError, match=r"per_pixel: its params/pixel_decoder/.*sizes under"):
         make_task(config, finished.workdir).init(jax.random.key(0))
 
 
-def test_a_start_without_a_backbone_is_refused(tmp_path):
-    start = {"params": {"visual": {}}}
+def test_a_start_without_a_backbone_is_refused():
+    start = {"params": {"visual": {"kernel": np.zeros(3)}}}
+    new = {"params": {"backbone": {"kernel": np.zeros(3)}}}
     with pytest.raises(ValueError, match="no backbone to start from"):
-        hand_over({"params": {"backbone": {}}}, start, tmp_path)
+        hand_over(new, "zegformer", start, "clip")
+
+
+def test_a_start_hands_over_what_both_models_have():
+    """Everything of one kind; between kinds all but the projection to the text embeddings."""
+
+    parts = ("backbone", "transformer", "class_projection", "no_object")
+
+    def model(value):
+        return {"params": {part: {"kernel": np.full(3, value)} for part in parts}}
+
+    start = model(1.0)
+    del start["params"]["no_object"]
+    new = model(0.0)
+    del new["params"]["transformer"]
+
+    def handed(start_kind):
+        params = hand_over(new, "zegformer", start, start_kind)["params"]
+        return {part for part, leaves in params.items() if leaves["kernel"][0] == 1}
+
+    assert handed("zegformer") == {"backbone", "class_projection"}
+    assert handed("per_pixel") == {"backbone"}
 
 
 class Interrupted(Exception):

@@ -43,20 +43,29 @@ class Queries(NamedTuple):
 
 
 class TextEmbeddings(NamedTuple):
-    """A vocabulary as the two halves of the method see it, float32 [C, D] each."""
+    """A vocabulary as the two halves of the method see it, float32 [C, D] each.
+
+    The second is None in the baseline, which has one half.
+    """
 
     grouper_cd: jax.Array
-    classifier_cd: jax.Array
+    classifier_cd: jax.Array | None
 
 
 def embed_vocabulary(
-    clip: experiment.LoadedClip, names: tuple[str, ...], prompts: ConfigDict
+    config: ConfigDict,
+    workdir: Path,
+    clip: experiment.LoadedClip | None,
+    names: tuple[str, ...],
 ) -> TextEmbeddings:
-    """Embeds class names with the prompt sets of `config.clip`."""
-    return TextEmbeddings(
-        jnp.asarray(experiment.embed_names(clip, names, prompts.grouper_prompts)),
-        jnp.asarray(experiment.embed_names(clip, names, prompts.classifier_prompts)),
+    """Embeds class names for both halves of the method."""
+    grouper_cd = jnp.asarray(
+        experiment.embed_classes(config, workdir, clip, names, config.eval.grouper_prompts)
     )
+    if config.model.kind == "per_pixel":
+        return TextEmbeddings(grouper_cd, None)
+    prompts = config.clip.classifier_prompts
+    return TextEmbeddings(grouper_cd, jnp.asarray(experiment.embed_names(clip, names, prompts)))
 
 
 def run_models(
@@ -195,11 +204,11 @@ class Evaluator:
         )
         variables = experiment.load_variables(workdir)
         clip = experiment.load_clip_of(config, workdir)
-        self.clip = clip.module
-        self.model = experiment.build_model(config, clip.config.embed_dim)
+        text = embed_vocabulary(config, workdir, clip, self.vocabulary.names)
+        self.clip = clip and clip.module(config.eval.dtype)
+        self.model = experiment.build_model(config, text.grouper_cd.shape[1], config.eval.dtype)
         self.mesh = mesh
-        text = embed_vocabulary(clip, self.vocabulary.names, config.clip)
-        arrays = (variables, clip.params, text)
+        arrays = (variables, clip and clip.params, text)
         self.arrays = sharding.replicate(arrays, mesh)
         split, whole = PartitionSpec("data"), PartitionSpec()
         self.step = jax.jit(

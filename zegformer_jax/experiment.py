@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -16,8 +17,10 @@ from zegformer_jax.models.clip import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip import HUB_NAME, load_clip
 from zegformer_jax.text import DATA, Tokenizer, load_templates, text_embeddings
 from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.word_vectors import load_word_vectors
 
 CONFIG_FILE = "experiment.json"
+CONVERTED_FILE = "converted.txt"  # in a workdir of converted weights: what became of every tensor
 
 
 class LoadedClip(NamedTuple):
@@ -33,10 +36,9 @@ class LoadedClip(NamedTuple):
     params: dict[str, Any]
     tokenizer: Tokenizer
 
-    @property
-    def module(self) -> CLIP:
-        """The Flax module."""
-        return CLIP(self.config)
+    def module(self, dtype: str = "float32") -> CLIP:
+        """The Flax module, that computes in a dtype."""
+        return CLIP(self.config, jnp.dtype(dtype))
 
 
 def check_config(config: ConfigDict, workdir: Path) -> None:
@@ -48,6 +50,11 @@ def check_config(config: ConfigDict, workdir: Path) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
+    if (workdir / CONVERTED_FILE).exists():
+        raise ValueError(
+            f"{workdir}: holds converted weights, no run to go on with: train in another --workdir "
+            f"with --config.model.start_from={workdir}"
+        )
     old = traverse_util.flatten_dict(json.loads(path.read_text()), sep=".")
     new = traverse_util.flatten_dict(json.loads(config.to_json_best_effort()), sep=".")
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
@@ -108,18 +115,21 @@ def open_split(config: ConfigDict, workdir: Path, split: str) -> Any:
     )
 
 
-def load_clip_of(config: ConfigDict, workdir: Path) -> LoadedClip:
-    """Reads the experiment's CLIP from a folder or from the Hub."""
+def load_clip_of(config: ConfigDict, workdir: Path) -> LoadedClip | None:
+    """Reads the experiment's CLIP from a folder or from the Hub; None where none takes part."""
+    if not needs_clip(config):
+        return None
     source = config.clip.source
     path = resolve(source, workdir)
     is_hub_name = HUB_NAME.fullmatch(source) and not path.exists()
-    return LoadedClip(*load_clip(source if is_hub_name else path))
+    image_size = config.clip.input_size or None
+    return LoadedClip(*load_clip(source if is_hub_name else path, image_size))
 
 
 def embed_names(clip: LoadedClip, names: tuple[str, ...], prompts: str) -> np.ndarray:
     """Text embeddings of class names with a prompt set, float32 [C, D] of unit length."""
     encode = jax.jit(
-        lambda params, tokens: clip.module.apply(
+        lambda params, tokens: clip.module().apply(
             {"params": params}, tokens, method=CLIP.encode_text
         )
     )
@@ -128,10 +138,50 @@ def embed_names(clip: LoadedClip, names: tuple[str, ...], prompts: str) -> np.nd
     )
 
 
-def build_model(config: ConfigDict, embed_dim: int) -> models.Grouper | models.PerPixel:
-    """Makes the experiment's model."""
+def embed_classes(
+    config: ConfigDict,
+    workdir: Path,
+    clip: LoadedClip | None,
+    names: tuple[str, ...],
+    prompts: str = "",
+) -> np.ndarray:
+    """What the model compares its pixels or queries with: float32 [C, D] of unit length.
+
+    CLIP's text embeddings, or word vectors where the baseline's config names a file of them.
+    `prompts` names another prompt set than the training's.
+
+    Raises:
+        ValueError: word vectors are asked for in another model than the baseline.
+    """
+    if config.model.word_vectors and config.model.kind != "per_pixel":
+        raise ValueError(
+            f"model.word_vectors: for model.kind 'per_pixel', not '{config.model.kind}': what "
+            "CLIP names needs CLIP's text embeddings"
+        )
+    if clip is None:
+        return load_word_vectors(resolve(config.model.word_vectors, workdir), names)
+    return embed_names(clip, names, prompts or config.clip.grouper_prompts)
+
+
+def needs_clip(config: ConfigDict) -> bool:
+    """Whether CLIP takes part: not in the per-pixel baseline on word vectors."""
+    return config.model.kind != "per_pixel" or not config.model.word_vectors
+
+
+def model_sizes(config: ConfigDict) -> dict[str, Any]:
+    """The sizes of the experiment's model, as `models.build` takes them."""
     sizes = config.model.to_dict()
-    return models.build(config.model.kind, sizes, embed_dim, config.dtype)
+    swin = sizes.pop("swin")
+    if config.model.backbone.kind == "swin":
+        sizes["backbone"] = {"kind": "swin"} | swin
+    return sizes
+
+
+def build_model(
+    config: ConfigDict, embed_dim: int, dtype: str | None = None
+) -> models.Grouper | models.PerPixel:
+    """Makes the experiment's model; `dtype` is what to compute in, None: as the training does."""
+    return models.build(config.model.kind, model_sizes(config), embed_dim, dtype or config.dtype)
 
 
 def load_variables(workdir: str | Path) -> dict[str, Any]:

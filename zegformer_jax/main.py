@@ -1,4 +1,4 @@
-"""The commands: demo, train, evaluate and predict."""
+"""The commands: demo, train, evaluate, predict and convert."""
 
 import argparse
 import csv
@@ -12,6 +12,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyError, AttributeError)
 DEFAULT_WORKDIR = "runs/openmoji"
+CONVERSIONS = """what SOURCE is, its content tells:
+  a checkpoint of the authors (.pth)            DESTINATION: a workdir, with CLIP if it is inside
+  CLIP: a directory, a name on the Hub, .pt     DESTINATION: a directory
+  a backbone: detectron2, torchvision, Swin     DESTINATION: a file, .pth, .safetensors or .npz
+  a workdir with a trained model                DESTINATION: a checkpoint in the authors' layout
+"""
 
 
 def parse_config(command: str, arguments: Sequence[str]) -> tuple[Any, Path]:
@@ -143,11 +149,46 @@ def predict(arguments: Sequence[str]) -> None:
     print(f"written: {folder}/{stem}_overlay.png, {stem}_labels.png")
 
 
+def convert(arguments: Sequence[str]) -> None:
+    """Converts published weights, and trained models back to the authors' layout."""
+    parser = argparse.ArgumentParser(
+        prog="run.sh convert",
+        description=convert.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=CONVERSIONS,
+    )
+    parser.add_argument("source", help="a file, a directory or a name on the Hub")
+    parser.add_argument("destination", help="a file or a directory to be made")
+    parser.add_argument(
+        "--config",
+        default="configs/coco_stuff.py",
+        help="of a checkpoint's experiment, but for the sizes; default: %(default)s",
+    )
+    parser.add_argument("--heads", type=int, help="attention heads; default: one in 32 channels")
+    parser.add_argument("--with-clip", action="store_true", help="write CLIP into a checkpoint")
+    options, fields = parser.parse_known_args(arguments)
+    from zegformer_jax.convert import convert as run
+
+    flags = [f"--config={options.config}", f"--workdir={options.destination}", *fields]
+    config, _ = parse_config("convert", flags)
+    print(
+        run(
+            options.source,
+            options.destination,
+            config,
+            heads=options.heads,
+            with_clip=options.with_clip,
+        )
+    )
+    print(f"written: {options.destination}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "convert": convert,
 }
 
 

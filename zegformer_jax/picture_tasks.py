@@ -81,16 +81,20 @@ def classifier_task(config: ConfigDict, workdir: Path) -> Task:
     vocabulary, side = pictures.vocabulary, config.clip.image_size
     seen = vocabulary.select(vocabulary.seen_indices)
     clip = experiment.load_clip_of(config, workdir)
-    text_cd = experiment.embed_names(clip, seen.names, config.clip.grouper_prompts)
-    model = experiment.build_model(config, clip.config.embed_dim)
+    text_cd = experiment.embed_classes(config, workdir, clip, seen.names)
+    model = experiment.build_model(config, text_cd.shape[1])
 
     def init(key: jax.Array) -> Variables:
         return jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)), jnp.asarray(text_cd))
 
     def loss(params, constants, text_cd, batch, key):
-        del key
-        images = normalise_images(batch["image"])
-        logits_bc = model.apply({"params": params, "constants": constants}, images, text_cd)
+        logits_bc = model.apply(
+            {"params": params, "constants": constants},
+            normalise_images(batch["image"]),
+            text_cd,
+            deterministic=False,
+            rngs={"dropout": key},
+        )
         wanted_b = batch["picture_class"].astype(jnp.int32)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits_bc, wanted_b).mean()
         return loss, {"loss": loss, "accuracy": (logits_bc.argmax(-1) == wanted_b).mean()}

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zegformer_jax import experiment, inference, pictures
-from zegformer_jax.evaluate import TextEmbeddings, embed_vocabulary, run_models
+from zegformer_jax.evaluate import Queries, TextEmbeddings, embed_vocabulary, run_models
 from zegformer_jax.vocabulary import Vocabulary
 
 PADDING = 32  # the backbone's largest stride
@@ -123,8 +123,10 @@ class Segmenter:
                 "'zegformer'"
             )
         self.config = config
+        self._workdir = workdir
         self._clip = experiment.load_clip_of(config, workdir)
-        self._model = experiment.build_model(config, self._clip.config.embed_dim)
+        self._clip_module = self._clip.module(config.eval.dtype)
+        self._model = experiment.build_model(config, self._clip.config.embed_dim, config.eval.dtype)
         self._variables = experiment.load_variables(workdir)
         trained = experiment.load_vocabulary(config.dataset.vocabulary)
         self._seen_synonyms = {
@@ -132,6 +134,7 @@ class Segmenter:
         }
         self._embed = lru_cache(maxsize=16)(self._embed_names)
         self._run = jax.jit(self._label_map, static_argnames="out_size")
+        self._run_models = jax.jit(self._query_models)
 
     def vocabulary(self, classes: Sequence[str]) -> Vocabulary:
         """Makes a vocabulary of class names; commas in a name separate synonyms.
@@ -162,37 +165,55 @@ class Segmenter:
         vocabulary = self.vocabulary(classes)
         pixels = read_picture(image)
         original = pixels.shape[:2]
-        settings = self.config.eval
-        height, width = resized_size(original, settings.short_side, settings.max_long_side)
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-        bottom, right = -height % PADDING, -width % PADDING
-        padded = np.pad(np.asarray(resized), ((0, bottom), (0, right), (0, 0)))
         labels = self._run(
-            self._variables,
-            self._clip.params,
-            self._embed(vocabulary.names),
+            *self._arrays(vocabulary),
             jnp.asarray(vocabulary.seen),
-            padded,
-            np.array([height, width]),
+            *self._pad(pixels),
             np.array(original),
             out_size=tuple(-(-side // SIZE_STEP) * SIZE_STEP for side in original),
         )
         labels = np.asarray(labels)[: original[0], : original[1]]
         return Segmentation(pixels, labels, vocabulary)
 
+    def queries(self, image: Picture, classes: Sequence[str]) -> Queries:
+        """What both halves of the method say of every query, for one picture (B = 1).
+
+        Args:
+            image: as for a call.
+            classes: as for a call.
+        """
+        arrays = self._arrays(self.vocabulary(classes))
+        return self._run_models(*arrays, *self._pad(read_picture(image)))
+
+    def _arrays(self, vocabulary: Vocabulary) -> tuple:
+        return self._variables, self._clip.params, self._embed(vocabulary.names)
+
+    def _pad(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Resizes a picture and pads it; gives also its size before padding."""
+        settings = self.config.eval
+        height, width = resized_size(pixels.shape[:2], settings.short_side, settings.max_long_side)
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        bottom, right = -height % PADDING, -width % PADDING
+        padded = np.pad(np.asarray(resized), ((0, bottom), (0, right), (0, 0)))
+        return padded, np.array([height, width])
+
     def _embed_names(self, names: tuple[str, ...]) -> TextEmbeddings:
-        return embed_vocabulary(self._clip, names, self.config.clip)
+        return embed_vocabulary(self.config, self._workdir, self._clip, names)
+
+    def _query_models(self, variables, clip_params, text, image_hwc, size) -> Queries:
+        settings = self.config.eval
+        return run_models(
+            self._model, self._clip_module, variables, clip_params, text,
+            image_hwc[None], size[None],
+            crop_style=settings.crop_style, clip_chunk=settings.clip_chunk,
+        )  # fmt: skip
 
     def _label_map(
         self, variables, clip_params, text, seen_c, image_hwc, size, original_size, out_size
     ) -> jax.Array:
         """Classes [out_size] of one padded picture."""
         settings = self.config.eval
-        queries = run_models(
-            self._model, self._clip.module, variables, clip_params, text,
-            image_hwc[None], size[None],
-            crop_style=settings.crop_style, clip_chunk=settings.clip_chunk,
-        )  # fmt: skip
+        queries = self._query_models(variables, clip_params, text, image_hwc, size)
         scores_qc = inference.class_scores(
             queries.class_logits_bqc[0],
             queries.clip_logits_bqc[0],

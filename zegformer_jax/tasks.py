@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from zegformer_jax import experiment, losses, matching
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.normalise import normalise_images
-
-STARTED_PARTS = ("backbone", "pixel_decoder")  # what model.start_from hands over
+from zegformer_jax.pretrained import tables
+from zegformer_jax.pretrained.starts import read_start
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -106,9 +106,13 @@ def pixel_loss(model: Any) -> Callable:
     """The cross entropy of the labelled pixels of a batch {image, label}."""
 
     def loss(params, constants, text_cd, batch, key):
-        del key
-        images = normalise_images(batch["image"])
-        logits = model.apply({"params": params, "constants": constants}, images, text_cd)
+        logits = model.apply(
+            {"params": params, "constants": constants},
+            normalise_images(batch["image"]),
+            text_cd,
+            deterministic=False,
+            rngs={"dropout": key},
+        )
         total, count = losses.per_pixel_loss(logits, batch["label"])
         loss = total / jnp.maximum(count, 1)
         return loss, {"loss": loss}
@@ -123,16 +127,20 @@ def segmentation_task(config: ConfigDict, workdir: Path) -> Task:
     vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
     seen = vocabulary.select(vocabulary.seen_indices)
     clip = experiment.load_clip_of(config, workdir)
-    text_cd = experiment.embed_names(clip, seen.names, config.clip.grouper_prompts)
-    model = experiment.build_model(config, clip.config.embed_dim)
+    text_cd = experiment.embed_classes(config, workdir, clip, seen.names)
+    model = experiment.build_model(config, text_cd.shape[1])
     source = experiment.open_split(config, workdir, "train")
 
     def init(key: jax.Array) -> Variables:
         side = config.input.crop_size
         variables = jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)), jnp.asarray(text_cd))
         if config.model.start_from:
-            start = experiment.resolve(config.model.start_from, workdir)
-            return hand_over(variables, experiment.load_variables(start), start)
+            path = experiment.resolve(config.model.start_from, workdir)
+            start_kind, start = load_start(path)
+            try:
+                return hand_over(variables, config.model.kind, start, start_kind)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         return variables
 
     def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -155,21 +163,47 @@ def segmentation_task(config: ConfigDict, workdir: Path) -> Task:
     return Task(init, loss, jnp.asarray(text_cd), batches)
 
 
-def hand_over(variables: Variables, start: Variables, source: Path) -> Variables:
-    """Replaces the backbone, and the pixel decoder if there is one, by those of another model.
+def load_start(path: Path) -> tuple[str, Variables]:
+    """Reads what a training starts from: the kind of its model and its variables.
 
     Raises:
-        ValueError: the other model has no backbone, or its parameters have other names or shapes.
+        FileNotFoundError: there is nothing.
+        ValueError: it is neither a run's workdir nor a file of published weights.
     """
-    if "backbone" not in start["params"]:
-        raise ValueError(f"{source}: its model has no backbone to start from (model.start_from)")
-    merged = {name: dict(tree) for name, tree in variables.items()}
-    for collection, tree in merged.items():
-        for part in STARTED_PARTS:
-            new = start.get(collection, {}).get(part)
-            if part not in tree or new is None:
-                continue
-            if jax.tree.map(np.shape, new) != jax.tree.map(np.shape, tree[part]):
-                raise ValueError(f"{source}: its {part} has other sizes than model.{part}")
-            tree[part] = new
-    return merged
+    if path.is_dir():
+        return experiment.load_config(path).model.kind, experiment.load_variables(path)
+    start = read_start(path)
+    return start.kind, start.variables
+
+
+def hand_over(variables: Variables, kind: str, start: Variables, start_kind: str) -> Variables:
+    """Replaces what a model has in common with the one that it starts from.
+
+    These are all parts of that name: the backbone, the pixel decoder, ...; but the projection to
+    the text embeddings only between models of one kind.
+
+    Args:
+        variables: of the new model.
+        kind: of the new model.
+        start: of the other; parts and leaves may be missing.
+        start_kind: of the other.
+
+    Raises:
+        ValueError: the other model has no backbone, or a shared array has another shape.
+    """
+    arrays, given = tables.flatten(variables), tables.flatten(start)
+    if not any(path.startswith("params/backbone/") for path in given):
+        raise ValueError("its model has no backbone to start from (model.start_from)")
+    parts = set(variables["params"])
+    for path, array in given.items():
+        part = path.split("/")[1]
+        if part not in parts or (part == "class_projection" and kind != start_kind):
+            continue
+        if path not in arrays or arrays[path].shape != np.shape(array):
+            wanted = list(arrays[path].shape) if path in arrays else "nothing of that name"
+            raise ValueError(
+                f"its {path} is {list(np.shape(array))}, this model has {wanted}: the sizes "
+                f"under model.{part} differ (model.start_from)"
+            )
+        arrays[path] = np.asarray(array)
+    return tables.unflatten(arrays)

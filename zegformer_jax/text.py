@@ -16,9 +16,11 @@ CONTEXT_LENGTH = 77  # openai/CLIP clip.py, tokenize
 OPENAI_MERGES = 49152 - 256 - 2  # openai/CLIP simple_tokenizer.py
 BYTES = 256
 END_OF_WORD = "</w>"
-# openai/CLIP simple_tokenizer.py; a word is letters, or one digit, or other signs.
+# openai/CLIP simple_tokenizer.py; a word is letters, or one digit, or other signs. That pattern
+# ignores case; of lower-case texts this concerns the long s, and U+0345, which it never matches.
 WORD_PATTERN = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    r"<\|startoftext\|>|<\|endoftext\|>|'[sſ]|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
 )
 LENGTH_STEP = 16  # token arrays are cut to a multiple of this: few shapes to compile for
 ROW_STEP = 32  # and a short batch is filled to a multiple of this
@@ -27,9 +29,10 @@ ROW_STEP = 32  # and a short batch is filled to a multiple of this
 class Tokenizer:
     """CLIP's byte-level BPE tokenizer: texts to rows of token ids.
 
-    Texts are cleaned as in openai/CLIP's ``basic_clean`` and ``whitespace_clean`` (HTML entities
-    unescaped twice, white space collapsed, lower case) except for ftfy's repair of wrongly
-    decoded text; as ftfy does, characters are brought to Unicode's form NFC.
+    Texts are cleaned as in openai/CLIP's ``basic_clean`` and ``whitespace_clean``: repaired by
+    ftfy (wrongly decoded text, curly quotes, ligatures, control characters), HTML entities
+    unescaped twice, white space collapsed, lower case. transformers' tokenizer reads the same
+    files but, without ftfy, gives other ids for such texts.
 
     Attributes:
       context_length: the length of a row.
@@ -43,7 +46,10 @@ class Tokenizer:
 
         Raises ValueError where it has not.
         """
+        from tokenizers import normalizers
+
         self._backend = backend
+        self._backend.normalizer = normalizers.Sequence([])  # texts come cleaned
         self.context_length = context_length
         self.start_id = backend.token_to_id(START_TOKEN)
         self.end_id = backend.token_to_id(END_TOKEN)
@@ -83,7 +89,9 @@ class Tokenizer:
         return cls(backend, context_length)
 
     @classmethod
-    def openai(cls, path: str | Path | None = None) -> "Tokenizer":
+    def openai(
+        cls, path: str | Path | None = None, context_length: int = CONTEXT_LENGTH
+    ) -> "Tokenizer":
         """Reads OpenAI's vocabulary, 49408 tokens, from ``bpe_simple_vocab_16e6.txt.gz``.
 
         ``path`` None is the copy in ``data/clip_vocab``. Raises FileNotFoundError.
@@ -92,7 +100,7 @@ class Tokenizer:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             merges = [tuple(line.split()) for line in lines.read().split("\n")[1:]]
         merges = merges[:OPENAI_MERGES]
-        return cls(_clip_backend(_clip_vocab(merges), merges))
+        return cls(_clip_backend(_clip_vocab(merges), merges), context_length)
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Gives token ids, int32 [N, context_length]: start, the text, end, zeros.
@@ -114,9 +122,13 @@ class Tokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Writes the files that transformers' CLIPTokenizer and ``from_directory`` read."""
+        import tokenizers
+
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(directory / "tokenizer.json"))
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.normalizer = _transformers_normaliser()
+        backend.save(str(directory / "tokenizer.json"))
         self._backend.model.save(str(directory))  # vocab.json and merges.txt
         special = {
             "bos_token": START_TOKEN,
@@ -234,6 +246,10 @@ def _round_up(value: int, step: int) -> int:
 
 
 def _clean(text: str) -> str:
+    if not text.isascii() or not text.isprintable() or "&" in text:  # else ftfy changes nothing
+        import ftfy
+
+        text = ftfy.fix_text(text)
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
@@ -253,15 +269,7 @@ def _clip_vocab(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
 
 def _clip_backend(vocab: dict[str, int], merges: Sequence[tuple[str, str]]):
     """Builds the ``tokenizers.Tokenizer`` that transformers' CLIPTokenizer builds."""
-    from tokenizers import (
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-    )
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     model = models.BPE(
         vocab=vocab,
@@ -271,13 +279,10 @@ def _clip_backend(vocab: dict[str, int], merges: Sequence[tuple[str, str]]):
         unk_token=END_TOKEN,
     )
     backend = Tokenizer(model)
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     backend.decoder = decoders.ByteLevel()
@@ -286,3 +291,12 @@ def _clip_backend(vocab: dict[str, int], merges: Sequence[tuple[str, str]]):
         (END_TOKEN, vocab[END_TOKEN]), (START_TOKEN, vocab[START_TOKEN]), False, False
     )
     return backend
+
+
+def _transformers_normaliser():
+    """Cleans texts as transformers' CLIPTokenizer does, for those who read our files with it."""
+    from tokenizers import Regex, normalizers
+
+    return normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )

@@ -232,7 +232,9 @@ def contrastive_batches(
             name = _pick(rng, [name for name in names if name])
             captions.append(_pick(rng, templates).replace("{}", name))
             patch_hw4 = render(pictures.levels[picture], rng, rng.uniform(*PAIR_SIZE))
-            images.append(_crop(patch_hw4, neighbour_hw4, rng, image_size, backgrounds, masked_share))
+            images.append(
+                _crop(patch_hw4, neighbour_hw4, rng, image_size, backgrounds, masked_share)
+            )
             neighbour_hw4 = patch_hw4
         yield {
             "image": np.stack(images),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from zegformer_jax.models.classifier import Classifier
@@ -10,9 +11,11 @@ from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.per_pixel import PerPixel
 from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.resnet import ResNet
+from zegformer_jax.models.swin import SwinTransformer
 from zegformer_jax.models.transformer import TransformerDecoder
 
 KINDS = ("zegformer", "per_pixel", "classifier")
+BACKBONES = {"resnet": ResNet, "swin": SwinTransformer}
 
 
 def build(
@@ -22,18 +25,18 @@ def build(
 
     Args:
         kind: one of `KINDS`.
-        sizes: the modules' attributes by module: `backbone`, `pixel_decoder`, `transformer`;
-            and `memory`, the backbone's map that the transformer attends to.
+        sizes: the modules' attributes by module: `backbone` (see `build_backbone`),
+            `pixel_decoder`, `transformer`; and `memory`, the backbone's map that the transformer
+            attends to.
         embed_dim: size of the text embeddings.
         dtype: what to compute in.
 
     Raises:
-        ValueError: the kind is not known.
+        ValueError: the kind, or the backbone's, is not known.
     """
     compute = jnp.dtype(dtype)
-    backbone = dict(sizes["backbone"])
     parts = {
-        "backbone": ResNet(**backbone | {"blocks": tuple(backbone["blocks"])}, dtype=compute),
+        "backbone": build_backbone(sizes["backbone"], dtype),
         "embed_dim": embed_dim,
         "dtype": compute,
     }
@@ -46,3 +49,20 @@ def build(
         transformer = TransformerDecoder(**sizes["transformer"], dtype=compute)
         return Grouper(**parts, transformer=transformer, memory=sizes["memory"])
     raise ValueError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")
+
+
+def build_backbone(sizes: Mapping[str, Any], dtype: str = "float32") -> nn.Module:
+    """Makes a backbone.
+
+    Args:
+        sizes: the module's attributes, and `kind`, one of `BACKBONES` (`resnet` where absent).
+        dtype: what to compute in.
+
+    Raises:
+        ValueError: the kind is not known.
+    """
+    attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
+    kind = attributes.pop("kind", "resnet")
+    if kind not in BACKBONES:
+        raise ValueError(f"model.backbone.kind '{kind}': choose one of {', '.join(BACKBONES)}")
+    return BACKBONES[kind](**attributes, dtype=jnp.dtype(dtype))

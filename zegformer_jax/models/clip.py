@@ -1,7 +1,6 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020) in Flax: a ViT image tower and a text tower.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020) in Flax: its sizes, and both towers together.
 
-Axes: b image or text, t token (q the one that attends), w width, h head, k width of a head,
-d joint embedding; in images h and w are pixels.
+Axes: b image or text, t token, d joint embedding; in images h and w are pixels.
 """
 
 import dataclasses
@@ -9,40 +8,37 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
+from zegformer_jax.models.clip_resnet import STRIDE, WIDTH_FACTOR, ModifiedResNet
+from zegformer_jax.models.clip_text import TextTransformer
+from zegformer_jax.models.clip_vit import ACTIVATIONS, VisionTransformer
 from zegformer_jax.models.normalise import unit_length
 
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)  # of RGB 0..255, openai/CLIP clip.py
 CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
 
-LAYER_NORM_EPSILON = 1e-5  # PyTorch's default, which CLIP uses; flax's is 1e-6
-MLP_RATIO = 4  # openai/CLIP model.py, ResidualAttentionBlock
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
-TOKEN_STD = 0.02  # openai/CLIP model.py, initialize_parameters
-TEXT_POSITION_STD = 0.01
-
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP model.py, QuickGELU
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
     """Sizes of a CLIP; the defaults are those of ViT-B/16.
 
+    The image tower is a ViT, or a ModifiedResNet where ``vision_layers`` is a tuple, the number
+    of bottlenecks of each stage; then ``vision_width`` is that of the first stage,
+    ``vision_heads`` are the attention pool's, and ``patch_size`` is None.
+    ``vision_mlp_width`` None is four times the width of the ViT.
     ``eos_token_id`` is the token at which the text's feature is read, at its first occurrence;
     None is OpenAI's rule, the position of the largest token id.
-    Raises ValueError where a width is not a multiple of its heads, the image not of its patches,
-    or the activation is unknown.
+    Raises ValueError where a width is not a multiple of its heads, the image not of its patches
+    (of 32 for a ResNet), a field does not belong to the tower, or the activation is unknown.
     """
 
     image_size: int = 224
-    patch_size: int = 16
+    patch_size: int | None = 16
     vision_width: int = 768
-    vision_layers: int = 12
+    vision_layers: int | tuple[int, int, int, int] = 12
     vision_heads: int = 12
     text_width: int = 512
     text_layers: int = 12
@@ -52,196 +48,116 @@ class ClipConfig:
     embed_dim: int = 512
     activation: str = "quick_gelu"
     eos_token_id: int | None = None
+    vision_mlp_width: int | None = None
 
     def __post_init__(self):
         """Checks the sizes against each other."""
-        for whole, part in (
-            ("image_size", "patch_size"),
-            ("vision_width", "vision_heads"),
-            ("text_width", "text_heads"),
-        ):
-            if getattr(self, whole) % getattr(self, part):
-                raise ValueError(
-                    f"ClipConfig: {whole} {getattr(self, whole)} is not a multiple of "
-                    f"{part} {getattr(self, part)}"
-                )
+        if self.is_resnet:
+            self._check_resnet()
+        elif self.patch_size is None:
+            raise ValueError("ClipConfig: a ViT has a patch_size, not None")
+        else:
+            self._check_multiple("image_size", "patch_size")
+            self._check_multiple("vision_width", "vision_heads")
+        self._check_multiple("text_width", "text_heads")
         if self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"ClipConfig: activation '{self.activation}' is not one of {known}")
 
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the image tower is a ModifiedResNet."""
+        return not isinstance(self.vision_layers, int)
 
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused query-key-value projection; softmax in float32."""
+    @property
+    def grid_size(self) -> int:
+        """Side of the image tower's last grid, in patches or places."""
+        return self.image_size // (self.patch_size or STRIDE)
 
-    heads: int
-    in_std: float
-    out_std: float
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens_btw: jax.Array, mask_tt: jax.Array | None = None) -> jax.Array:
-        """Attends from every token to those that ``mask_tt`` (bool [T, T]; None: all) admits."""
-        width = tokens_btw.shape[-1]
-        qkv = nn.DenseGeneral(
-            (3, self.heads, width // self.heads),
-            kernel_init=nn.initializers.normal(self.in_std),
-            dtype=self.dtype,
-            name="qkv",
-        )(tokens_btw)
-        query, key, value = (qkv[:, :, i] for i in range(3))
-        logits_bhqt = jnp.einsum(
-            "bqhk,bthk->bhqt", query, key, preferred_element_type=jnp.float32
-        ) / math.sqrt(query.shape[-1])
-        if mask_tt is not None:
-            logits_bhqt = jnp.where(mask_tt[None, None], logits_bhqt, jnp.finfo(jnp.float32).min)
-        weights_bhqt = jax.nn.softmax(logits_bhqt, axis=-1).astype(self.dtype)
-        attended = jnp.einsum("bhqt,bthk->bqhk", weights_bhqt, value)
-        return nn.DenseGeneral(
-            width,
-            axis=(-2, -1),
-            kernel_init=nn.initializers.normal(self.out_std),
-            dtype=self.dtype,
-            name="out",
-        )(attended)
-
-
-class TransformerBlock(nn.Module):
-    """A pre-norm residual block: attention, then an MLP of four times the width.
-
-    ``layers`` is the depth of the stack it stands in, for CLIP's initialisation (openai/CLIP
-    model.py, initialize_parameters, used here for both towers as transformers does).
-    """
-
-    heads: int
-    layers: int
-    activation: str = "quick_gelu"
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens_btw: jax.Array, mask_tt: jax.Array | None = None) -> jax.Array:
-        """Maps tokens [B, T, W] to tokens [B, T, W]."""
-        width = tokens_btw.shape[-1]
-        in_std = width**-0.5
-        out_std = in_std * (2 * self.layers) ** -0.5
-        hidden = _layer_norm("ln_1", self.dtype)(tokens_btw)
-        tokens_btw += Attention(self.heads, in_std, out_std, self.dtype, name="attention")(
-            hidden, mask_tt
-        )
-        hidden = _layer_norm("ln_2", self.dtype)(tokens_btw)
-        hidden = nn.Dense(
-            MLP_RATIO * width,
-            kernel_init=nn.initializers.normal((2 * width) ** -0.5),
-            dtype=self.dtype,
-            name="mlp_in",
-        )(hidden)
-        hidden = ACTIVATIONS[self.activation](hidden)
-        hidden = nn.Dense(
-            width, kernel_init=nn.initializers.normal(out_std), dtype=self.dtype, name="mlp_out"
-        )(hidden)
-        return tokens_btw + hidden
-
-
-class VisionTransformer(nn.Module):
-    """CLIP's image tower: a ViT read at its class token.
-
-    A patch is embedded by one matrix product over its pixels, ordered (row, column, channel).
-    """
-
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    embed_dim: int
-    activation: str = "quick_gelu"
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, images_bhwc: jax.Array) -> jax.Array:
-        """Encodes normalised images [B, S, S, 3] as float32 features [B, D], not normalised.
-
-        Raises ValueError where the images are not of the size that the positions were made for.
-        """
-        expected = (self.image_size, self.image_size, 3)
-        if images_bhwc.ndim != 4 or images_bhwc.shape[1:] != expected:
+    def _check_multiple(self, whole: str, part: str) -> None:
+        if getattr(self, whole) % getattr(self, part):
             raise ValueError(
-                f"CLIP's image tower takes [B, {self.image_size}, {self.image_size}, 3], "
-                f"got {list(images_bhwc.shape)}: resize the images"
+                f"ClipConfig: {whole} {getattr(self, whole)} is not a multiple of "
+                f"{part} {getattr(self, part)}"
             )
-        normal = nn.initializers.normal(self.width**-0.5)
-        patches_btw = nn.Dense(
-            self.width,
-            use_bias=False,
-            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-            dtype=self.dtype,
-            name="patch_embedding",
-        )(_split_patches(images_bhwc, self.patch_size))
-        class_w = self.param("class_embedding", normal, (self.width,))
-        count = patches_btw.shape[1] + 1
-        position_tw = self.param("position_embedding", normal, (count, self.width))
 
-        class_b1w = jnp.broadcast_to(class_w[None, None], (len(images_bhwc), 1, self.width))
-        tokens = jnp.concatenate([class_b1w.astype(self.dtype), patches_btw], axis=1)
-        tokens = _layer_norm("ln_pre", self.dtype)(tokens + position_tw[None].astype(self.dtype))
-        for i in range(self.layers):
-            tokens = TransformerBlock(
-                self.heads, self.layers, self.activation, self.dtype, name=f"block_{i}"
-            )(tokens)
-        feature_bw = _layer_norm("ln_post", self.dtype)(tokens[:, 0])
-        projection = self.param("projection", normal, (self.width, self.embed_dim))
-        return (feature_bw @ projection.astype(self.dtype)).astype(jnp.float32)
-
-
-class TextTransformer(nn.Module):
-    """CLIP's text tower: a causal transformer read at the end-of-text token."""
-
-    vocab_size: int
-    context_length: int
-    width: int
-    layers: int
-    heads: int
-    embed_dim: int
-    eos_token_id: int | None = None
-    activation: str = "quick_gelu"
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens_bt: jax.Array) -> jax.Array:
-        """Encodes token ids int32 [B, T], T <= context length, as float32 features [B, D].
-
-        The features are not normalised. What follows the end-of-text token does not change them
-        (attention is causal), so the padding may be cut. Raises ValueError where T is too large.
-        """
-        length = tokens_bt.shape[1]
-        if length > self.context_length:
+    def _check_resnet(self) -> None:
+        for field in ("patch_size", "vision_mlp_width"):
+            if getattr(self, field) is not None:
+                raise ValueError(f"ClipConfig: a ResNet has no {field}: give None")
+        if self.image_size % STRIDE:
             raise ValueError(
-                f"CLIP's text tower takes at most {self.context_length} tokens, got {length}"
+                f"ClipConfig: image_size {self.image_size} is not a multiple of {STRIDE}, "
+                "a ResNet's stride"
             )
-        tokens = nn.Embed(
-            self.vocab_size,
-            self.width,
-            embedding_init=nn.initializers.normal(TOKEN_STD),
-            dtype=self.dtype,
-            name="token_embedding",
-        )(tokens_bt)
-        position_tw = self.param(
-            "position_embedding",
-            nn.initializers.normal(TEXT_POSITION_STD),
-            (self.context_length, self.width),
-        )
-        tokens += position_tw[None, :length].astype(self.dtype)
-        causal_tt = np.tril(np.ones((length, length), bool))
-        for i in range(self.layers):
-            tokens = TransformerBlock(
-                self.heads, self.layers, self.activation, self.dtype, name=f"block_{i}"
-            )(tokens, causal_tt)
-        end_b = _end_of_text(tokens_bt, self.eos_token_id)
-        feature_bw = jnp.take_along_axis(tokens, end_b[:, None, None], axis=1)[:, 0]
-        feature_bw = _layer_norm("ln_final", self.dtype)(feature_bw)
-        projection = self.param(
-            "projection", nn.initializers.normal(self.width**-0.5), (self.width, self.embed_dim)
-        )
-        return (feature_bw @ projection.astype(self.dtype)).astype(jnp.float32)
+        if self.vision_width * WIDTH_FACTOR % self.vision_heads or self.vision_width % 2:
+            raise ValueError(
+                f"ClipConfig: vision_width {self.vision_width} is not even, or {WIDTH_FACTOR} "
+                f"times it not a multiple of vision_heads {self.vision_heads}"
+            )
+
+
+def _resnet(image_size: int, width: int, layers: tuple[int, ...], embed_dim: int, text_width: int):
+    return ClipConfig(
+        image_size=image_size,
+        patch_size=None,
+        vision_width=width,
+        vision_layers=layers,
+        vision_heads=width * WIDTH_FACTOR // 64,
+        text_width=text_width,
+        text_heads=text_width // 64,
+        embed_dim=embed_dim,
+    )
+
+
+_VIT_L14 = ClipConfig(
+    patch_size=14,
+    vision_width=1024,
+    vision_layers=24,
+    vision_heads=16,
+    text_width=768,
+    text_heads=12,
+    embed_dim=768,
+)
+_VIT_H14 = ClipConfig(
+    patch_size=14,
+    vision_width=1280,
+    vision_layers=32,
+    vision_heads=16,
+    text_width=1024,
+    text_layers=24,
+    text_heads=16,
+    embed_dim=1024,
+    activation="gelu",
+)
+
+# Every CLIP of OpenAI (their table 20), and the ViTs that only OpenCLIP has (its model_configs).
+# OpenCLIP's other ViTs have the sizes of OpenAI's and activation="gelu".
+CLIPS = {
+    "RN50": _resnet(224, 64, (3, 4, 6, 3), 1024, 512),
+    "RN101": _resnet(224, 64, (3, 4, 23, 3), 512, 512),
+    "RN50x4": _resnet(288, 80, (4, 6, 10, 6), 640, 640),
+    "RN50x16": _resnet(384, 96, (6, 8, 18, 8), 768, 768),
+    "RN50x64": _resnet(448, 128, (3, 15, 36, 10), 1024, 1024),
+    "ViT-B/32": ClipConfig(patch_size=32),
+    "ViT-B/16": ClipConfig(),
+    "ViT-L/14": _VIT_L14,
+    "ViT-L/14@336px": dataclasses.replace(_VIT_L14, image_size=336),
+    "ViT-H/14": _VIT_H14,
+    "ViT-g/14": dataclasses.replace(
+        _VIT_H14, vision_width=1408, vision_layers=40, vision_mlp_width=6144
+    ),
+    "ViT-bigG/14": dataclasses.replace(
+        _VIT_H14,
+        vision_width=1664,
+        vision_layers=48,
+        vision_mlp_width=8192,
+        text_width=1280,
+        text_layers=32,
+        text_heads=20,
+        embed_dim=1280,
+    ),
+}
 
 
 class CLIP(nn.Module):
@@ -256,16 +172,23 @@ class CLIP(nn.Module):
     def setup(self):
         """Builds the towers ``visual`` and ``text`` and the scalar ``logit_scale``."""
         config = self.config
-        self.visual = VisionTransformer(
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            width=config.vision_width,
-            layers=config.vision_layers,
-            heads=config.vision_heads,
-            embed_dim=config.embed_dim,
-            activation=config.activation,
-            dtype=self.dtype,
-        )
+        tower = {
+            "image_size": config.image_size,
+            "width": config.vision_width,
+            "layers": config.vision_layers,
+            "heads": config.vision_heads,
+            "embed_dim": config.embed_dim,
+            "dtype": self.dtype,
+        }
+        if config.is_resnet:
+            self.visual = ModifiedResNet(**tower)
+        else:
+            self.visual = VisionTransformer(
+                **tower,
+                patch_size=config.patch_size,
+                activation=config.activation,
+                mlp_width=config.vision_mlp_width,
+            )
         self.text = TextTransformer(
             vocab_size=config.vocab_size,
             context_length=config.context_length,
@@ -301,22 +224,3 @@ class CLIP(nn.Module):
             unit_length(self.encode_text(tokens_bt)),
             jnp.exp(self.logit_scale),
         )
-
-
-def _layer_norm(name: str, dtype: jnp.dtype) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
-
-
-def _split_patches(images_bhwc: jax.Array, size: int) -> jax.Array:
-    """Cuts [B, H, W, C] into [B, H/size * W/size, size * size * C]."""
-    batch, height, width, channels = images_bhwc.shape
-    rows, columns = height // size, width // size
-    patches = images_bhwc.reshape(batch, rows, size, columns, size, channels)
-    patches = patches.transpose(0, 1, 3, 2, 4, 5)
-    return patches.reshape(batch, rows * columns, size * size * channels)
-
-
-def _end_of_text(tokens_bt: jax.Array, eos_token_id: int | None) -> jax.Array:
-    """Finds the position [B] of the end-of-text token (see ClipConfig)."""
-    marks = tokens_bt if eos_token_id is None else tokens_bt == eos_token_id
-    return jnp.argmax(marks, axis=-1)

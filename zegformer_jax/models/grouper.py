@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from zegformer_jax.models.normalise import unit_length
 from zegformer_jax.models.pixel_decoder import PixelDecoder
-from zegformer_jax.models.resnet import ResNet
 from zegformer_jax.models.transformer import TransformerDecoder
 
 CLASS_LOGIT_SCALE = 100.0  # temperature 0.01, fixed; ZegFormer, section 3.2
@@ -48,16 +47,17 @@ class Grouper(nn.Module):
     The parameters do not depend on the vocabulary: another vocabulary is another array.
 
     Attributes:
-        backbone: gives res2..res5.
+        backbone: gives res2..res5; `ResNet` or `SwinTransformer`.
         pixel_decoder: gives the mask features.
         transformer: gives the queries' states.
         embed_dim: size of the text embeddings.
         memory: which of the backbone's maps the queries attend to; `res5` in the paper, a finer
-            one where pictures are so small that res5 has a handful of pixels.
+            one where pictures are so small that res5 has a handful of pixels. Where the pixel
+            decoder has an encoder, `res5` is the encoder's output.
         dtype: what to compute in; parameters and logits are float32.
     """
 
-    backbone: ResNet
+    backbone: nn.Module
     pixel_decoder: PixelDecoder
     transformer: TransformerDecoder
     embed_dim: int = 512
@@ -75,9 +75,10 @@ class Grouper(nn.Module):
             text_cd: text embeddings of unit length [C, embed_dim].
             deterministic: False applies dropout, from the random stream `dropout`.
         """
-        maps = self.backbone(images_bhwc)
-        features_bhwd = self.pixel_decoder(maps)
-        states_lbqd = self.transformer(maps[self.memory], deterministic)
+        maps = self.backbone(images_bhwc, deterministic=deterministic)
+        features_bhwd, res5_bhwc = self.pixel_decoder(maps, deterministic)
+        memory_bhwc = (maps | {"res5": res5_bhwc})[self.memory]
+        states_lbqd = self.transformer(memory_bhwc, deterministic)
         project = nn.Dense(self.embed_dim, dtype=self.dtype, name="class_projection")
         no_object_d = self.param("no_object", nn.initializers.normal(0.02), (self.embed_dim,))
         names_cd = jnp.concatenate([text_cd.astype(jnp.float32), no_object_d[None]])

@@ -7,33 +7,36 @@ import jax.numpy as jnp
 from zegformer_jax.models.grouper import CLASS_LOGIT_SCALE
 from zegformer_jax.models.normalise import unit_length
 from zegformer_jax.models.pixel_decoder import PixelDecoder
-from zegformer_jax.models.resnet import ResNet
 
 
 class PerPixel(nn.Module):
     """The grouper's backbone and pixel decoder, then one projection for each pixel.
 
     Attributes:
-        backbone: gives res2..res5.
+        backbone: gives res2..res5; `ResNet` or `SwinTransformer`.
         pixel_decoder: gives the features.
         embed_dim: size of the text embeddings.
         dtype: what to compute in; parameters and logits are float32.
     """
 
-    backbone: ResNet
+    backbone: nn.Module
     pixel_decoder: PixelDecoder
     embed_dim: int = 512
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images_bhwc: jax.Array, text_cd: jax.Array) -> jax.Array:
+    def __call__(
+        self, images_bhwc: jax.Array, text_cd: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
         """Gives class logits at stride 4, float32 [B, H/4, W/4, C].
 
         Args:
             images_bhwc: normalised images [B, H, W, 3]; H and W are multiples of 32.
             text_cd: text embeddings of unit length [C, embed_dim].
+            deterministic: False applies dropout, from the random stream `dropout`.
         """
-        features_bhwd = self.pixel_decoder(self.backbone(images_bhwc))
+        maps = self.backbone(images_bhwc, deterministic=deterministic)
+        features_bhwd = self.pixel_decoder(maps, deterministic).mask_features_bhwd
         project = nn.Conv(self.embed_dim, (1, 1), dtype=self.dtype, name="class_projection")
         embeddings_bhwd = unit_length(project(features_bhwd))
         return CLASS_LOGIT_SCALE * jnp.einsum(

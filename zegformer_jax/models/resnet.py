@@ -136,11 +136,13 @@ class ResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images_bhwc: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, images_bhwc: jax.Array, deterministic: bool = True) -> dict[str, jax.Array]:
         """Computes res2..res5 (strides 4, 8, 16, 32) of normalised images [B, H, W, 3].
 
-        H and W are multiples of 32.
+        H and W are multiples of 32. Nothing here is random: `deterministic` is taken so that
+        every backbone is called alike.
         """
+        del deterministic
         x = images_bhwc.astype(self.dtype)
         stem = ConvNorm(self.stem_width, 7, 2, self.norm, self.norm_groups, self.dtype, name="stem")
         x = nn.relu(stem(x))

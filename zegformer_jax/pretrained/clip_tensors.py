@@ -1,103 +1,151 @@
-"""CLIP's parameters from and to published tensors: the table of names, and strict reading.
+"""CLIP's parameters from and to published tensors: the tables of names.
 
 No PyTorch. Every published tensor is used or left out for a reason that stands in ``LEFT_OUT``,
 and every parameter is filled.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from zegformer_jax.models.clip import CLIP, ClipConfig
-
-# Tensors that hold no parameter, and why they are left out.
-LEFT_OUT = {
-    "text_model.embeddings.position_ids": "the constant 0, 1, 2, ...",
-    "vision_model.embeddings.position_ids": "the constant 0, 1, 2, ...",
-    "input_resolution": "a size, known from the positional embedding",
-    "context_length": "a size, known from the positional embedding",
-    "vocab_size": "a size, known from the token embedding",
-}
-
-# Parameter, OpenAI's name, Hugging Face's name. {x} stands for q, k and v, one after the other.
-_BLOCK_NAMES = (
-    ("ln_1/scale", "ln_1.weight", "layer_norm1.weight"),
-    ("ln_1/bias", "ln_1.bias", "layer_norm1.bias"),
-    ("attention/qkv/kernel", "attn.in_proj_weight", "self_attn.{x}_proj.weight"),
-    ("attention/qkv/bias", "attn.in_proj_bias", "self_attn.{x}_proj.bias"),
-    ("attention/out/kernel", "attn.out_proj.weight", "self_attn.out_proj.weight"),
-    ("attention/out/bias", "attn.out_proj.bias", "self_attn.out_proj.bias"),
-    ("ln_2/scale", "ln_2.weight", "layer_norm2.weight"),
-    ("ln_2/bias", "ln_2.bias", "layer_norm2.bias"),
-    ("mlp_in/kernel", "mlp.c_fc.weight", "mlp.fc1.weight"),
-    ("mlp_in/bias", "mlp.c_fc.bias", "mlp.fc1.bias"),
-    ("mlp_out/kernel", "mlp.c_proj.weight", "mlp.fc2.weight"),
-    ("mlp_out/bias", "mlp.c_proj.bias", "mlp.fc2.bias"),
+from zegformer_jax.pretrained import tables
+from zegformer_jax.pretrained.tables import (
+    CONV,
+    FLAT,
+    LINEAR,
+    LINEAR_HEADS_IN,
+    SAME,
+    Entry,
+    Layout,
+    entry,
 )
-_TOWER_NAMES = (
-    ("logit_scale", "logit_scale", "logit_scale"),
+
+# Tensors that hold no parameter (regular expressions), and why they are left out.
+LEFT_OUT = (
+    (r"(text|vision)_model\.embeddings\.position_ids", "the constant 0, 1, 2, ..."),
+    (r"input_resolution|context_length|vocab_size", "a size, known from another tensor's shape"),
+    (r"(.*\.)?attn_mask", "the constant causal mask"),
+    (r".*\.num_batches_tracked", "a count of training steps, which inference does not use"),
+)
+
+# A matrix [inputs, W] over a patch's (row, column, channel), published as [W, 3, row, column].
+PATCH = Layout(
+    lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
+    lambda x: x.reshape(*[math.isqrt(len(x) // 3)] * 2, 3, -1).transpose(3, 2, 0, 1),
+)
+
+# Parameter, OpenAI's name, Hugging Face's name, layout. {x} stands for q, k and v, joined.
+_BLOCK = (
+    ("ln_1/scale", "ln_1.weight", "layer_norm1.weight", SAME),
+    ("ln_1/bias", "ln_1.bias", "layer_norm1.bias", SAME),
+    ("attention/qkv/kernel", "attn.in_proj_weight", "self_attn.{x}_proj.weight", LINEAR),
+    ("attention/qkv/bias", "attn.in_proj_bias", "self_attn.{x}_proj.bias", FLAT),
     (
-        "visual/class_embedding",
-        "visual.class_embedding",
-        "vision_model.embeddings.class_embedding",
+        "attention/out/kernel",
+        "attn.out_proj.weight",
+        "self_attn.out_proj.weight",
+        LINEAR_HEADS_IN,
     ),
+    ("attention/out/bias", "attn.out_proj.bias", "self_attn.out_proj.bias", SAME),
+    ("ln_2/scale", "ln_2.weight", "layer_norm2.weight", SAME),
+    ("ln_2/bias", "ln_2.bias", "layer_norm2.bias", SAME),
+    ("mlp_in/kernel", "mlp.c_fc.weight", "mlp.fc1.weight", LINEAR),
+    ("mlp_in/bias", "mlp.c_fc.bias", "mlp.fc1.bias", SAME),
+    ("mlp_out/kernel", "mlp.c_proj.weight", "mlp.fc2.weight", LINEAR),
+    ("mlp_out/bias", "mlp.c_proj.bias", "mlp.fc2.bias", SAME),
+)
+# Of the ViT, under visual/, "visual." and "vision_model."; projections stand in Naming.
+_VIT = (
+    ("class_embedding", "class_embedding", "embeddings.class_embedding", SAME),
+    ("position_embedding", "positional_embedding", "embeddings.position_embedding.weight", SAME),
+    ("patch_embedding/kernel", "conv1.weight", "embeddings.patch_embedding.weight", PATCH),
+    ("ln_pre/scale", "ln_pre.weight", "pre_layrnorm.weight", SAME),
+    ("ln_pre/bias", "ln_pre.bias", "pre_layrnorm.bias", SAME),
+    ("ln_post/scale", "ln_post.weight", "post_layernorm.weight", SAME),
+    ("ln_post/bias", "ln_post.bias", "post_layernorm.bias", SAME),
+)
+# Of the text tower, under text/, "" and "text_model.".
+_TEXT = (
     (
-        "visual/position_embedding",
-        "visual.positional_embedding",
-        "vision_model.embeddings.position_embedding.weight",
-    ),
-    (
-        "visual/patch_embedding/kernel",
-        "visual.conv1.weight",
-        "vision_model.embeddings.patch_embedding.weight",
-    ),
-    ("visual/ln_pre/scale", "visual.ln_pre.weight", "vision_model.pre_layrnorm.weight"),
-    ("visual/ln_pre/bias", "visual.ln_pre.bias", "vision_model.pre_layrnorm.bias"),
-    ("visual/ln_post/scale", "visual.ln_post.weight", "vision_model.post_layernorm.weight"),
-    ("visual/ln_post/bias", "visual.ln_post.bias", "vision_model.post_layernorm.bias"),
-    ("visual/projection", "visual.proj", "visual_projection.weight"),
-    (
-        "text/token_embedding/embedding",
+        "token_embedding/embedding",
         "token_embedding.weight",
-        "text_model.embeddings.token_embedding.weight",
+        "embeddings.token_embedding.weight",
+        SAME,
     ),
-    (
-        "text/position_embedding",
-        "positional_embedding",
-        "text_model.embeddings.position_embedding.weight",
-    ),
-    ("text/ln_final/scale", "ln_final.weight", "text_model.final_layer_norm.weight"),
-    ("text/ln_final/bias", "ln_final.bias", "text_model.final_layer_norm.bias"),
-    ("text/projection", "text_projection", "text_projection.weight"),
+    ("position_embedding", "positional_embedding", "embeddings.position_embedding.weight", SAME),
+    ("ln_final/scale", "ln_final.weight", "final_layer_norm.weight", SAME),
+    ("ln_final/bias", "ln_final.bias", "final_layer_norm.bias", SAME),
 )
+_NORM = (("scale", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var"))
+# Of a ResNet's block: our convolution, its published name, that of its norm.
+_CONVS = tuple((f"conv{i}", f"conv{i}", f"bn{i}") for i in (1, 2, 3))
+_SHORTCUT = ("shortcut", "downsample.0", "downsample.1")
+_POOL = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "c_proj"))
 
 
 class Naming(NamedTuple):
     """How a publisher names tensors.
 
     ``column`` is the place of its names in the tables above; ``visual`` and ``text`` stand before
-    the number of a block; ``transposed_projections``: its projections are [D, W], not [W, D].
+    a tower's names, ``visual_blocks`` and ``text_blocks`` before the number of a block;
+    the projections are [W, D], or [D, W] where ``projection`` is LINEAR.
     """
 
     column: int
     visual: str
+    visual_blocks: str
+    visual_projection: str
     text: str
-    transposed_projections: bool
+    text_blocks: str
+    text_projection: str
+    projection: Layout
 
 
-OPENAI = Naming(1, "visual.transformer.resblocks", "transformer.resblocks", False)
-HUGGING_FACE = Naming(2, "vision_model.encoder.layers", "text_model.encoder.layers", True)
+# OpenAI's names are also OpenCLIP's.
+OPENAI = Naming(
+    column=1,
+    visual="visual.",
+    visual_blocks="visual.transformer.resblocks",
+    visual_projection="visual.proj",
+    text="",
+    text_blocks="transformer.resblocks",
+    text_projection="text_projection",
+    projection=SAME,
+)
+HUGGING_FACE = Naming(
+    column=2,
+    visual="vision_model.",
+    visual_blocks="vision_model.encoder.layers",
+    visual_projection="visual_projection.weight",
+    text="text_model.",
+    text_blocks="text_model.encoder.layers",
+    text_projection="text_projection.weight",
+    projection=LINEAR,
+)
 
 
-class _Entry(NamedTuple):
-    """Where a parameter comes from: published tensors (joined along their first axis)."""
+def table(config: ClipConfig, naming: Naming) -> list[Entry]:
+    """Lists where each parameter of a CLIP is published, by its path (``visual/projection``).
 
-    path: str
-    names: tuple[str, ...]
-    transposed: bool
+    Raises ValueError where the publisher has no names for a ResNet.
+    """
+    rows = [entry("logit_scale", "logit_scale")]
+    if not config.is_resnet:
+        rows += _rows(_VIT, "visual/", naming.visual, naming.column)
+        rows += _blocks("visual", naming.visual_blocks, config.vision_layers, naming.column)
+        rows += [entry("visual/projection", naming.visual_projection, naming.projection)]
+    elif naming is HUGGING_FACE:
+        raise ValueError("transformers has no CLIP with a ResNet: its tensors have no names there")
+    else:
+        rows += _resnet(config.vision_layers)
+    rows += _rows(_TEXT, "text/", naming.text, naming.column)
+    rows += _blocks("text", naming.text_blocks, config.text_layers, naming.column)
+    rows += [entry("text/projection", naming.text_projection, naming.projection)]
+    return rows
 
 
 def read_parameters(
@@ -108,23 +156,10 @@ def read_parameters(
     ``where`` (a file's name) stands in error messages. Raises ValueError that names the tensor
     where one is missing, has no place in a model of this config, or is of another shape.
     """
-    entries = _entries(config, naming)
-    tensors = {name: x for name, x in tensors.items() if name not in LEFT_OUT}
-    wanted = [name for entry in entries for name in entry.names]
-    if missing := [name for name in wanted if name not in tensors]:
-        raise ValueError(f"{where}: no tensor '{missing[0]}' ({len(missing)} missing in all)")
-    if surplus := sorted(set(tensors) - set(wanted)):
-        raise ValueError(
-            f"{where}: tensor '{surplus[0]}' has no place in this model "
-            f"({len(surplus)} such in all): is it a ViT CLIP of {config}?"
-        )
-    shapes = _parameter_shapes(config)
-    flat = {}
-    for entry in entries:
-        shape = shapes[entry.path]
-        published = _published_shape(shape, entry, config.patch_size)
-        flat[entry.path] = _to_flax(tensors, entry, published, where).reshape(shape)
-    return traverse_util.unflatten_dict(flat, sep="/")
+    arrays, _ = tables.read(
+        table(config, naming), tensors, parameter_shapes(config), where, left_out=LEFT_OUT
+    )
+    return tables.unflatten(arrays)
 
 
 def published_tensors(
@@ -134,84 +169,60 @@ def published_tensors(
 
     Raises ValueError that names the parameter which does not fit the config.
     """
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
-    shapes = _parameter_shapes(config)
-    if odd := sorted(set(flat) ^ set(shapes)):
+    arrays = tables.flatten(params)
+    shapes = parameter_shapes(config)
+    if odd := sorted(set(arrays) ^ set(shapes)):
         raise ValueError(f"CLIP's parameters: '{odd[0]}' is missing or has no place in {config}")
-    tensors = {}
-    for entry in _entries(config, naming):
-        array = np.asarray(flat[entry.path], np.float32)
-        if array.shape != shapes[entry.path]:
+    for path, array in arrays.items():
+        if np.shape(array) != shapes[path]:
             raise ValueError(
-                f"CLIP's parameters: '{entry.path}' is {list(array.shape)}, "
-                f"the config needs {list(shapes[entry.path])}"
+                f"CLIP's parameters: '{path}' is {list(np.shape(array))}, "
+                f"the config needs {list(shapes[path])}"
             )
-        published = _published_shape(array.shape, entry, config.patch_size)
-        if len(published) == 4:
-            out, channels, rows, columns = published
-            array = array.reshape(rows, columns, channels, out).transpose(3, 2, 0, 1)
-        elif entry.transposed:
-            array = array.reshape(published[::-1]).T
-        array = array.reshape(published)
-        parts = np.split(array, len(entry.names)) if len(entry.names) > 1 else [array]
-        tensors |= {n: np.asarray(x, order="C") for n, x in zip(entry.names, parts, strict=True)}
-    return tensors
+    return tables.write(table(config, naming), arrays)
 
 
-def _entries(config: ClipConfig, naming: Naming) -> list[_Entry]:
-    rows = [(row[0], row[naming.column]) for row in _TOWER_NAMES]
-    for tower, layers in (("visual", config.vision_layers), ("text", config.text_layers)):
-        for i in range(layers):
-            prefix = f"{getattr(naming, tower)}.{i}"
-            rows += [
-                (f"{tower}/block_{i}/{row[0]}", f"{prefix}.{row[naming.column]}")
-                for row in _BLOCK_NAMES
-            ]
-    entries = []
-    for path, name in rows:
-        names = tuple(name.format(x=x) for x in "qkv") if "{x}" in name else (name,)
-        is_projection = path.endswith("projection")
-        transposed = naming.transposed_projections if is_projection else path.endswith("kernel")
-        entries.append(_Entry(path, names, transposed))
-    return entries
-
-
-def _parameter_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
+    """Gives the shapes of a CLIP's parameters by their paths, without making them."""
     side = config.image_size
-    shapes = jax.eval_shape(
+    variables = jax.eval_shape(
         CLIP(config).init,
         jax.random.key(0),
         jax.ShapeDtypeStruct((1, side, side, 3), np.float32),
         jax.ShapeDtypeStruct((1, config.context_length), np.int32),
-    )["params"]
-    flat = traverse_util.flatten_dict(shapes, sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
+    )
+    return tables.shapes_of(variables["params"])
 
 
-def _published_shape(shape: tuple[int, ...], entry: _Entry, patch_size: int) -> tuple[int, ...]:
-    """Gives the shape of the published tensor (joined, where there are several)."""
-    if entry.path.endswith("patch_embedding/kernel"):
-        return (shape[1], 3, patch_size, patch_size)
-    if entry.path.endswith("qkv/bias"):
-        return (int(np.prod(shape)),)
-    if not entry.transposed:
-        return shape
-    inputs = shape[0] * shape[1] if len(shape) == 3 else shape[0]  # out/kernel: [heads, k, W]
-    return (int(np.prod(shape)) // inputs, inputs)
+def _rows(rows: tuple, path: str, prefix: str, column: int) -> Iterator[Entry]:
+    for row in rows:
+        name = prefix + row[column]
+        names = tuple(name.format(x=x) for x in "qkv") if "{x}" in name else (name,)
+        yield Entry((path + row[0],), names, row[3])
 
 
-def _to_flax(
-    tensors: Mapping[str, np.ndarray], entry: _Entry, published: tuple[int, ...], where: str
-) -> np.ndarray:
-    part = (published[0] // len(entry.names), *published[1:]) if published else ()
-    for name in entry.names:
-        if tensors[name].shape != part:
-            raise ValueError(
-                f"{where}: tensor '{name}' is {list(tensors[name].shape)}, "
-                f"the model needs {list(part)}"
-            )
-    parts = [np.asarray(tensors[name], np.float32) for name in entry.names]
-    array = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    if array.ndim == 4:  # a convolution, [out, in, row, column]
-        return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
-    return np.ascontiguousarray(array.T) if entry.transposed else array
+def _blocks(tower: str, prefix: str, count: int, column: int) -> Iterator[Entry]:
+    for i in range(count):
+        yield from _rows(_BLOCK, f"{tower}/block_{i}/", f"{prefix}.{i}.", column)
+
+
+def _resnet(layers: tuple[int, ...]) -> Iterator[Entry]:
+    for i in (1, 2, 3):
+        yield from _conv_norm(f"visual/stem{i}", f"visual.conv{i}", f"visual.bn{i}")
+    for stage, count in enumerate(layers, start=1):
+        for i in range(count):
+            path, prefix = f"visual/layer{stage}_{i}", f"visual.layer{stage}.{i}"
+            for ours, conv, norm in (*_CONVS, _SHORTCUT) if i == 0 else _CONVS:
+                yield from _conv_norm(f"{path}/{ours}", f"{prefix}.{conv}", f"{prefix}.{norm}")
+    path, prefix = "visual/attention_pool", "visual.attnpool"
+    yield entry(f"{path}/position_embedding", f"{prefix}.positional_embedding")
+    for ours, theirs in _POOL:
+        kernel, bias = (LINEAR_HEADS_IN, SAME) if ours == "out" else (LINEAR, FLAT)
+        yield entry(f"{path}/{ours}/kernel", f"{prefix}.{theirs}.weight", kernel)
+        yield entry(f"{path}/{ours}/bias", f"{prefix}.{theirs}.bias", bias)
+
+
+def _conv_norm(path: str, conv: str, norm: str) -> Iterator[Entry]:
+    yield entry(f"{path}/conv/kernel", f"{conv}.weight", CONV)
+    for ours, theirs in _NORM:
+        yield entry(f"{path}/norm/{ours}", f"{norm}.{theirs}")

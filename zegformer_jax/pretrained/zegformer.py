@@ -1,132 +1,271 @@
-"""The authors' checkpoints (detectron2 layout): their names and ours."""
+"""The authors' checkpoints (detectron2's names), both ways: groupers and per-pixel models.
 
+MaskFormer's checkpoints for semantic segmentation are read too, to start from: all but their
+classes, for which a vocabulary's text embeddings stand here.
+"""
+
+import math
 import re
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from flax import traverse_util
 
-Arrays = Mapping[str, np.ndarray]
+from zegformer_jax import models
+from zegformer_jax.models.clip import CLIP_MEAN, CLIP_STD
+from zegformer_jax.models.grouper import CLASS_LOGIT_SCALE
+from zegformer_jax.models.normalise import PIXEL_MEAN, PIXEL_STD
+from zegformer_jax.models.resnet import NORM_GROUPS
+from zegformer_jax.models.swin import relative_index
+from zegformer_jax.pretrained import swin
+from zegformer_jax.pretrained.tables import (
+    Shapes,
+    Summary,
+    Tensors,
+    flatten,
+    read,
+    shapes_of,
+    unflatten,
+    write,
+)
+from zegformer_jax.pretrained.zegformer_names import (
+    BACKBONE,
+    LOGIT_SCALES,
+    PIXEL_DECODER,
+    PREDICTOR,
+    PROJECTIONS,
+    Sizes,
+    table,
+)
 
-FROZEN_BATCH_NORM = {
-    "weight": "scale",
-    "bias": "bias",
-    "running_mean": "mean",
-    "running_var": "var",
-}
-ADAPTERS = {"1": "res2", "2": "res3", "3": "res4"}
-OUTPUTS = {"1": "res2", "2": "res3", "3": "res4", "4": "res5"}
-ATTENTIONS = {"self_attn": "self_attention", "multihead_attn": "cross_attention"}
-LEFT_OUT = {"sem_seg_head.predictor.logit_scale": "the class logits' scale is fixed at 100"}
+HEAD_CHANNELS = 32  # of an attention head, in every published model: 256 channels, 8 heads
+EMBED_DIM = 512  # of ViT-B/16's text embeddings; where no tensor tells
 
-
-def conv_kernel(weight: np.ndarray) -> np.ndarray:
-    """[out, in, height, width] to [height, width, in, out]."""
-    return weight.transpose(2, 3, 1, 0)
-
-
-def _leaf(kind: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """Names and lays out a `weight` or `bias` by its number of axes."""
-    if kind == "bias":
-        return "bias", array
-    if array.ndim == 4:
-        return "kernel", conv_kernel(array)
-    return ("kernel", array.T) if array.ndim == 2 else ("scale", array)
-
-
-def _attention(path: str, kind: str, array: np.ndarray, heads: int) -> Arrays:
-    """Splits PyTorch's fused q, k, v projection, or reshapes the output projection."""
-    if kind.startswith("out_proj"):
-        if kind.endswith("bias"):
-            return {f"{path}/out/bias": array}
-        return {f"{path}/out/kernel": array.T.reshape(heads, -1, array.shape[0])}
-    parts = {}
-    for name, part in zip(("query", "key", "value"), np.split(array, 3), strict=True):
-        if kind.endswith("bias"):
-            parts[f"{path}/{name}/bias"] = part.reshape(heads, -1)
-        else:
-            parts[f"{path}/{name}/kernel"] = part.T.reshape(part.shape[1], heads, -1)
-    return parts
-
-
-def _backbone(rest: str, array: np.ndarray) -> Arrays:
-    """One tensor of the ResNet."""
-    block, _, tail = rest.rpartition(".norm.")
-    if block:
-        path = block.replace("stem.conv1", "stem")
-        path = re.sub(r"(res\d)\.(\d+)\.", r"\1_\2/", path)
-        return {f"constants/backbone/{path}/norm/{FROZEN_BATCH_NORM[tail]}": array}
-    path = rest.removesuffix(".weight").replace("stem.conv1", "stem")
-    path = re.sub(r"(res\d)\.(\d+)\.", r"\1_\2/", path)
-    return {f"params/backbone/{path}/conv/kernel": conv_kernel(array)}
+CLIP = f"{PREDICTOR}.clip_model."
+MASKFORMER_CLASSES = f"{PREDICTOR}.class_embed.weight"
+LEFT_OUT = (
+    (r"sem_seg_head\.(predictor\.)?logit_scale", "the class logits' scale, fixed at 100"),
+    (re.escape(CLIP) + ".*", "CLIP, which is read on its own"),
+    (r"sem_seg_head\.predictor\.class_embed\..*", "MaskFormer's classes"),
+    (r"sem_seg_head\.(predictor\.)?\w*text_features\w*", "text embeddings, which are an argument"),
+    (r"criterion\.empty_weight", "the loss's class weights, which a config sets"),
+    (r"(clip_)?pixel_(mean|std)", "the images' normalisation, which is fixed"),
+    (r".*\.num_batches_tracked", "PyTorch's count of batches"),
+    *swin.LEFT_OUT,
+)
+NEW_CLASSES = (
+    (r"params/(class_projection/.*|no_object)", "MaskFormer does not compare with text embeddings"),
+)
 
 
-def _pixel_decoder(rest: str, array: np.ndarray) -> Arrays:
-    """One tensor of the FPN."""
-    name, _, tail = rest.partition(".")
-    if name == "mask_features":
-        leaf, value = _leaf(tail, array)
-        return {f"params/pixel_decoder/mask_features/{leaf}": value}
-    kind, _, index = name.partition("_")
-    layer = f"lateral_{ADAPTERS[index]}" if kind == "adapter" else f"output_{OUTPUTS[index]}"
-    part = "norm" if tail.startswith("norm.") else "conv"
-    leaf, value = _leaf(tail.removeprefix("norm."), array)
-    return {f"params/pixel_decoder/{layer}/{part}/{leaf}": value}
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        sizes: of the model, `kind` and `embed_dim` among them; see `models.build`.
+        variables: `params` and, with frozen norms, `constants`; float32. What `summary.new`
+            names is missing.
+        clip_tensors: CLIP's, by OpenAI's names, as they were stored; empty where there is none.
+        summary: what became of every tensor.
+    """
+
+    sizes: Sizes
+    variables: dict[str, Any]
+    clip_tensors: dict[str, np.ndarray]
+    summary: Summary
 
 
-def _predictor(rest: str, array: np.ndarray, heads: int) -> Arrays:
-    """One tensor of the transformer decoder or of the heads."""
-    if rest == "query_embed.weight":
-        return {"params/transformer/query_embedding": array}
-    if rest == "bg_feature":
-        return {"params/no_object": array[0]}
-    name, _, kind = rest.rpartition(".")
-    decoder = re.fullmatch(r"transformer\.decoder\.layers\.(\d+)\.(\w+)\.(.+)", rest)
-    if decoder and decoder[2] in ATTENTIONS:
-        path = f"params/transformer/layer{decoder[1]}/{ATTENTIONS[decoder[2]]}"
-        return _attention(path, decoder[3], array, heads)
-    leaf, value = _leaf(kind, array)
-    if decoder:
-        return {f"params/transformer/layer{decoder[1]}/{decoder[2]}/{leaf}": value}
-    places = {
-        "transformer.decoder.norm": "transformer/norm",
-        "input_proj": "transformer/input_projection",
-        "projection_layer": "class_projection",
-    } | {f"mask_embed.layers.{i}": f"mask_embedding/layer{i}" for i in range(3)}
-    return {f"params/{places[name]}/{leaf}": value}
-
-
-def from_detectron2(arrays: Arrays, heads: int) -> tuple[dict, dict[str, str]]:
-    """Translates a grouper's or a per-pixel model's state dict to Flax variables.
+def from_checkpoint(
+    tensors: Tensors, where: str, heads: int | None = None, embed_dim: int = EMBED_DIM
+) -> Checkpoint:
+    """Reads a model's state dict, with or without CLIP inside.
 
     Args:
-        arrays: PyTorch-layout arrays by their names in the authors' checkpoints.
-        heads: attention heads of the transformer decoder, which no tensor's shape tells.
-
-    Returns:
-        The variables `{"params": ..., "constants": ...}`, float32, and the names that were left
-        out with the reason for each.
+        tensors: all that the state dict holds, by name, in PyTorch's layouts.
+        where: the file's name, for messages.
+        heads: see `infer_sizes`.
+        embed_dim: see `infer_sizes`.
 
     Raises:
-        KeyError: a name is not known.
+        ValueError: a tensor is missing, has no place or has another shape, or a constant is not
+            what it is here; the tensor is named.
     """
-    flat, left_out = {}, {}
-    for name, array in arrays.items():
-        array = np.asarray(array, np.float32)
-        rest = name.removeprefix("sem_seg_head.")
-        if name in LEFT_OUT or rest == "logit_scale":
-            left_out[name] = LEFT_OUT["sem_seg_head.predictor.logit_scale"]
-        elif ".clip_model." in name:
-            left_out[name] = "CLIP is read on its own"
-        elif name.startswith("backbone."):
-            flat |= _backbone(name.removeprefix("backbone."), array)
-        elif rest.startswith("pixel_decoder."):
-            flat |= _pixel_decoder(rest.removeprefix("pixel_decoder."), array)
-        elif rest.startswith("predictor."):
-            flat |= _predictor(rest.removeprefix("predictor."), array, heads)
-        elif rest.startswith("projection_layer."):
-            leaf, value = _leaf(rest.removeprefix("projection_layer."), array)
-            flat[f"params/class_projection/{leaf}"] = value
-        else:
-            raise KeyError(f"{name}: not a name of the authors' checkpoints")
-    return traverse_util.unflatten_dict(flat, sep="/"), left_out
+    sizes = infer_sizes(tensors, where, heads, embed_dim)
+    _check_constants(tensors, where)
+    arrays, summary = read(
+        table(sizes),
+        tensors,
+        shapes(sizes),
+        where,
+        left_out=LEFT_OUT,
+        new=NEW_CLASSES if MASKFORMER_CLASSES in tensors else (),
+    )
+    clip = {name.removeprefix(CLIP): x for name, x in tensors.items() if name.startswith(CLIP)}
+    return Checkpoint(sizes, unflatten(arrays), clip, summary)
+
+
+def to_checkpoint(variables: Mapping[str, Any], sizes: Sizes) -> dict[str, np.ndarray]:
+    """Gives a model's state dict, float32: the inverse of `from_checkpoint`, CLIP left out.
+
+    The constants that PyTorch's modules hold besides are there, so that they load it strictly:
+    the logit scale, and a Swin's indices of offsets (int64).
+
+    Args:
+        variables: `params` and, with frozen norms, `constants`.
+        sizes: of the model; a config's `model` will do.
+
+    Raises:
+        ValueError: the published modules cannot compute what this model does, or the variables
+            are not those of the sizes.
+    """
+    _check_published(sizes)
+    tensors = write(table(sizes), flatten(variables))
+    tensors[LOGIT_SCALES[sizes["kind"]]] = np.array([math.log(CLASS_LOGIT_SCALE)], np.float32)
+    backbone = sizes["backbone"]
+    if backbone.get("kind") == "swin":
+        for stage, depth in enumerate(backbone["depths"]):
+            for block in range(depth):
+                name = f"{BACKBONE}layers.{stage}.blocks.{block}.attn.relative_position_index"
+                tensors[name] = relative_index(backbone["window"]).astype(np.int64)
+    return tensors
+
+
+def infer_sizes(
+    tensors: Tensors, where: str, heads: int | None = None, embed_dim: int = EMBED_DIM
+) -> Sizes:
+    """Reads a model's sizes off its tensors' names and shapes.
+
+    Args:
+        tensors: all that the state dict holds, by name.
+        where: the file's name, for messages.
+        heads: attention heads, which no tensor tells; None for one every 32 channels.
+        embed_dim: size of the text embeddings where no tensor tells: MaskFormer's checkpoints.
+
+    Raises:
+        ValueError: a tensor that tells a size is missing, or the heads do not divide the width.
+    """
+    tell = _Tell(tensors, where)
+    kind = "per_pixel" if f"{PROJECTIONS['per_pixel']}.weight" in tensors else "zegformer"
+    projection = f"{PROJECTIONS[kind]}.weight"
+    if MASKFORMER_CLASSES not in tensors or projection in tensors:
+        embed_dim = tell.size(projection)
+    sizes = {
+        "kind": kind,
+        "embed_dim": embed_dim,
+        "backbone": _infer_backbone(tell),
+        "pixel_decoder": _infer_pixel_decoder(tell, heads),
+    }
+    if kind == "zegformer":
+        decoder = f"{PREDICTOR}.transformer.decoder"
+        width = tell.size(f"{decoder}.norm.weight")
+        sizes["transformer"] = {
+            "queries": tell.size(f"{PREDICTOR}.query_embed.weight"),
+            "width": width,
+            "layers": tell.count(f"{decoder}.layers."),
+            "heads": tell.heads(width, heads),
+            "mlp_width": tell.size(f"{decoder}.layers.0.linear1.weight"),
+            "project_input": f"{PREDICTOR}.input_proj.weight" in tensors,
+        }
+        sizes["memory"] = "res5"
+    return sizes
+
+
+def shapes(sizes: Sizes) -> Shapes:
+    """Gives the shape of every array of a model by its path."""
+    model = models.build(sizes["kind"], sizes, sizes["embed_dim"])
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    text = jax.ShapeDtypeStruct((1, sizes["embed_dim"]), np.float32)
+    return shapes_of(jax.eval_shape(model.init, jax.random.key(0), images, text))
+
+
+class _Tell(NamedTuple):
+    """Reads sizes off a file's tensors."""
+
+    tensors: Tensors
+    where: str
+
+    def size(self, name: str) -> int:
+        """The length of a tensor's first axis."""
+        if name not in self.tensors:
+            raise ValueError(
+                f"{self.where}: no tensor '{name}': is this the state dict of a grouper or a "
+                "per-pixel model, with detectron2's names?"
+            )
+        if not self.tensors[name].shape:
+            raise ValueError(f"{self.where}: tensor '{name}' is one number, not an array")
+        return self.tensors[name].shape[0]
+
+    def count(self, prefix: str) -> int:
+        """How many numbered modules come after a prefix."""
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        return len({m[1] for m in map(pattern.match, self.tensors) if m})
+
+    def heads(self, width: int, heads: int | None) -> int:
+        """The attention heads of a transformer, which must divide its width."""
+        heads = max(1, width // HEAD_CHANNELS) if heads is None else heads
+        if width % heads:
+            raise ValueError(
+                f"{self.where}: {width} channels cannot be split among {heads} attention heads: "
+                "give the number of heads"
+            )
+        return heads
+
+
+def _infer_backbone(tell: _Tell) -> dict[str, Any]:
+    if f"{BACKBONE}{swin.PATCH_EMBEDDING}" in tell.tensors:
+        return {"kind": "swin"} | swin.infer_sizes(tell.tensors, tell.where, BACKBONE)._asdict()
+    frozen = f"{BACKBONE}stem.conv1.norm.running_mean" in tell.tensors
+    return {
+        "kind": "resnet",
+        "blocks": tuple(tell.count(f"{BACKBONE}res{stage}.") for stage in range(2, 6)),
+        "stem_width": tell.size(f"{BACKBONE}stem.conv1.weight"),
+        "bottleneck_width": tell.size(f"{BACKBONE}res2.0.conv1.weight"),
+        "stage_width": tell.size(f"{BACKBONE}res2.0.conv3.weight"),
+        "norm": "frozen_batch" if frozen else "group",
+    }
+
+
+def _infer_pixel_decoder(tell: _Tell, heads: int | None) -> dict[str, Any]:
+    sizes = {
+        "width": tell.size(f"{PIXEL_DECODER}.layer_4.weight"),
+        "mask_width": tell.size(f"{PIXEL_DECODER}.mask_features.weight"),
+    }
+    layers = f"{PIXEL_DECODER}.transformer.encoder.layers."
+    if encoder_layers := tell.count(layers):
+        sizes |= {
+            "encoder_layers": encoder_layers,
+            "encoder_heads": tell.heads(sizes["width"], heads),
+            "encoder_mlp_width": tell.size(f"{layers}0.linear1.weight"),
+        }
+    return sizes
+
+
+def _check_constants(tensors: Tensors, where: str) -> None:
+    """Compares the stored constants that are left out with those of this project."""
+    expected = dict.fromkeys(LOGIT_SCALES.values(), [math.log(CLASS_LOGIT_SCALE)])
+    expected |= {"pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}
+    expected |= {"clip_pixel_mean": CLIP_MEAN, "clip_pixel_std": CLIP_STD}
+    for name, values in expected.items():
+        found = np.ravel(tensors.get(name, values))
+        if len(found) != len(values) or not np.allclose(found, values, rtol=1e-5, atol=0):
+            raise ValueError(
+                f"{where}: tensor '{name}' is {found.tolist()}; only {list(values)} is supported"
+            )
+
+
+def _check_published(sizes: Sizes) -> None:
+    """Refuses a model that the published modules cannot compute."""
+    if sizes["kind"] not in PROJECTIONS:
+        raise ValueError(f"model.kind '{sizes['kind']}' has no published form")
+    fixed = {"model.memory": (sizes.get("memory", "res5"), "res5")}
+    for part in ("backbone", "pixel_decoder"):
+        if sizes[part].get("norm") != "frozen_batch":
+            groups = sizes[part].get("norm_groups", NORM_GROUPS)
+            fixed[f"model.{part}.norm_groups"] = (groups, NORM_GROUPS)
+    for name, (value, published) in fixed.items():
+        if value != published:
+            raise ValueError(
+                f"{name} is {value}: the published modules have {published}, and would compute "
+                "something else with this model's weights"
+            )

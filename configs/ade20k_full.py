@@ -1,0 +1,22 @@
+"""ADE20K-Full, 572 seen and 275 unseen classes.
+
+`configs/ade20k_full.py:r50` is the paper's; other backbones by their names; `per_pixel` is the
+baseline on ResNet-50.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(variant: str = "r50") -> ConfigDict:
+    """Gives the recipe with one of the backbones, or the baseline's."""
+    config = base.get_config().unlock()
+    if variant == "per_pixel":
+        config.model.kind = variant
+        variant = "r50"
+    base.set_backbone(config, variant)
+    config.dataset.update(name="ade20k_full", vocabulary="ade20k_full_847")
+    config.train.steps = 60_000
+    config.eval.update(vocabularies=("ade20k_full_847",), gamma=0.0)
+    return config.lock()

@@ -1,0 +1,26 @@
+"""PASCAL VOC 2012 with SBD, 15 seen and 5 unseen classes.
+
+`configs/pascal_voc.py:r101` is the published model, `r50,30k` trains three times as long, which
+the authors found stabler; `per_pixel` is the baseline.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(variant: str = "r101") -> ConfigDict:
+    """Gives the recipe with a backbone of `base.BACKBONES` (or `per_pixel`), and `,30k`."""
+    name, _, length = variant.partition(",")
+    if length not in ("", "30k"):
+        raise ValueError(f"configs/pascal_voc.py:{variant}: after the comma comes 30k or nothing")
+    config = base.get_config().unlock()
+    if name == "per_pixel":
+        config.model.kind = name
+        name = "r101"
+    base.set_backbone(config, name)
+    config.clip.grouper_prompts = "single"
+    config.dataset.update(name="pascal_voc", vocabulary="pascal_voc_20")
+    config.train.steps = 30_000 if length else 10_000
+    config.eval.vocabularies = ("pascal_voc_20",)
+    return config.lock()

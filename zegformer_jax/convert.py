@@ -1,0 +1,154 @@
+"""Published weights to workdirs, CLIP directories and backbone files, and trained models back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from zegformer_jax import experiment
+from zegformer_jax.checkpoints import FOLDER, Checkpoints
+from zegformer_jax.pretrained import tables
+from zegformer_jax.pretrained.archives import read_tensors, write_tensors
+from zegformer_jax.pretrained.clip import from_openai_state_dict, load_clip, save_clip
+from zegformer_jax.pretrained.clip_tensors import OPENAI, published_tensors
+from zegformer_jax.pretrained.starts import is_checkpoint, read_start
+from zegformer_jax.pretrained.zegformer import CLIP, from_checkpoint, to_checkpoint
+from zegformer_jax.pretrained.zegformer_names import BACKBONE, backbone_table
+from zegformer_jax.text import Tokenizer
+
+CLIP_FOLDER = "clip"
+CLIP_MARKS = ("visual.conv1.weight", "visual.stem.0.weight")  # in a file of OpenAI's or OpenCLIP's
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    config: ConfigDict,
+    *,
+    heads: int | None = None,
+    with_clip: bool = False,
+) -> str:
+    """Converts what `source` is, which its content tells.
+
+    - A workdir with a trained model becomes a checkpoint in the authors' layout: `destination`
+      is a `.pth`, `.safetensors` or `.npz`.
+    - The authors' checkpoint becomes a workdir that `evaluate`, `predict` and
+      `zegformer_jax.load` take, with its CLIP where it holds one.
+    - A CLIP (a directory, a name on the Hub, OpenAI's or OpenCLIP's file) becomes a directory in
+      the Hugging Face layout, or in OpenCLIP's where it is a ResNet.
+    - A backbone (detectron2, torchvision, timm, Swin) becomes a file in detectron2's names.
+
+    Args:
+        source: see above.
+        destination: see above.
+        config: of a workdir to be made: everything but the model's sizes.
+        heads: attention heads of a checkpoint, which nothing in it tells; None: one every 32
+            channels, as published.
+        with_clip: writes CLIP into the checkpoint, too, as the authors' have it.
+
+    Returns:
+        what became of every tensor: a table in plain text.
+
+    Raises:
+        FileNotFoundError: there is no source.
+        ValueError: the source is none of these or not complete, or the destination is taken.
+    """
+    path, destination = Path(source), Path(destination)
+    if (path / experiment.CONFIG_FILE).is_file():
+        return export(path, destination, with_clip)
+    if path.is_dir() or not path.exists():
+        return _convert_clip(source, destination)
+    tensors = read_tensors(path)
+    if is_checkpoint(tensors):
+        return _convert_checkpoint(tensors, str(path), destination, config, heads)
+    if any(mark in tensors for mark in CLIP_MARKS):
+        return _convert_clip(source, destination)
+    return _convert_backbone(path, tensors, destination)
+
+
+def export(workdir: Path, destination: Path, with_clip: bool = False) -> str:
+    """Writes a trained model as a checkpoint in the authors' names, which PyTorch reads."""
+    config = experiment.load_config(workdir)
+    variables = experiment.load_variables(workdir)
+    tensors = to_checkpoint(variables, experiment.model_sizes(config))
+    if with_clip:
+        clip = experiment.load_clip_of(config, workdir)
+        if clip is None:
+            raise ValueError(f"{workdir}: no CLIP takes part in this model")
+        inside = published_tensors(clip.params, clip.config, OPENAI)
+        tensors |= {CLIP + name: tensor for name, tensor in inside.items()}
+    write_tensors(destination, tensors)
+    return f"{len(tensors):,} tensors, {_count(tensors):,} numbers"
+
+
+def _convert_checkpoint(
+    tensors: tables.Tensors, where: str, workdir: Path, config: ConfigDict, heads: int | None
+) -> str:
+    _check_empty(workdir)
+    checkpoint = from_checkpoint(tensors, where, heads=heads)
+    if checkpoint.summary.new:
+        raise ValueError(
+            f"{where}: MaskFormer's, which cannot name classes it was not trained on: train "
+            f"from it with --config.model.start_from={where}"
+        )
+    config = ConfigDict(config.to_dict())
+    _set_sizes(config.model, checkpoint.sizes)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if checkpoint.clip_tensors:
+        clip_config, params = from_openai_state_dict(checkpoint.clip_tensors, where)
+        save_clip(workdir / CLIP_FOLDER, clip_config, params, Tokenizer.openai())
+        config.clip.source = CLIP_FOLDER
+    summary = tables.describe(checkpoint.summary, tensors)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(0, checkpoint.variables)
+    (workdir / experiment.CONVERTED_FILE).write_text(f"{where}\n{summary}\n")
+    experiment.save_config(config, workdir)
+    return summary
+
+
+def _convert_clip(source: str | Path, directory: Path) -> str:
+    _check_empty(directory)
+    config, params, tokenizer = load_clip(source)
+    save_clip(directory, config, params, tokenizer)
+    flat = tables.flatten(params)
+    return f"CLIP: {len(flat):,} arrays, {_count(flat):,} numbers\n{config}"
+
+
+def _convert_backbone(path: Path, tensors: tables.Tensors, destination: Path) -> str:
+    start = read_start(path)
+    write_tensors(destination, backbone_tensors(start.sizes, start.variables))
+    sizes = json.dumps(start.sizes)
+    return f"{tables.describe(start.summary, tensors)}\nbackbone: {sizes}"
+
+
+def backbone_tensors(sizes: Mapping[str, Any], variables: Mapping) -> dict[str, np.ndarray]:
+    """Gives a backbone's tensors in detectron2's names, as far as the variables have them."""
+    arrays = tables.flatten(variables)
+    rows = [row for row in backbone_table(sizes) if row.paths[0] in arrays]
+    tensors = tables.write(rows, arrays)
+    return {name.removeprefix(BACKBONE): tensor for name, tensor in tensors.items()}
+
+
+def _set_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> None:
+    """Writes a checkpoint's sizes over a config's."""
+    backbone = dict(sizes["backbone"])
+    model.kind, model.backbone.kind = sizes["kind"], backbone.pop("kind")
+    (model.swin if model.backbone.kind == "swin" else model.backbone).update(backbone)
+    model.pixel_decoder.encoder_layers = 0
+    model.pixel_decoder.update(sizes["pixel_decoder"])
+    if "transformer" in sizes:
+        model.transformer.update(sizes["transformer"])
+        model.memory = sizes["memory"]
+
+
+def _check_empty(directory: Path) -> None:
+    taken = (experiment.CONFIG_FILE, FOLDER, "config.json")
+    if directory.is_file() or any((directory / name).exists() for name in taken):
+        raise ValueError(f"{directory}: holds something already: name a folder yet to be made")
+
+
+def _count(tensors: Mapping[str, Any]) -> int:
+    return sum(int(np.size(tensor)) for tensor in tensors.values())

@@ -1,0 +1,67 @@
+"""CLIP at another image size than it was trained at: its positions, interpolated."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from zegformer_jax.models.clip import ClipConfig
+from zegformer_jax.pretrained import tables
+
+CUBIC_SLOPE = -0.75  # PyTorch's; Keys 1981, equation 15, calls it alpha
+CUBIC_REACH = 2  # the kernel is zero from there on
+
+
+def resize_positions(
+    params: Mapping[str, Any], config: ClipConfig, image_size: int
+) -> tuple[ClipConfig, dict[str, Any]]:
+    """Makes a CLIP take images of another size: interpolates its position embeddings.
+
+    As transformers' ``interpolate_pos_encoding`` does: bicubic, half-pixel centres, no
+    antialiasing; the position of the class token (of a ResNet's mean token) stays.
+
+    Args:
+      params: a CLIP's parameters.
+      config: its sizes.
+      image_size: side of the images in pixels, a multiple of the patch (of 32 for a ResNet).
+
+    Returns the sizes and the parameters, of which all but the positions are shared with
+    ``params``. Raises ValueError where the image is not a multiple of the patch.
+    """
+    resized = dataclasses.replace(config, image_size=image_size)
+    arrays = dict(tables.flatten(params))
+    parent = "attention_pool/" if config.is_resnet else ""
+    path = f"visual/{parent}position_embedding"
+    position_tw = np.asarray(arrays[path], np.float32)
+    if resized.grid_size != config.grid_size:
+        old = config.grid_size
+        grid_hww = position_tw[1:].reshape(old, old, -1)
+        matrix = cubic_matrix(old, resized.grid_size)
+        grid_hww = np.einsum("iy,jx,yxw->ijw", matrix, matrix, grid_hww, optimize=True)
+        rows = grid_hww.reshape(-1, position_tw.shape[1])
+        arrays[path] = np.concatenate([position_tw[:1], rows]).astype(np.float32)
+    return resized, tables.unflatten(arrays)
+
+
+def cubic_matrix(old: int, new: int) -> np.ndarray:
+    """Gives the matrix [new, old] that interpolates a line of ``old`` samples to ``new``.
+
+    Half-pixel centres; samples beyond the ends repeat the ends. float64.
+    """
+    centre_n1 = ((np.arange(new) + 0.5) * old / new - 0.5)[:, None]
+    first_n1 = np.floor(centre_n1).astype(int) - CUBIC_REACH + 1
+    taps_nk = first_n1 + np.arange(2 * CUBIC_REACH)[None]
+    weights_nk = _cubic_kernel(np.abs(centre_n1 - taps_nk))
+    matrix = np.zeros((new, old))
+    rows_nk = np.broadcast_to(np.arange(new)[:, None], taps_nk.shape)
+    np.add.at(matrix, (rows_nk, np.clip(taps_nk, 0, old - 1)), weights_nk)
+    return matrix
+
+
+def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel at distances >= 0, in samples."""
+    a, x = CUBIC_SLOPE, distance
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < CUBIC_REACH, far, 0))

@@ -1,0 +1,228 @@
+"""Tables of names: published tensors become our arrays, and back, and nothing is lost unseen.
+
+A table is a list of entries, made for one model of known sizes. Reading is strict: every
+published tensor is used or left out for a named reason, every array of ours is filled or named as
+new, and every shape is checked. Our arrays go by their paths, `params/backbone/stem/conv/kernel`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+Tensors = Mapping[str, np.ndarray]  # published, by their names
+Arrays = Mapping[str, np.ndarray]  # ours, by their paths
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Layout(NamedTuple):
+    """The order of an array's axes, ours and PyTorch's.
+
+    Attributes:
+        to_ours: from a published array and our shape to our array.
+        to_published: back.
+    """
+
+    to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    to_published: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Layout(lambda x, shape: x, lambda x: x)
+FLAT = Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1))
+ROW = Layout(lambda x, shape: x.reshape(shape), lambda x: x[None])  # one row, [1, n], of a vector
+CONV = Layout(lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+# [out, in], where ours is [in, out...]: all axes but the first are outputs.
+LINEAR = Layout(lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(len(x), -1).T)
+# [out, in], where ours is [in..., out]: all axes but the last are inputs.
+LINEAR_HEADS_IN = Layout(
+    lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(-1, x.shape[-1]).T
+)
+# A 1x1 convolution [out, in, 1, 1], where ours is a matrix [in, out].
+POINTWISE = Layout(
+    lambda x, shape: x.reshape(len(x), -1).T.reshape(shape),
+    lambda x: x.reshape(len(x), -1).T[..., None, None],
+)
+
+
+class Entry(NamedTuple):
+    """Arrays of ours and the published tensors that hold them.
+
+    Several tensors are joined along their first axis to make one array; one tensor is cut along
+    its first axis, in equal parts, to make several arrays.
+
+    Attributes:
+        paths: of our arrays.
+        names: of the published tensors; one, or one path.
+        layout: of each array.
+    """
+
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    layout: Layout = SAME
+
+
+class Summary(NamedTuple):
+    """What became of every tensor and every array.
+
+    Attributes:
+        used: published name to the paths that it fills.
+        left_out: published name to the reason.
+        new: path of ours that nothing published fills, to the reason.
+    """
+
+    used: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, str]
+    new: Mapping[str, str]
+
+
+def entry(path: str, name: str, layout: Layout = SAME) -> Entry:
+    """One array of ours that one published tensor holds."""
+    return Entry((path,), (name,), layout)
+
+
+def shapes_of(variables: Mapping) -> dict[str, tuple[int, ...]]:
+    """Gives the shape of every array (or `jax.ShapeDtypeStruct`) of nested Flax variables."""
+    return {path: tuple(x.shape) for path, x in flatten(variables).items()}
+
+
+def flatten(variables: Mapping) -> dict[str, jax.Array]:
+    """Gives the arrays of nested Flax variables by their paths."""
+    return traverse_util.flatten_dict(dict(variables), sep="/")
+
+
+def unflatten(arrays: Arrays) -> dict:
+    """Nests arrays by their paths; the inverse of `flatten`."""
+    return traverse_util.unflatten_dict(dict(arrays), sep="/")
+
+
+def read(
+    table: Sequence[Entry],
+    tensors: Tensors,
+    shapes: Shapes,
+    where: str,
+    *,
+    left_out: Iterable[tuple[str, str]] = (),
+    new: Iterable[tuple[str, str]] = (),
+) -> tuple[dict[str, np.ndarray], Summary]:
+    """Makes our arrays of published tensors.
+
+    Args:
+        table: an entry for everything that the model has in common with the source.
+        tensors: all that the source holds.
+        shapes: of our arrays, all that are to be filled.
+        where: the source's name, for messages.
+        left_out: (regular expression of a whole published name, reason) of what is not used.
+        new: (regular expression of a whole path, reason) of what the source need not have.
+
+    Returns:
+        our arrays, float32, by their paths, and what became of everything.
+
+    Raises:
+        ValueError: a tensor is missing, has no place or has another shape; it is named.
+    """
+    left, created = {}, {}
+    for name in tensors:
+        if reason := _reason(name, left_out):
+            left[name] = reason
+    for path in shapes:
+        if reason := _reason(path, new):
+            created[path] = reason
+    arrays, used = {}, {}
+    for row in table:
+        missing = [name for name in row.names if name not in tensors or name in left]
+        if missing and all(path in created for path in row.paths):
+            continue
+        if missing:
+            raise ValueError(f"{where}: no tensor '{missing[0]}', which {row.paths[0]} needs")
+        arrays |= _to_ours(row, tensors, shapes, where)
+        used |= {name: row.paths for name in row.names}
+    if surplus := sorted(set(tensors) - set(used) - set(left)):
+        raise ValueError(
+            f"{where}: tensor '{surplus[0]}' {list(tensors[surplus[0]].shape)} has no place in "
+            f"this model ({len(surplus)} such in all)"
+        )
+    unfilled = sorted(set(shapes) - set(arrays) - set(created))
+    if unfilled:
+        raise ValueError(f"{where}: nothing fills {unfilled[0]} ({len(unfilled)} such in all)")
+    created = {path: reason for path, reason in created.items() if path not in arrays}
+    return arrays, Summary(used, left, created)
+
+
+def write(table: Sequence[Entry], arrays: Arrays) -> dict[str, np.ndarray]:
+    """Makes the published tensors, float32, of our arrays: the inverse of `read`.
+
+    Raises:
+        ValueError: an array is missing or has no place in the table; it is named.
+    """
+    wanted = {path for row in table for path in row.paths}
+    if odd := sorted(wanted ^ set(arrays)):
+        state = "is missing" if odd[0] in wanted else "has no published name"
+        raise ValueError(f"{odd[0]} {state} ({len(odd)} such in all)")
+    tensors = {}
+    for row in table:
+        parts = [
+            row.layout.to_published(np.asarray(arrays[path], np.float32)) for path in row.paths
+        ]
+        joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        cut = np.split(joined, len(row.names)) if len(row.names) > 1 else [joined]
+        for name, tensor in zip(row.names, cut, strict=True):
+            tensors[name] = np.ascontiguousarray(tensor).reshape(tensor.shape)
+    return tensors
+
+
+def describe(summary: Summary, tensors: Tensors) -> str:
+    """Gives a table in plain text: the groups of tensors that were used, left out, and are new."""
+    rows = {}
+    for name, paths in summary.used.items():
+        group = "/".join(paths[0].split("/")[:2])
+        count, size = rows.get(("used", group), (0, 0))
+        rows["used", group] = (count + 1, size + tensors[name].size)
+    for name, reason in summary.left_out.items():
+        count, size = rows.get(("left out", reason), (0, 0))
+        rows["left out", reason] = (count + 1, size + tensors[name].size)
+    for reason in summary.new.values():
+        count, _ = rows.get(("new", reason), (0, 0))
+        rows["new", reason] = (count + 1, None)
+    lines = [f"{'':8}  {'tensors':>7}  {'numbers':>11}"]
+    for (kind, group), (count, size) in rows.items():
+        numbers = "" if size is None else f"{size:,}"
+        lines.append(f"{kind:8}  {count:7,}  {numbers:>11}  {group}")
+    return "\n".join(lines)
+
+
+def _reason(name: str, reasons: Iterable[tuple[str, str]]) -> str:
+    return next((reason for pattern, reason in reasons if re.fullmatch(pattern, name)), "")
+
+
+def _to_ours(row: Entry, tensors: Tensors, shapes: Shapes, where: str) -> dict[str, np.ndarray]:
+    for path in row.paths:
+        if path not in shapes:
+            raise ValueError(f"{where}: the table has {path}, the model has not")
+    expected = _published_shapes(row, shapes)
+    for name, shape in zip(row.names, expected, strict=True):
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(
+                f"{where}: tensor '{name}' is {list(tensors[name].shape)}, "
+                f"{row.paths[0]} needs {list(shape)}"
+            )
+    parts = [np.asarray(tensors[name], np.float32) for name in row.names]
+    joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    cut = np.split(joined, len(row.paths)) if len(row.paths) > 1 else [joined]
+    arrays = {}
+    for path, part in zip(row.paths, cut, strict=True):
+        array = row.layout.to_ours(part, shapes[path]).reshape(shapes[path])
+        arrays[path] = np.array(array, np.float32, order="C")
+    return arrays
+
+
+def _published_shapes(row: Entry, shapes: Shapes) -> list[tuple[int, ...]]:
+    """The shapes that the published tensors of an entry must have."""
+    parts = [row.layout.to_published(np.empty(shapes[path], np.bool_)).shape for path in row.paths]
+    if len(parts) > 1:
+        return [(sum(part[0] for part in parts), *parts[0][1:])]
+    if len(row.names) > 1:
+        return [(parts[0][0] // len(row.names), *parts[0][1:])] * len(row.names)
+    return parts
