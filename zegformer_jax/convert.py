@@ -20,6 +20,7 @@ from zegformer_jax.pretrained.zegformer_names import BACKBONE, backbone_table
 from zegformer_jax.text import Tokenizer
 
 CLIP_FOLDER = "clip"
+WEIGHT_SUFFIXES = (".pth", ".pt", ".pkl", ".bin", ".safetensors", ".npz")
 CLIP_MARKS = ("visual.conv1.weight", "visual.stem.0.weight")  # in a file of OpenAI's or OpenCLIP's
 
 
@@ -60,6 +61,8 @@ def convert(
     if (path / experiment.CONFIG_FILE).is_file():
         return export(path, destination, with_clip)
     if path.is_dir() or not path.exists():
+        if path.suffix in WEIGHT_SUFFIXES:
+            raise FileNotFoundError(f"{source}: no such file")
         return _convert_clip(source, destination)
     tensors = read_tensors(path)
     if is_checkpoint(tensors):

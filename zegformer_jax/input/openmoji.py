@@ -27,7 +27,7 @@ MIN_VISIBLE = 0.4  # of an object's pixels; what would leave less is placed anew
 MAX_BEYOND = 1 / 8  # of an object's side that may lie outside the scene
 PLACEMENT_TRIES = 6
 
-TRAINING_VOC_SHARE = 0.6  # of the draws in training scenes
+TRAINING_VOC_SHARE = 0.8  # of the draws in training scenes
 # Shares of the draws in validation scenes: VOC seen, VOC unseen, other seen, other unseen. They
 # give each unseen VOC class about 50 objects in 300 scenes.
 VALIDATION_SHARES = (0.3, 0.25, 0.25, 0.2)

@@ -130,15 +130,19 @@ def read(
     for path in shapes:
         if reason := _reason(path, new):
             created[path] = reason
-    arrays, used = {}, {}
+    arrays, used, missing = {}, {}, []
     for row in table:
-        missing = [name for name in row.names if name not in tensors or name in left]
-        if missing and all(path in created for path in row.paths):
-            continue
-        if missing:
-            raise ValueError(f"{where}: no tensor '{missing[0]}', which {row.paths[0]} needs")
-        arrays |= _to_ours(row, tensors, shapes, where)
-        used |= {name: row.paths for name in row.names}
+        absent = [name for name in row.names if name not in tensors or name in left]
+        if not absent:
+            arrays |= _to_ours(row, tensors, shapes, where)
+            used |= {name: row.paths for name in row.names}
+        elif not all(path in created for path in row.paths):
+            missing += [(name, row.paths[0]) for name in absent]
+    if missing:
+        name, path = missing[0]
+        raise ValueError(
+            f"{where}: no tensor '{name}', which {path} needs ({len(missing)} missing in all)"
+        )
     if surplus := sorted(set(tensors) - set(used) - set(left)):
         raise ValueError(
             f"{where}: tensor '{surplus[0]}' {list(tensors[surplus[0]].shape)} has no place in "
