@@ -19,10 +19,22 @@ def counted(truth, prediction, classes):
     return matrix
 
 
+SHOWN = "clip"  # neither the first method nor the last
+
+
 @pytest.fixture(scope="module")
 def whole(finished):
     """The grouper's evaluation with every label map kept."""
-    return evaluate.evaluate(shrunk.get_config(), finished.workdir, examples=100, progress=False)
+    config = shrunk.get_config().unlock()
+    config.eval.scores = SHOWN
+    return evaluate.evaluate(config.lock(), finished.workdir, examples=100, progress=False)
+
+
+def test_scores_that_do_not_exist_are_refused(finished):
+    config = shrunk.get_config().unlock()
+    config.eval.scores = "both"
+    with pytest.raises(ValueError, match="eval.scores 'both': choose one of grouper, clip"):
+        evaluate.evaluate(config, finished.workdir, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +47,7 @@ def records(finished):
 def test_the_confusion_is_that_of_the_label_maps(whole, records):
     assert len(whole.examples) == len(records) == shrunk.VALIDATION_SCENES
     expected = sum(counted(truth, prediction, 20) for _, truth, prediction in whole.examples)
-    np.testing.assert_array_equal(whole.confusion["ensemble_all", HEADLINE], expected)
+    np.testing.assert_array_equal(whole.confusion[SHOWN, HEADLINE], expected)
     scenes = {image.tobytes() for image, _, _ in whole.examples}
     assert scenes == {record["image"].tobytes() for record in records}
 

@@ -158,7 +158,7 @@ class Evaluation:
         overlap: summed best-overlap IoU of each class of the data set, and how often it occurs.
         seconds: of the steps, compilation apart.
         images: evaluated in these seconds.
-        examples: a few (image, truth, prediction) of the last method, in the headline vocabulary.
+        examples: a few (image, truth, prediction) by `eval.scores`, in the headline vocabulary.
     """
 
     subsets: tuple[Subset, ...]
@@ -198,6 +198,9 @@ class Evaluator:
         self.settings = config.eval
         self.kind = config.model.kind
         self.methods = METHODS[self.kind]
+        self.shown = config.eval.scores if self.kind == "zegformer" else self.kind
+        if self.shown not in self.methods:
+            raise ValueError(f"eval.scores '{self.shown}': choose one of {', '.join(self.methods)}")
         self.vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
         self.subsets = tuple(
             load_subset(name, self.vocabulary) for name in config.eval.vocabularies
@@ -222,7 +225,7 @@ class Evaluator:
         )
 
     def __call__(self, batch: dict[str, np.ndarray]) -> tuple[dict[Any, np.ndarray], np.ndarray]:
-        """Gives a batch's counts, and the last method's label maps in the headline vocabulary."""
+        """Gives a batch's counts, and label maps by `eval.scores` in the headline vocabulary."""
         arrays = {name: array for name, array in batch.items() if name != "id"}
         sums, predictions = self.step(self.arrays, sharding.to_devices(arrays, self.mesh))
         return jax.device_get(sums), np.concatenate(
@@ -251,12 +254,14 @@ class Evaluator:
         label = jnp.where(example["valid"], example["label"].astype(jnp.int32), ignore)
         counts, prediction = {}, None
         for method in self.methods:
-            for subset in self.subsets[::-1]:
-                prediction = self._label_map(queries, example, method, subset)
+            for subset in self.subsets:
+                labels = self._label_map(queries, example, method, subset)
                 truth = jnp.asarray(subset.table(ignore))[label]
                 counts[method, subset.name] = metrics.confusion_counts(
-                    prediction, truth, len(subset.indices), ignore
+                    labels, truth, len(subset.indices), ignore
                 )
+                if method == self.shown and subset is self.subsets[0]:
+                    prediction = labels
         if self.kind == "zegformer":
             counts[OVERLAP] = self._overlap(queries.mask_logits_bqhw, example, label)
         return counts, prediction

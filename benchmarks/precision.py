@@ -1,6 +1,6 @@
 """What bfloat16 costs: a model in a workdir, on pictures, against float32.
 
-    python tests/benchmarks/precision.py WORKDIR --classes-file=classes.json PICTURE...
+    python benchmarks/precision.py WORKDIR --classes-file=classes.json PICTURE...
 
 Prints for each picture the relative error of class logits, mask logits and CLIP's logits
 (root mean square over root mean square) and the share of pixels whose class changes.
