@@ -191,7 +191,7 @@ def test_bfloat16_is_close_to_float32(finished, segmenter, rgb):
     for a, b in zip(exact, rough, strict=True):
         assert a.dtype == b.dtype == np.float32
         error = np.linalg.norm(a - b) / np.linalg.norm(a)
-        assert 1e-5 < error < 0.05
+        assert 1e-5 < error < 0.1
 
 
 def test_a_synonym_of_a_trained_class_is_seen(segmenter):
