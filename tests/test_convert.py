@@ -20,6 +20,8 @@ from zegformer_jax.pretrained.clip_tensors import OPENAI, parameter_shapes, publ
 from zegformer_jax.pretrained.starts import read_start
 from zegformer_jax.tasks import make_task
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
 CLIP = "sem_seg_head.predictor.clip_model."
 HEADS = 4  # of the golden model, whose heads are narrower than the published ones
 VOCABULARY = 49408

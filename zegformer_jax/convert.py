@@ -58,7 +58,8 @@ def convert(
         ValueError: the source is none of these or not complete, or the destination is taken.
     """
     path, destination = Path(source), Path(destination)
-    if (path / experiment.CONFIG_FILE).is_file():
+    is_workdir = (path / experiment.CONFIG_FILE).is_file()
+    if is_workdir and experiment.load_config(path).model.kind != "clip":
         return export(path, destination, with_clip)
     if path.is_dir() or not path.exists():
         if path.suffix in WEIGHT_SUFFIXES:
