@@ -15,6 +15,7 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   train                --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR
   evaluate             --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR
   predict PICTURE      --classes "sheep, cat, sofa" | --classes-file FILE
+  prepare NAME         --source=DIR --destination=DIR|gs://... [--skip-bad] [--workers=N]
   convert SOURCE DEST  published weights to ours, trained models to the authors' layout
   test [--fast]        lint, then the tests (--fast: without the slow ones) [pytest's options]
   help                 this text
@@ -161,7 +162,7 @@ run_tests() {
 }
 
 case ${1:-demo} in
-  demo | train | evaluate | predict | convert | test) ;;
+  demo | train | evaluate | predict | prepare | convert | test) ;;
   -h | --help | help)
     usage
     exit 0

@@ -89,8 +89,11 @@ def get_config() -> ConfigDict:
 
     config.dataset = ConfigDict()
     config.dataset.name = "openmoji_voc"  # see zegformer_jax/input/datasets.py
-    config.dataset.directory = "data"  # prepared records; relative to the workdir
-    config.dataset.vocabulary = "openmoji_voc"  # of the labels: a name in data/vocabularies
+    # Prepared records, or one's own folder; relative to the workdir, or gs://...
+    config.dataset.directory = "data"
+    # Of the labels: a name in data/vocabularies, or a file's path; "" for the directory's own
+    # classes.json.
+    config.dataset.vocabulary = "openmoji_voc"
     # Of a data set that is generated: its numbers of scenes, their side in pixels and their seed.
     config.dataset.options = ConfigDict()
 
@@ -99,6 +102,8 @@ def get_config() -> ConfigDict:
     config.input.crop_size = 512  # pixels
     config.input.short_sides = tuple(int(512 * s / 10 + 0.5) for s in range(5, 21))  # drawn from
     config.input.max_long_side = 2048  # pixels, of a resized training picture
+    # Leave out of the training what shows no seen class; the published system does not.
+    config.input.skip_unseen_pictures = False
 
     config.loss = ConfigDict()
     config.loss.class_weight = 1.0  # of the cross entropy

@@ -97,7 +97,8 @@ def test_a_row_that_is_not_valid_does_not_count(finished):
     workdir = finished.workdir / "per_pixel"
     evaluator = evaluate.Evaluator(config, workdir, sharding.make_mesh(2))
     source = experiment.open_split(config, workdir, "validation")
-    batches = evaluate.validation_batches(config, source)
+    vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
+    batches = evaluate.validation_batches(config, source, vocabulary)
     batch = next(batch for batch in batches if batch["valid"].all())
     both, _ = evaluator(batch)
     second, predictions = evaluator(batch | {"valid": np.array([False, True])})

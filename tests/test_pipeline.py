@@ -87,6 +87,44 @@ def test_unseen_classes_become_the_ignore_label():
             assert np.array_equal(label, whole) or np.array_equal(label, whole[:, ::-1])
 
 
+def test_pictures_without_a_seen_pixel_are_left_out():
+    source = make_source()
+    for index in (2, 5, 7):  # b and e are unseen
+        source.labels[index][...] = np.resize([1, 4, 255], source.labels[index].shape)
+    everything = np.concatenate([batch["index"] for batch in train(source, num_steps=11)])
+    assert set(everything) == set(range(11))
+    kept = np.concatenate(
+        [batch["index"] for batch in train(source, num_steps=8, skip_unseen_pictures=True)]
+    ).reshape(4, 8)
+    for epoch in kept:
+        assert sorted(epoch) == [0, 1, 3, 4, 6, 8, 9, 10]
+    assert len({tuple(epoch) for epoch in kept}) == 4
+
+
+def test_leaving_pictures_out_is_as_deterministic():
+    source = make_source()
+    source.labels[3][...] = 1
+    options = dict(skip_unseen_pictures=True)
+    whole = train(source, num_steps=6, **options)
+    assert_equal_batches(whole[4:], train(source, start_step=4, num_steps=2, **options))
+    shards = [
+        train(source, num_steps=6, shard_index=i, shard_count=2, num_threads=i + 1, **options)
+        for i in range(2)
+    ]
+    for batch, *parts in zip(whole, *shards, strict=True):
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], np.concatenate([part[key] for part in parts]))
+
+
+def test_nothing_left_to_train_on_is_an_error():
+    source = make_source(1)
+    source.labels[0][...] = 4
+    with pytest.raises(ValueError, match="no records with a pixel of a seen class"):
+        train(source, skip_unseen_pictures=True)
+    with pytest.raises(ValueError, match="the source has no records$"):
+        train_batches(ArraySource([], [], []), VOCABULARY, num_steps=1, **OPTIONS)
+
+
 def test_16_bit_labels():
     vocabulary = Vocabulary.from_names([f"class {i}" for i in range(400)], [False] + [True] * 399)
     labels = [np.full((20, 20), value, np.uint16) for value in (0, 1, 399, 65535)]
@@ -95,6 +133,14 @@ def test_16_bit_labels():
     assert batch["label"].dtype == np.uint16
     by_index = dict(zip(batch["index"].tolist(), batch["label"][:, 0, 0].tolist(), strict=True))
     assert by_index == {0: 65535, 1: 0, 2: 398, 3: 65535}
+
+
+@pytest.mark.parametrize("batches", [train, lambda source: evaluate(source)])
+def test_a_label_of_another_size_names_its_record(batches):
+    source = make_source()
+    source.labels[7] = source.labels[7][:-1]
+    with pytest.raises(ValueError, match=r"record 'record 7': the picture's shape is \(40, 30, 3"):
+        batches(source)
 
 
 @pytest.mark.parametrize("batches", ["train", "eval"])
@@ -174,7 +220,7 @@ def make_folder(root, ids_hw):
 
 
 def test_a_folder_maps_annotation_ids(tmp_path):
-    vocabulary = Vocabulary(("a", "b"), (True, True), (9, 4))
+    vocabulary = Vocabulary(("a", "b"), (True, True), (9, 4), ignored_ids=(0,))
     make_folder(tmp_path, np.array([[9, 4], [0, 255]], np.uint8))
     source = open_source("folder", "val", data_dir=tmp_path, vocabulary=vocabulary)
     assert len(source) == 1
@@ -194,7 +240,7 @@ def test_a_palette_label_picture_is_read_by_its_indices(tmp_path):
 
 
 def test_errors_of_sources_say_where(tmp_path):
-    with pytest.raises(FileNotFoundError, match="val/images: no such folder"):
+    with pytest.raises(FileNotFoundError, match="val: no such folder, nor a list val.txt"):
         open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
     make_folder(tmp_path, np.zeros((3, 2), np.uint8))
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "val/annotations/one.png")
@@ -208,3 +254,30 @@ def test_errors_of_sources_say_where(tmp_path):
         open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
     with pytest.raises(ValueError, match="no data set 'imagenet'"):
         open_source("imagenet", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
+
+
+def test_an_id_that_is_no_class_is_an_error_that_says_what_to_do(tmp_path):
+    make_folder(tmp_path, np.array([[1, 7], [7, 255]], np.uint8))
+    source = open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
+    message = r"annotations/one.png: id 7 at row 0, column 1 .*2 such pixels.*'ignored_ids'"
+    with pytest.raises(ValueError, match=message):
+        source[0]
+    with pytest.raises(ValueError, match=message):
+        train(source, num_steps=1)
+
+
+def test_a_damaged_picture_stops_the_training_with_its_path(tmp_path):
+    make_folder(tmp_path, np.zeros((30, 30), np.uint8))
+    file = tmp_path / "val/images/one.jpg"
+    file.write_bytes(file.read_bytes()[:-200])
+    source = open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
+    with pytest.raises(ValueError, match="images/one.jpg: damaged or cut off"):
+        train(source, num_steps=1)
+
+
+def test_a_published_data_set_has_to_be_prepared(tmp_path):
+    command = "./run.sh prepare coco_stuff --source=DIR --destination="
+    with pytest.raises(FileNotFoundError, match=command):
+        open_source("coco_stuff", "train", data_dir=tmp_path, vocabulary=VOCABULARY)
+    with pytest.raises(ValueError, match="'folder' takes no options, got side"):
+        open_source("folder", "train", data_dir=tmp_path, vocabulary=VOCABULARY, side=3)

@@ -201,7 +201,7 @@ class Evaluator:
         self.shown = config.eval.scores if self.kind == "zegformer" else self.kind
         if self.shown not in self.methods:
             raise ValueError(f"eval.scores '{self.shown}': choose one of {', '.join(self.methods)}")
-        self.vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
+        self.vocabulary = experiment.dataset_vocabulary(config, workdir)
         self.subsets = tuple(
             load_subset(name, self.vocabulary) for name in config.eval.vocabularies
         )
@@ -332,7 +332,7 @@ def evaluate(
         disable=not progress,
         unit="picture",
     ) as bar:
-        for batch in validation_batches(config, source):
+        for batch in validation_batches(config, source, evaluator.vocabulary):
             start = time.perf_counter()
             sums, predictions = evaluator(batch)
             shape = (batch["image"].shape, batch["label"].shape)
@@ -347,13 +347,15 @@ def evaluate(
     return result
 
 
-def validation_batches(config: ConfigDict, source: Any) -> Iterator[dict[str, np.ndarray]]:
+def validation_batches(
+    config: ConfigDict, source: Any, vocabulary: Vocabulary
+) -> Iterator[dict[str, np.ndarray]]:
     """This host's batches of a source's pictures."""
     from zegformer_jax.input import pipeline
 
     return pipeline.eval_batches(
         source,
-        experiment.load_vocabulary(config.dataset.vocabulary),
+        vocabulary,
         batch_size=config.eval.batch_size,
         short_side=config.eval.short_side,
         max_long_side=config.eval.max_long_side,

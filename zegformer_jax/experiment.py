@@ -102,6 +102,26 @@ def load_vocabulary(name: str) -> Vocabulary:
     return Vocabulary.load(path)
 
 
+def dataset_directory(config: ConfigDict, workdir: Path) -> str | Path:
+    """Where the experiment's data set lies: a local path, or a remote one as it is."""
+    directory = config.dataset.directory
+    return directory if "://" in directory else resolve(directory, workdir)
+
+
+def dataset_vocabulary(config: ConfigDict, workdir: Path) -> Vocabulary:
+    """Reads the vocabulary of the experiment's labels; the data set's own where none is named."""
+    if config.dataset.vocabulary:
+        return load_vocabulary(config.dataset.vocabulary)
+    directory = dataset_directory(config, workdir)
+    if isinstance(directory, Path):
+        from zegformer_jax.input import folder
+
+        return folder.read_classes(directory)
+    from zegformer_jax.input import prepared
+
+    return prepared.read_classes(directory)
+
+
 def open_split(config: ConfigDict, workdir: Path, split: str) -> Any:
     """Opens a split of the experiment's data set: a `zegformer_jax.input.datasets.Source`."""
     from zegformer_jax.input import datasets
@@ -109,8 +129,8 @@ def open_split(config: ConfigDict, workdir: Path, split: str) -> Any:
     return datasets.open_source(
         config.dataset.name,
         split,
-        data_dir=resolve(config.dataset.directory, workdir),
-        vocabulary=load_vocabulary(config.dataset.vocabulary),
+        data_dir=dataset_directory(config, workdir),
+        vocabulary=dataset_vocabulary(config, workdir),
         **config.dataset.options.to_dict(),
     )
 

@@ -1,4 +1,4 @@
-"""The commands: demo, train, evaluate, predict and convert."""
+"""The commands: demo, train, evaluate, predict, prepare and convert."""
 
 import argparse
 import csv
@@ -12,6 +12,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyError, AttributeError)
 DEFAULT_WORKDIR = "runs/openmoji"
+MOST_LINES = 100  # of a list of bad records
 CONVERSIONS = """what SOURCE is, its content tells:
   a checkpoint of the authors (.pth)            DESTINATION: a workdir, with CLIP if it is inside
   CLIP: a directory, a name on the Hub, .pt     DESTINATION: a directory
@@ -149,6 +150,45 @@ def predict(arguments: Sequence[str]) -> None:
     print(f"written: {folder}/{stem}_overlay.png, {stem}_labels.png")
 
 
+def prepare(arguments: Sequence[str]) -> None:
+    """Turns a data set's files into records; data/README.md says where to get them."""
+    from zegformer_jax.input import builders
+
+    names = ("folder", *builders.BENCHMARKS)
+    parser = argparse.ArgumentParser(prog="run.sh prepare", description=prepare.__doc__)
+    parser.add_argument("name", help=", ".join(names))
+    parser.add_argument("--source", required=True, help="the folder with the unpacked archives")
+    parser.add_argument("--destination", required=True, help="a new directory; or gs://...")
+    parser.add_argument("--splits", default="", help="train or validation alone; default: all")
+    parser.add_argument("--subset", action="store_true", help="take a part of the records")
+    parser.add_argument("--skip-bad", action="store_true", help="leave bad records out")
+    parser.add_argument("--workers", type=int, help="processes; default: one a core")
+    options = parser.parse_args(arguments)
+    if options.name not in names:
+        raise ValueError(f"prepare: no data set '{options.name}'; there are {', '.join(names)}")
+    from zegformer_jax.input import folder
+    from zegformer_jax.input import prepare as records
+
+    is_folder = options.name == "folder"
+    try:
+        report = records.prepare(
+            folder.Folder.open(options.source) if is_folder else builders.find(options.name),
+            options.source,
+            options.destination,
+            splits=[split for split in options.splits.split(",") if split],
+            subset=options.subset,
+            skip_bad=options.skip_bad,
+            workers=options.workers,
+        )
+    except records.BadRecords as error:
+        print(*error.records[:MOST_LINES], sep="\n", file=sys.stderr)
+        raise
+    print(report.table())
+    if report.left_out:
+        print("left out:", *report.left_out[:MOST_LINES], sep="\n  ")
+    print(f"written: {options.destination}; a look at it: {records.SHEET_FILE}")
+
+
 def convert(arguments: Sequence[str]) -> None:
     """Converts published weights, and trained models back to the authors' layout."""
     parser = argparse.ArgumentParser(
@@ -188,6 +228,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "prepare": prepare,
     "convert": convert,
 }
 

@@ -128,7 +128,7 @@ class Segmenter:
         self._clip_module = self._clip.module(config.eval.dtype)
         self._model = experiment.build_model(config, self._clip.config.embed_dim, config.eval.dtype)
         self._variables = experiment.load_variables(workdir)
-        trained = experiment.load_vocabulary(config.dataset.vocabulary)
+        trained = experiment.dataset_vocabulary(config, workdir)
         self._seen_synonyms = {
             synonym.lower() for i in trained.seen_indices for synonym in trained.synonyms(i)
         }

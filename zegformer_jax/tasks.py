@@ -124,7 +124,7 @@ def segmentation_task(config: ConfigDict, workdir: Path) -> Task:
     """Trains the grouper or the per-pixel baseline on the seen classes of a data set."""
     from zegformer_jax.input import pipeline
 
-    vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
+    vocabulary = experiment.dataset_vocabulary(config, workdir)
     seen = vocabulary.select(vocabulary.seen_indices)
     clip = experiment.load_clip_of(config, workdir)
     text_cd = experiment.embed_classes(config, workdir, clip, seen.names)
@@ -154,6 +154,7 @@ def segmentation_task(config: ConfigDict, workdir: Path) -> Task:
             seed=config.seed,
             start_step=start_step,
             num_steps=config.train.steps - start_step,
+            skip_unseen_pictures=config.input.skip_unseen_pictures,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )

@@ -20,16 +20,18 @@ class Vocabulary:
       seen: C flags; True where the class may appear in training labels.
       ids: C pixel values of the classes in the original annotation files.
       ignore_label: the label that counts nowhere, 255 (uint8 labels) or 65535 (uint16 labels).
+      ignored_ids: further pixel values of annotation files that mean no label.
 
     Raises:
       ValueError: empty list, empty or repeated name, repeated id, lengths that differ, or more
-        classes than the label type holds.
+        classes than the label type holds; an ignored id that is a class's or no pixel value.
     """
 
     names: tuple[str, ...]
     seen: tuple[bool, ...]
     ids: tuple[int, ...]
     ignore_label: int = IGNORE_LABEL_8BIT
+    ignored_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         """Checks the entries; see the class's Raises."""
@@ -41,7 +43,8 @@ class Vocabulary:
 
         Args:
           path: file with `classes`, a list of objects with `name` and optionally `seen` (default
-            true) and `id` (default: the place in the list), and optionally `ignore_label` (255).
+            true) and `id` (default: the place in the list), and optionally `ignore_label` (255)
+            and `ignored_ids` (none).
 
         Returns:
           The vocabulary, with names stripped of surrounding white space.
@@ -54,11 +57,24 @@ class Vocabulary:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such vocabulary file; see data/vocabularies/")
+        return cls.parse(path.read_bytes(), path.name)
+
+    @classmethod
+    def parse(cls, text: str | bytes, where: str) -> "Vocabulary":
+        """Reads a vocabulary from the JSON text of a file; see `load`.
+
+        Args:
+          text: the content, bytes in UTF-8.
+          where: what error messages start with.
+
+        Raises:
+          ValueError: as `load`.
+        """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{path.name}: not valid JSON: {error}") from None
-        return _from_json(content, path.name)
+            raise ValueError(f"{where}: not valid JSON: {error}") from None
+        return _from_json(content, where)
 
     @classmethod
     def from_names(cls, names: Sequence[str], seen: Sequence[bool] | None = None) -> "Vocabulary":
@@ -81,12 +97,18 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON that `load` reads."""
+        Path(path).write_text(self.to_json(), "utf-8")
+
+    def to_json(self) -> str:
+        """Gives the JSON text that `parse` reads."""
         classes = [
             {"id": id_, "name": name, "seen": seen}
             for id_, name, seen in zip(self.ids, self.names, self.seen, strict=True)
         ]
         content = {"ignore_label": self.ignore_label, "classes": classes}
-        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        if self.ignored_ids:
+            content["ignored_ids"] = list(self.ignored_ids)
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     def __len__(self) -> int:
         """C, the number of classes."""
@@ -119,6 +141,7 @@ class Vocabulary:
             seen=tuple(self.seen[i] for i in indices),
             ids=tuple(self.ids[i] for i in indices),
             ignore_label=self.ignore_label,
+            ignored_ids=self.ignored_ids,
         )
 
     def training_table(self) -> np.ndarray:
@@ -157,12 +180,16 @@ def _from_json(content: object, where: str) -> Vocabulary:
             raise ValueError(f"{where}: entry {entry} needs a 'name' that is text, got {item!r}")
         if not isinstance(item.get("seen", True), bool):
             raise ValueError(f"{where}: entry {entry}: 'seen' must be true or false")
+    ignored_ids = content.get("ignored_ids", [])
+    if not isinstance(ignored_ids, list):
+        raise ValueError(f"{where}: 'ignored_ids' must be a list of ids, got {ignored_ids!r}")
     try:
         return Vocabulary(
             names=tuple(item["name"].strip() for item in classes),
             seen=tuple(item.get("seen", True) for item in classes),
             ids=tuple(item.get("id", place) for place, item in enumerate(classes)),
             ignore_label=content.get("ignore_label", IGNORE_LABEL_8BIT),
+            ignored_ids=tuple(ignored_ids),
         )
     except ValueError as error:
         raise ValueError(str(error).replace("vocabulary", where, 1)) from None
@@ -194,3 +221,8 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
         first = first_by_id.setdefault(id_, entry)
         if first != entry:
             raise ValueError(f"{where}: id {id_} is used twice (entries {first} and {entry})")
+    for id_ in vocabulary.ignored_ids:
+        if type(id_) is not int or not 0 <= id_ <= IGNORE_LABEL_16BIT:
+            raise ValueError(f"{where}: ignored id {id_!r} is not in 0..{IGNORE_LABEL_16BIT}")
+        if id_ in first_by_id:
+            raise ValueError(f"{where}: id {id_} is ignored and entry {first_by_id[id_]}'s at once")

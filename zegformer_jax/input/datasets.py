@@ -1,16 +1,19 @@
 """Data sets by name, as sources: a length, and records by index."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
+from zegformer_jax.input import builders, decoding, folder, prepared
 from zegformer_jax.vocabulary import Vocabulary
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+NAMES = ("folder", "openmoji_voc", *builders.BENCHMARKS)
 
 
 class Source(Protocol):
@@ -25,6 +28,12 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> dict:
         """Reads a record."""
+
+    def records_with(self, classes: Sequence[int]) -> np.ndarray:
+        """Places of the records that show any of these classes: int64, rising.
+
+        Reads all labels where nothing better is known.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +58,10 @@ class ArraySource:
         """Reads a record; see `Source`."""
         return {"image": self.images[index], "label": self.labels[index], "id": self.ids[index]}
 
+    def records_with(self, classes: Sequence[int]) -> np.ndarray:
+        """Places of the records that show any of these classes; see `Source`."""
+        return _scan(self.labels.__getitem__, len(self), classes)
+
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
@@ -57,12 +70,14 @@ class FileSource:
     Attributes:
       image_files: one path a record.
       label_files: one path a record; the pixel values are ids of the annotation.
-      vocabulary: its `ids` say which pixel values are classes; all others are ignored.
+      vocabulary: says which pixel values are classes and which are ignored; others are errors.
+      ids: one a record; none at all means the stems of `image_files`.
     """
 
     image_files: Sequence[Path]
     label_files: Sequence[Path]
     vocabulary: Vocabulary
+    ids: Sequence[str] = ()
 
     def __len__(self) -> int:
         """Number of records."""
@@ -73,20 +88,18 @@ class FileSource:
 
         Raises:
           FileNotFoundError: a file is missing.
-          ValueError: a label picture has several channels or another size than its picture.
+          ValueError: a file is damaged, the label picture has several channels, another size than
+            its picture or an id that is neither a class's nor ignored; the message names the file.
         """
         image_file, label_file = self.image_files[index], self.label_files[index]
-        with Image.open(image_file) as image:
-            image_hw3 = np.asarray(image.convert("RGB"))
-        with Image.open(label_file) as label:
-            ids_hw = np.asarray(label)
-        if ids_hw.ndim != 2 or ids_hw.shape != image_hw3.shape[:2]:
-            shapes = f"{ids_hw.shape}, but {image_file.name} is {image_hw3.shape[:2]}"
-            raise ValueError(f"{label_file}: expected one channel and the picture's size: {shapes}")
-        table = self.vocabulary.annotation_table()
-        known_hw = (ids_hw >= 0) & (ids_hw < len(table))
-        label_hw = table[np.where(known_hw, ids_hw, self.vocabulary.ignore_label)]
-        return {"image": image_hw3, "label": label_hw, "id": image_file.stem}
+        image_hw3, label_hw = folder.read_files(image_file, label_file, self.vocabulary)
+        id_ = self.ids[index] if self.ids else image_file.stem
+        return {"image": image_hw3, "label": label_hw, "id": id_}
+
+    def records_with(self, classes: Sequence[int]) -> np.ndarray:
+        """Places of the records that show any of these classes; see `Source`."""
+        read_label = functools.partial(folder.read_label, classes=self.vocabulary)
+        return _scan(lambda i: read_label(self.label_files[i]), len(self), classes)
 
 
 class RecordSource:
@@ -111,18 +124,26 @@ class RecordSource:
     def __getitem__(self, index: int) -> dict:
         """Reads a record; see `Source`."""
         record = self._records[int(index)]
+        where = f"record '{record['id'].decode()}'"
         return {
-            "image": _decode(record["image"], "RGB"),
-            "label": _decode(record["label"], None),
+            "image": decoding.decode_image(record["image"], where),
+            "label": decoding.decode_label(record["label"], where),
             "id": record["id"].decode(),
         }
 
+    def records_with(self, classes: Sequence[int]) -> np.ndarray:
+        """Places of the records that show any of these classes; see `Source`."""
+        return _scan(lambda i: self[i]["label"], len(self), classes)
 
-def _decode(data: bytes, mode: str | None) -> np.ndarray:
-    import io
 
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert(mode) if mode else image)
+def _scan(
+    read_label: Callable[[int], np.ndarray], count: int, classes: Iterable[int]
+) -> np.ndarray:
+    """Reads all labels and finds those that hold any of the classes."""
+    wanted = np.asarray(list(classes))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shown = pool.map(lambda i: np.isin(read_label(i), wanted).any(), range(count))
+        return np.flatnonzero(list(shown))
 
 
 def open_source(
@@ -136,42 +157,45 @@ def open_source(
     """Opens a data set by name.
 
     Args:
-      name: "openmoji_voc" (generated under `data_dir` where it is not there yet) or
-        "folder", which has `{split}/images` and `{split}/annotations` with files of the same stems.
-      split: "train" or "validation"; for a "folder" the name of its sub-folder.
-      data_dir: the data set's folder.
-      vocabulary: gives the meaning of the annotation's ids.
+      name: a published benchmark (`builders.BENCHMARKS`) whose records are prepared in `data_dir`;
+        "folder", of one's own, prepared or as it is, see `folder.GUIDE`; or "openmoji_voc",
+        generated under `data_dir` where it is not there yet.
+      split: "train" or "validation"; for a "folder" the name of its sub-folder or list.
+      data_dir: the data set's directory; that of prepared records may be gs://...
+      vocabulary: gives the meaning of the annotation's ids, and of prepared labels.
       **builder_options: for "openmoji_voc": train_scenes, validation_scenes, side, seed.
 
     Raises:
-      FileNotFoundError: a folder is missing or has no pictures.
-      ValueError: no such data set or split, or options for a data set that takes none.
+      FileNotFoundError: a folder is missing or has no pictures, or nothing is prepared there.
+      ValueError: no such data set or split, other classes than the prepared ones, or options for a
+        data set that takes none.
     """
     if name == "openmoji_voc":
         from zegformer_jax.input.builders import openmoji_voc
 
         return RecordSource(openmoji_voc.prepare(data_dir, **builder_options), split)
+    if name not in NAMES:
+        raise ValueError(f"no data set {name!r}; there are {', '.join(NAMES)}")
     if builder_options:
         options = ", ".join(builder_options)
         raise ValueError(f"data set {name!r} takes no options, got {options}")
+    if prepared.is_prepared(data_dir):
+        found = prepared.read_info(data_dir)["name"]
+        if found != name:
+            raise ValueError(f"{data_dir}: holds the data set '{found}', not '{name}'")
+        return prepared.PreparedSource(data_dir, split, vocabulary=vocabulary)
     if name == "folder":
-        return _open_folder(Path(data_dir) / split, vocabulary)
-    raise ValueError(f"no data set {name!r}; there are folder, openmoji_voc")
+        return _open_folder(Path(data_dir), split, vocabulary)
+    raise FileNotFoundError(
+        f"{data_dir}: no records of '{name}' are prepared here (dataset.directory): "
+        f"./run.sh prepare {name} --source=DIR --destination={data_dir}"
+    )
 
 
-def _open_folder(folder: Path, vocabulary: Vocabulary) -> FileSource:
-    files = _existing(folder / "images").iterdir()
-    images = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise FileNotFoundError(f"{folder / 'images'}: no .jpg or .png pictures")
-    labels = [_existing(folder / "annotations") / f"{image.stem}.png" for image in images]
-    missing = [label for label in labels if not label.is_file()]
+def _open_folder(root: Path, split: str, vocabulary: Vocabulary) -> FileSource:
+    examples = folder.list_examples(root, split)
+    missing = [example.label for example in examples if not example.label.is_file()]
     if missing:
         raise FileNotFoundError(f"{missing[0]}: no label picture ({len(missing)} are missing)")
-    return FileSource(images, labels, vocabulary)
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; see data/README.md for the layout")
-    return folder
+    ids, images, labels = zip(*examples, strict=True)
+    return FileSource(images, labels, vocabulary, ids)

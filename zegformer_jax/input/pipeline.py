@@ -29,6 +29,7 @@ def train_batches(
     num_steps: int,
     shard_index: int = 0,
     shard_count: int = 1,
+    skip_unseen_pictures: bool = False,
     num_threads: int = 2,
     prefetch: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -50,6 +51,8 @@ def train_batches(
       num_steps: how many batches.
       shard_index: which shard this process reads.
       shard_count: divides `batch_size`; a shard yields b = batch_size / shard_count rows.
+      skip_unseen_pictures: leave out the records without any pixel of a seen class; the epochs are
+        permutations of the others.
       num_threads: of tf.data; changes speed only.
       prefetch: batches made ahead.
 
@@ -61,16 +64,17 @@ def train_batches(
       ValueError: no records, sizes that do not fit, or a label outside the vocabulary (when its
         record is read; the message names the record).
     """
-    _check_sharding(source, batch_size, shard_index, shard_count)
+    _check_sharding(batch_size, shard_index, shard_count)
     if not short_sides:
         raise ValueError("train_batches: short_sides is empty")
     rows = batch_size // shard_count
     table = vocabulary.training_table()
+    records = _records(source, vocabulary, skip_unseen_pictures)
     read = _Reader(source, vocabulary)
 
     def example(count: tf.Tensor) -> dict[str, tf.Tensor]:
         place = count // rows * batch_size + shard_index * rows + count % rows
-        index = _shuffled(place, len(source), seed)
+        index = tf.gather(records, _shuffled(place, len(records), seed))
         image_hw3, label_hw, _ = read.as_tensors(index)
         key = tf.random.experimental.stateless_fold_in([seed, AUGMENT_STREAM], place)
         image, label = transforms.augment(
@@ -91,9 +95,19 @@ def train_batches(
     return read.iterate(dataset.with_options(_options(num_threads)))
 
 
-def _check_sharding(source: Source, batch_size: int, shard_index: int, shard_count: int) -> None:
-    if len(source) == 0:
-        raise ValueError("train_batches: the source has no records")
+def _records(source: Source, vocabulary: Vocabulary, skip_unseen_pictures: bool) -> np.ndarray:
+    """Places of the records to train on: int64."""
+    if skip_unseen_pictures:
+        records = source.records_with(vocabulary.seen_indices)
+    else:
+        records = np.arange(len(source))
+    if len(records) == 0:
+        what = " with a pixel of a seen class" if skip_unseen_pictures else ""
+        raise ValueError(f"train_batches: the source has no records{what}")
+    return records.astype(np.int64)
+
+
+def _check_sharding(batch_size: int, shard_index: int, shard_count: int) -> None:
     if batch_size < 1 or batch_size % shard_count:
         raise ValueError(
             f"train_batches: {shard_count} shards do not divide a batch of {batch_size}"
@@ -130,7 +144,7 @@ class _Reader:
     def __call__(self, index: int) -> dict:
         try:
             record = self._source[int(index)]
-            _check_label(record, self._vocabulary)
+            _check(record, self._vocabulary)
         except Exception as error:
             self._errors.append(error)
             raise
@@ -159,8 +173,11 @@ class _Reader:
             raise self._errors[0] from None
 
 
-def _check_label(record: dict, vocabulary: Vocabulary) -> None:
-    label_hw = record["label"]
+def _check(record: dict, vocabulary: Vocabulary) -> None:
+    image_hw3, label_hw = record["image"], record["label"]
+    if image_hw3.shape != (*label_hw.shape, 3):
+        shapes = f"{image_hw3.shape}, its label {label_hw.shape}"
+        raise ValueError(f"record {record['id']!r}: the picture's shape is {shapes}")
     outside = (label_hw >= len(vocabulary)) & (label_hw != vocabulary.ignore_label)
     if outside.any():
         raise ValueError(

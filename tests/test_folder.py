@@ -1,0 +1,192 @@
+"""Folders as users have them: layouts, lists, and the kinds of pictures that would be misread."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from folders import label_of, make_folder
+from PIL import Image
+
+from zegformer_jax.input import decoding
+from zegformer_jax.input.datasets import open_source
+from zegformer_jax.input.folder import Folder, read_classes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "folder")
+
+
+def listed(folder):
+    """The same records as images/, annotations/ and lists."""
+    for kind in ("images", "annotations"):
+        (folder / kind).mkdir()
+    for split in ("train", "validation"):
+        names = []
+        for path in sorted((folder / split / "images").iterdir()):
+            names.append(f"{split}/{path.stem}" if split == "train" else f"{split}_{path.name}")
+            target = folder / "images" / names[-1]
+            target = target if split != "train" else target.with_suffix(path.suffix)
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+            label = (folder / "annotations" / names[-1]).with_suffix(".png")
+            label.parent.mkdir(exist_ok=True)
+            (folder / split / "annotations" / f"{path.stem}.png").rename(label)
+            (folder / split / "annotations").mkdir(exist_ok=True)
+        (folder / f"{split}.txt").write_text("\n".join([*names, "", ""]))
+    return folder
+
+
+def records(folder, split):
+    source = open_source("folder", split, data_dir=folder, vocabulary=read_classes(folder))
+    return [source[i] for i in range(len(source))]
+
+
+def test_lists_give_the_records_of_sub_folders(folder, tmp_path):
+    other = listed(make_folder(tmp_path / "listed"))
+    for split in ("train", "validation"):
+        for kind in ("images", "annotations"):
+            for path in (other / split / kind).iterdir():
+                path.unlink()
+            (other / split / kind).rmdir()
+        (other / split).rmdir()
+    for split in ("train", "validation"):
+        expected, found = records(folder, split), records(other, split)
+        assert len(expected) == len(found) > 0
+        for one, two in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one["image"], two["image"])
+            np.testing.assert_array_equal(one["label"], two["label"])
+            np.testing.assert_array_equal(one["label"], label_of(folder / split, one["id"]))
+            assert two["id"] == (
+                f"train/{one['id']}" if split == "train" else f"{split}_{one['id']}"
+            )
+
+
+def test_val_is_validation(folder):
+    expected = records(folder, "validation")
+    (folder / "validation").rename(folder / "val")
+    for name in ("val", "validation"):
+        found = records(folder, name)
+        assert [x["id"] for x in found] == [x["id"] for x in expected] == ["000", "001", "002"]
+    assert Folder.open(folder).counts == {"train": 8, "validation": 3}
+    (folder / "validation").mkdir()
+    with pytest.raises(ValueError, match="is there, too; keep one"):
+        Folder.open(folder)
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("", "train.txt: the list is empty"),
+        ("a\nb\n", r"images/b: no such picture \(train.txt, name 2\)"),
+        ("a\na.jpg\n", "train.txt: 'a' is listed twice"),
+    ],
+)
+def test_errors_of_lists_say_where(tmp_path, lines, message):
+    for kind in ("images", "annotations"):
+        (tmp_path / kind).mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images/a.jpg")
+    (tmp_path / "classes.json").write_text('{"classes": [{"name": "sky"}]}')
+    (tmp_path / "train.txt").write_text(lines)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        Folder.open(tmp_path)
+
+
+def test_one_stem_for_two_pictures_is_an_error(folder):
+    Image.new("RGB", (4, 4)).save(folder / "train/images/000.png")
+    with pytest.raises(ValueError, match="000.png: 000.jpg has the same stem"):
+        Folder.open(folder)
+
+
+def test_hidden_files_are_no_records(folder):
+    (folder / "train/images/.DS_Store").write_bytes(b"x")
+    assert len(records(folder, "train")) == 8
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"classes": []}', "the list of classes is empty"),
+        ('{"classes": [{"name": "a"}], "ignored_ids": 3}', "'ignored_ids' must be a list"),
+        ('{"classes": [{"name": "a"}], "ignored_ids": [0]}', "id 0 is ignored and entry 1's"),
+        ('{"classes": [{"name": "a"}], "ignored_ids": [-1]}', "ignored id -1 is not in 0..65535"),
+        ('{"classes": [{"name": "a"}', "not valid JSON"),
+    ],
+)
+def test_errors_of_the_classes_name_the_file(folder, content, message):
+    (folder / "classes.json").write_text(content)
+    with pytest.raises(ValueError, match=f"folder/classes.json: .*{message}"):
+        Folder.open(folder)
+
+
+def png(width, height, depth, colour, rows):
+    """A PNG of the given bit depth and colour type, written by hand."""
+
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", body), chunk(b"IEND", b"")]
+    if colour == 3:
+        parts.insert(1, chunk(b"PLTE", bytes(range(48))))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_label_pictures_give_their_values():
+    def values(*arguments):
+        label_hw = decoding.decode_label(png(*arguments), "x.png")
+        return label_hw.dtype, label_hw.tolist()
+
+    assert values(2, 1, 8, 0, [b"\x05\xff"]) == (np.uint8, [[5, 255]])
+    assert values(2, 1, 16, 0, [b"\x01\x02\xff\xff"]) == (np.uint16, [[258, 65535]])
+    assert values(2, 2, 4, 3, [b"\x12", b"\x30"]) == (np.uint8, [[1, 2], [3, 0]])
+    assert values(8, 1, 1, 0, [b"\xa0"]) == (np.uint8, [[1, 0, 1, 0, 0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (png(2, 1, 4, 0, [b"\x12"]), "x.png: grey with less than 8 bits"),
+        (png(4, 1, 2, 0, [b"\x1b"]), "x.png: grey with less than 8 bits"),
+        (png(1, 1, 8, 2, [b"\x01\x02\x03"]), "x.png: a picture of mode RGB"),
+        (png(1, 1, 8, 4, [b"\x01\x02"]), "x.png: a picture of mode LA"),
+        (png(64, 64, 8, 0, [bytes(64)] * 64)[:-30], "x.png: damaged or cut off"),
+        (b"", "x.png: not a picture"),
+    ],
+)
+def test_label_pictures_that_would_be_misread_are_errors(data, message):
+    with pytest.raises(ValueError, match=message):
+        decoding.decode_label(data, "x.png")
+
+
+def test_a_jpeg_is_no_label_picture():
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, "jpeg")
+    with pytest.raises(ValueError, match="x: a JPEG picture; labels must be PNG"):
+        decoding.decode_label(file.getvalue(), "x")
+
+
+def test_a_picture_of_16_bits_is_refused_and_not_clipped():
+    with pytest.raises(ValueError, match="x: a picture of mode I;16; save it with 8 bits"):
+        decoding.decode_image(png(2, 1, 16, 0, [b"\x01\x02\xff\xff"]), "x")
+
+
+def test_every_byte_of_a_picture_is_needed():
+    """Cut anywhere, a picture is an error or what it was; never other pixels."""
+    rng = np.random.default_rng(0)
+    pixels = np.repeat(rng.integers(0, 256, (12, 3, 3), np.uint8), 4, axis=1)
+    for kind in ("jpeg", "png"):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind)
+        whole = decoding.decode_image(file.getvalue(), "x")
+        for length in range(0, len(file.getvalue()), 7):
+            try:
+                found = decoding.decode_image(file.getvalue()[:length], "x")
+            except ValueError as error:
+                assert str(error).startswith("x: ")
+            else:
+                np.testing.assert_array_equal(found, whole)

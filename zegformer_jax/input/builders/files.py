@@ -1,0 +1,165 @@
+"""Files of the published archives: folders, lists, label maps, and tables of their ids."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from zegformer_jax.input import decoding
+
+UNKNOWN = -1  # in a label table: the id is neither a class nor one that is known to be ignored
+
+
+class Archive(NamedTuple):
+    """A published file.
+
+    Attributes:
+      file: its name.
+      address: where it is to be had.
+      gives: what it unpacks to, from the folder in which it is unpacked.
+    """
+
+    file: str
+    address: str
+    gives: tuple[str, ...]
+
+
+def find(source: Path, paths: Sequence[str], archive: Archive) -> Path:
+    """Finds a folder or file of an archive.
+
+    Args:
+      source: where the archives were unpacked.
+      paths: where it may be under `source`, the usual place first.
+      archive: which one holds it.
+
+    Returns:
+      The first of the paths that exists.
+
+    Raises:
+      FileNotFoundError: none exists; the message names the first, and the archive.
+    """
+    for path in paths:
+        if (source / path).exists():
+            return source / path
+    raise missing(source / paths[0], archive)
+
+
+def missing(path: Path, archive: Archive) -> FileNotFoundError:
+    """The error that names what is missing, and the archive that holds it."""
+    return FileNotFoundError(f"{path}: missing; it is in {archive.file}, see {archive.address}")
+
+
+def names(folder: Path) -> set[str]:
+    """The names of what is in a folder; none where there is no such folder."""
+    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+
+
+def stems(folder: Path, suffix: str, archive: Archive) -> list[str]:
+    """The names, without their ending, of a folder's files that have this ending.
+
+    Raises:
+      FileNotFoundError: there is no such file; the message names the archive.
+    """
+    found = [name.removesuffix(suffix) for name in names(folder) if name.endswith(suffix)]
+    if not found:
+        raise missing(folder / f"*{suffix}", archive)
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """Reads a list's lines, without spaces around them and without empty ones.
+
+    Raises:
+      FileNotFoundError: there is no such file; the message starts with the path.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Reads a label picture's ids: uint8 or uint16 [h, w]; see `decoding.decode_label`.
+
+    Raises:
+      FileNotFoundError: there is no such file; the message starts with the path.
+      ValueError: no such picture; the message starts with the path.
+    """
+    return decoding.decode_label(decoding.read_file(path), path)
+
+
+def read_matlab(path: Path, *keys: str) -> np.ndarray:
+    """Reads a label map of a MATLAB file.
+
+    Args:
+      path: of version 4 to 7.2, as both published sets are.
+      *keys: the variable, then the fields of structures inside it.
+
+    Returns:
+      Integers [h, w].
+
+    Raises:
+      FileNotFoundError: there is no such file; the message starts with the path.
+      ValueError: not such a file, or it has no such map; the message starts with the path.
+    """
+    import scipy.io
+
+    data = decoding.read_file(path)
+    try:
+        value = scipy.io.loadmat(io.BytesIO(data), variable_names=keys[:1])
+        for key in keys:
+            value = value[key]
+            while value.dtype == object and value.size == 1:
+                value = value.item()
+    # SciPy raises half a dozen types for damaged files, zlib's and struct's among them.
+    except Exception as error:
+        name = ".".join(keys)
+        raise ValueError(f"{path}: no MATLAB file with a label map {name}: {error!r}") from error
+    if value.ndim != 2 or not np.issubdtype(value.dtype, np.integer):
+        shape = f"{value.dtype} {value.shape}"
+        raise ValueError(f"{path}: a label map has whole numbers in two dimensions, not {shape}")
+    return value
+
+
+def label_table(ids: Sequence[int], ignored: Iterable[int], ignore_label: int) -> np.ndarray:
+    """Table from an annotation's ids to labels.
+
+    Args:
+      ids: the classes' ids, in the vocabulary's order.
+      ignored: the other ids that an annotation may have.
+      ignore_label: their label.
+
+    Returns:
+      int32, as long as the largest id needs; `UNKNOWN` at all other ids.
+    """
+    ignored = list(ignored)
+    table = np.full(max(*ids, *ignored) + 1, UNKNOWN, np.int32)
+    table[ignored] = ignore_label
+    table[list(ids)] = np.arange(len(ids))
+    return table
+
+
+def map_ids(ids_hw: np.ndarray, table: np.ndarray, path: Path, dtype: np.dtype) -> np.ndarray:
+    """Gives the labels of an annotation's ids.
+
+    Args:
+      ids_hw: integers [h, w].
+      table: of `label_table`.
+      path: named in the error.
+      dtype: of the labels, uint8 or uint16.
+
+    Raises:
+      ValueError: an id that the table does not know; the message starts with the path.
+    """
+    known_hw = (ids_hw >= 0) & (ids_hw < len(table))
+    labels_hw = np.where(known_hw, table[np.where(known_hw, ids_hw, 0)], UNKNOWN)
+    unknown = np.argwhere(labels_hw == UNKNOWN)
+    if len(unknown):
+        row, column = unknown[0]
+        raise ValueError(
+            f"{path}: id {ids_hw[row, column]} at row {row}, column {column} is neither a class "
+            f"nor an ignored value ({len(unknown)} such pixels)"
+        )
+    return labels_hw.astype(dtype)

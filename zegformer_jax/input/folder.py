@@ -1,0 +1,232 @@
+"""A data set of one's own: pictures, label pictures and a list of classes in a folder."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zegformer_jax.input import decoding
+from zegformer_jax.input.builders import files
+from zegformer_jax.input.builders.benchmark import Benchmark, Example
+from zegformer_jax.vocabulary import Vocabulary
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+CLASSES_FILE = "classes.json"
+GUIDE = """\
+DIR/train/images/*.jpg, *.jpeg or *.png   the pictures
+DIR/train/annotations/*.png               of the same stems: one channel of class ids, 8 or 16 bits,
+                                          or a palette, whose places are the ids
+DIR/validation/...                        likewise; `val` will do
+DIR/classes.json                          {"classes": [{"id": 1, "name": "sheep", "seen": true}]};
+                                          also "ignore_label": 65535 for 16-bit ids (else 255), and
+                                          "ignored_ids": [0], further ids that mean no label
+or, in place of the folders train and validation, DIR/images, DIR/annotations, and the lists
+DIR/train.txt and DIR/validation.txt: a picture's name a line, with or without its suffix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder(Benchmark):
+    """A user's folder, as a benchmark: it can be read as it is, and prepared.
+
+    Attributes:
+      root: the folder; `examples` takes no other one.
+      classes: the meaning of the label pictures' ids.
+    """
+
+    root: Path
+    classes: Vocabulary
+
+    @classmethod
+    def open(
+        cls,
+        root: str | Path,
+        classes: Vocabulary | None = None,
+        splits: Sequence[str] = ("train", "validation"),
+    ) -> "Folder":
+        """Finds the splits of a folder.
+
+        Args:
+          root: the folder; see `GUIDE`.
+          classes: None reads `classes.json` in the folder.
+          splits: which ones to look for.
+
+        Raises:
+          FileNotFoundError: the folder or a part of it is missing or empty; the message names it.
+          ValueError: `classes.json` or a list is not as it should be, or one stem names two
+            pictures.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder")
+        classes = read_classes(root) if classes is None else classes
+        counts = {split: len(list_examples(root, split)) for split in splits if _find(root, split)}
+        if not counts:
+            raise _no_split(root, splits[0])
+        return cls("folder", str(root / CLASSES_FILE), counts, GUIDE, root, classes)
+
+    def examples(self, source: Path, split: str) -> list[Example]:
+        """Lists a split's records; see `Benchmark.examples` and `list_examples`."""
+        if Path(source) != self.root:
+            raise ValueError(f"{source}: this data set was opened from {self.root}")
+        return list_examples(self.root, split)
+
+    def read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Reads a record; see `Benchmark.read`."""
+        return read_files(example.image, example.label, self.classes)
+
+    def load_vocabulary(self) -> Vocabulary:
+        """Gives the classes, as the published benchmarks do."""
+        return self.classes
+
+    def encoded_image(self, example: Example) -> bytes | None:
+        """The picture's own bytes where they may be stored; see `Benchmark.encoded_image`."""
+        data = _image_bytes(example.image)
+        return data if decoding.is_storable(data, example.image) else None
+
+
+def read_classes(root: Path) -> Vocabulary:
+    """Reads a folder's `classes.json`.
+
+    Raises:
+      FileNotFoundError: it is missing.
+      ValueError: it is not as it should be; the message starts with its path.
+    """
+    path = root / CLASSES_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it lists the classes: see data/README.md")
+    return Vocabulary.parse(path.read_bytes(), str(path))
+
+
+def read_files(image: Path, label: Path, classes: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a picture and its label picture.
+
+    Returns:
+      uint8 RGB [h, w, 3], and the label as `read_label` gives it.
+
+    Raises:
+      FileNotFoundError: a file is missing; the message starts with its path.
+      ValueError: a file is not what it should be, or their sizes differ; likewise.
+    """
+    image_hw3 = decoding.decode_image(_image_bytes(image), image)
+    label_hw = read_label(label, classes)
+    if label_hw.shape != image_hw3.shape[:2]:
+        shapes = f"{label_hw.shape}, but {image.name} is {image_hw3.shape[:2]}"
+        raise ValueError(f"{label}: expected the picture's size: {shapes}")
+    return image_hw3, label_hw
+
+
+def read_label(path: Path, classes: Vocabulary) -> np.ndarray:
+    """Reads a label picture.
+
+    Args:
+      path: of the label picture.
+      classes: the meaning of its ids.
+
+    Returns:
+      uint8 or uint16 [h, w], in the order of the classes or their ignore label.
+
+    Raises:
+      FileNotFoundError: there is no such file; the message starts with the path.
+      ValueError: not such a picture, or an id is neither a class's nor ignored; likewise.
+    """
+    ids_hw = files.read_ids(path)
+    try:
+        return files.map_ids(ids_hw, id_table(classes), path, classes.label_dtype)
+    except ValueError as error:
+        raise ValueError(f"{error}; {CLASSES_FILE} lists 'classes' and 'ignored_ids'") from None
+
+
+@functools.lru_cache(maxsize=8)
+def id_table(classes: Vocabulary) -> np.ndarray:
+    """Table from ids of label pictures to labels; see `files.label_table`."""
+    ignored = (classes.ignore_label, *classes.ignored_ids)
+    return files.label_table(classes.ids, ignored, classes.ignore_label)
+
+
+def list_examples(root: Path, split: str) -> list[Example]:
+    """Lists the records of a folder's split, sorted by id; opens no picture.
+
+    A label picture that is not there is found when its record is read. So is what lies among the
+    pictures and is none: such a file becomes a record, hidden files apart.
+
+    Args:
+      root: the folder.
+      split: the name of a sub-folder or of a list; "val" and "validation" are one.
+
+    Raises:
+      FileNotFoundError: there is no such split, a folder is missing or without pictures, or a
+        listed picture is missing.
+      ValueError: two pictures share a stem, or a list is empty or names a picture twice.
+    """
+    place = _find(root, split)
+    if place is None:
+        raise _no_split(root, split)
+    is_list = place.suffix == ".txt"
+    parent = place.parent if is_list else place
+    images, annotations = _existing(parent / "images"), _existing(parent / "annotations")
+    pictures = _listed(place, images) if is_list else _found(images)
+    examples = {}
+    for file in pictures:
+        stem = file.relative_to(images).with_suffix("")
+        label = annotations / stem.with_name(f"{stem.name}.png")
+        example = Example(stem.as_posix(), file, label)
+        other = examples.setdefault(example.id, example)
+        if other is not example and other.image == file:
+            raise ValueError(f"{place}: '{example.id}' is listed twice")
+        if other is not example:
+            raise ValueError(f"{file}: {other.image.name} has the same stem, and so the same label")
+    return sorted(examples.values())
+
+
+def _find(root: Path, split: str) -> Path | None:
+    """A split's sub-folder or list."""
+    names = (split, *({"validation", "val"} - {split} if split in ("validation", "val") else ()))
+    places = [path for name in names for path in (root / name, root / f"{name}.txt")]
+    found = [path for path in places if path.exists()]
+    if len(found) > 1:
+        raise ValueError(f"{found[0]}: {found[1].name} is there, too; keep one of them")
+    return found[0] if found else None
+
+
+def _no_split(root: Path, split: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{root / split}: no such folder, nor a list {split}.txt; see data/README.md for the layout"
+    )
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; see data/README.md for the layout")
+    return folder
+
+
+def _found(images: Path) -> Iterable[Path]:
+    found = sorted(file for file in images.iterdir() if not file.name.startswith("."))
+    if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in found):
+        raise FileNotFoundError(f"{images}: no .jpg or .png pictures")
+    return found
+
+
+def _listed(file: Path, images: Path) -> Iterable[Path]:
+    """The pictures that a list names."""
+    names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{file}: the list is empty")
+    paths: dict[str, Path] = {}
+    for path in sorted(path for path in images.rglob("*") if path.is_file()):
+        name = path.relative_to(images)
+        paths[name.as_posix()] = path
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            paths.setdefault(name.with_suffix("").as_posix(), path)
+    for line, name in enumerate(names, 1):
+        if name not in paths:
+            raise FileNotFoundError(f"{images / name}: no such picture ({file.name}, name {line})")
+    return [paths[name] for name in names]
+
+
+def _image_bytes(path: Path) -> bytes:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"{path}: not a .jpg or .png picture; convert it or take it away")
+    return decoding.read_file(path)

@@ -1,0 +1,69 @@
+"""Work in several processes, that end with the one that started them. No TensorFlow here."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from multiprocessing import connection
+from typing import TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+AHEAD = 2  # tasks a worker that are handed out; what is done waits for the caller to take it
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def run(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+) -> Iterator[tuple[Task, Result]]:
+    """Yields the tasks with their results as they end; with one worker here, in their order.
+
+    Args:
+      function: of a module, so that other processes can import it.
+      tasks: what it takes.
+      workers: number of processes.
+
+    Raises:
+      OSError: a worker was killed.
+      Exception: what the function raised; nothing is begun any more then.
+    """
+    if workers <= 1:
+        yield from ((task, function(task)) for task in tasks)
+        return
+    # Processes are started anew, not forked: the caller's threads do not outlive a fork.
+    context = multiprocessing.get_context("spawn")
+    tasks = iter(tasks)
+    with futures.ProcessPoolExecutor(workers, context, _start) as pool:
+        try:
+            running = {}
+            while True:
+                for task in itertools.islice(tasks, AHEAD * workers - len(running)):
+                    running[pool.submit(function, task)] = task
+                if not running:
+                    return
+                done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+                for future in done:
+                    yield running.pop(future), future.result()
+        except futures.process.BrokenProcessPool:
+            raise OSError("a worker was killed, perhaps for want of memory") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start() -> None:
+    """Lets a worker end with its parent, however that ends, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
