@@ -10,11 +10,16 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Examples follow from the test alone: the same tree passes, or fails, every time.
+hypothesis.settings.register_profile("derandomized", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("derandomized")
 
 GOLDEN = Path(__file__).parent / "golden" / "small"
 

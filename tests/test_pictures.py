@@ -103,7 +103,7 @@ def test_overlay_works_at_any_size_and_enlarges_small_pictures(height, width, sh
     assert picture.mode == "RGB"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_overlay_draws_any_labels(height, width, seed):
     labels = np.random.default_rng(seed).integers(-3, 300, (height, width))

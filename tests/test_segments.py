@@ -93,7 +93,7 @@ def test_resize_matrix_is_pytorchs(in_size, out_size):
     np.testing.assert_allclose(resized, torch_bilinear(line, out_size), atol=2e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, MAX_SIDE), st.integers(1, MAX_SIDE))
 def test_padded_resize_matrix_uses_true_sizes(in_size, out_size):
     line = np.random.default_rng(in_size).normal(size=MAX_SIDE)
@@ -123,7 +123,7 @@ def test_upsample_masks_resizes_both_axes():
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_roi_align_matrices_are_torchvisions(data):
     (height, width), (out_height, out_width) = ROI_IN, ROI_OUT
@@ -135,7 +135,7 @@ def test_roi_align_matrices_are_torchvisions(data):
     np.testing.assert_allclose(crop, expected, atol=3e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 17)), max_size=4))
 @example([(3, 5), (7, 5)])  # one column
 @example([(3, 5), (3, 9)])  # one row

@@ -59,7 +59,7 @@ def test_a_window_is_a_part_of_the_whole(in_size, out_size):
     np.testing.assert_array_equal(transforms.resize_label(label, size, window).numpy(), whole)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 3000),
     width=st.integers(1, 3000),
