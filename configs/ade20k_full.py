@@ -12,10 +12,7 @@ from configs import base
 def get_config(variant: str = "r50") -> ConfigDict:
     """Gives the recipe with one of the backbones, or the baseline's."""
     config = base.get_config().unlock()
-    if variant == "per_pixel":
-        config.model.kind = variant
-        variant = "r50"
-    base.set_backbone(config, variant)
+    base.set_variant(config, variant, baseline_backbone="r50")
     config.dataset.update(name="ade20k_full", vocabulary="ade20k_full_847")
     config.train.steps = 60_000
     config.eval.update(vocabularies=("ade20k_full_847",), gamma=0.0)

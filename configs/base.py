@@ -1,23 +1,13 @@
 """Every field of an experiment, once. The defaults are the paper's (ResNet-50, ViT-B/16)."""
 
-from collections.abc import Mapping
-
 from ml_collections import ConfigDict
 
-# Fields of `model` by the names that stand after a config file's colon: He et al., 2016, table 1,
-# and Liu et al., 2021, section 3.3; windows of 12 where the backbone was pretrained at 384 pixels.
-BACKBONES: Mapping[str, Mapping[str, Mapping]] = {
-    "r50": {"backbone": {"blocks": (3, 4, 6, 3)}},
-    "r101": {"backbone": {"blocks": (3, 4, 23, 3)}},
-    "swin_t": {"swin": {"width": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}},
-    "swin_s": {"swin": {"width": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)}},
-    "swin_b": {
-        "swin": {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "window": 12}
-    },
-    "swin_l": {
-        "swin": {"width": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48), "window": 12}
-    },
-}
+from zegformer_jax.models.resnet import BLOCKS
+from zegformer_jax.models.swin import SWIN
+
+# Sections of `model` and their fields by the names that stand after a config file's colon.
+BACKBONES = {f"r{depth}": {"backbone": {"blocks": blocks}} for depth, blocks in BLOCKS.items()}
+BACKBONES |= {f"swin_{size[0]}": {"swin": sizes._asdict()} for size, sizes in SWIN.items()}
 
 
 def get_config() -> ConfigDict:
@@ -148,14 +138,16 @@ def get_config() -> ConfigDict:
     return config.lock()
 
 
-def set_backbone(config: ConfigDict, name: str) -> None:
-    """Gives an unlocked config a backbone of `BACKBONES`.
+def set_variant(config: ConfigDict, name: str, baseline_backbone: str) -> None:
+    """Gives an unlocked config one of `BACKBONES`, or makes it the baseline's (`per_pixel`).
 
     Raises:
-        ValueError: there is no such backbone.
+        ValueError: the name is neither.
     """
+    if name == "per_pixel":
+        config.model.kind, name = name, baseline_backbone
     if name not in BACKBONES:
-        raise ValueError(f"no backbone '{name}': choose one of {', '.join(BACKBONES)}")
+        raise ValueError(f"no variant '{name}': choose per_pixel or {', '.join(BACKBONES)}")
     for section, fields in BACKBONES[name].items():
         config.model[section].update(fields)
     if "swin" in BACKBONES[name]:

@@ -14,10 +14,7 @@ SIDE = 640  # pixels of a training crop
 def get_config(variant: str = "r101") -> ConfigDict:
     """Gives the recipe with one of the backbones, or the baseline's."""
     config = base.get_config().unlock()
-    if variant == "per_pixel":
-        config.model.kind = variant
-        variant = "r101"
-    base.set_backbone(config, variant)
+    base.set_variant(config, variant, baseline_backbone="r101")
     config.dtype = "bfloat16"
     config.dataset.update(name="coco_stuff", vocabulary="coco_stuff_171")
     config.input.update(

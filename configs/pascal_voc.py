@@ -15,10 +15,7 @@ def get_config(variant: str = "r101") -> ConfigDict:
     if length not in ("", "30k"):
         raise ValueError(f"configs/pascal_voc.py:{variant}: after the comma comes 30k or nothing")
     config = base.get_config().unlock()
-    if name == "per_pixel":
-        config.model.kind = name
-        name = "r101"
-    base.set_backbone(config, name)
+    base.set_variant(config, name, baseline_backbone="r101")
     config.clip.grouper_prompts = "single"
     config.dataset.update(name="pascal_voc", vocabulary="pascal_voc_20")
     config.train.steps = 30_000 if length else 10_000

@@ -17,6 +17,7 @@ from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.resnet import ResNet
 from zegformer_jax.models.swin import SwinTransformer
 from zegformer_jax.models.transformer import TransformerDecoder
+from zegformer_jax.optim import group_factors
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("zegformer", "per_pixel", "classifier", "clip")
@@ -157,3 +158,28 @@ def test_every_config_builds_with_its_number_of_parameters(name, variant):
         for collection in ("params", "constants")
     ]
     assert tuple(counts) == expected_counts(name, variant)
+
+
+def test_only_the_published_coco_evaluation_has_other_prompts():
+    """The published COCO R-101 was evaluated with `single`, though trained with the other set."""
+    others = {
+        (name, variant): importlib.import_module(f"configs.{name}").get_config(*variant)
+        for name, variant in CASES
+    }
+    found = {case for case, config in others.items() if config.eval.grouper_prompts}
+    assert found == {("coco_stuff", ()), ("coco_stuff", ("r101",))}
+    assert {others[case].eval.grouper_prompts for case in found} == {"single"}
+
+
+@pytest.mark.parametrize("name", ["coco_stuff", "pascal_voc", "ade20k_full"])
+def test_a_variant_that_does_not_exist_is_refused(name):
+    with pytest.raises(ValueError, match="no variant 'vit': choose per_pixel or r50, r101"):
+        importlib.import_module(f"configs.{name}").get_config("vit")
+
+
+def test_a_swins_position_biases_are_not_decayed():
+    config = importlib.import_module("configs.coco_stuff").get_config("swin_t")
+    params = {"backbone": {"res2_0": {"attention": {"relative_position_bias": 0, "kernel": 0}}}}
+    decays = group_factors(params, config.optimiser.groups, "weight_decay")
+    attention = decays["backbone"]["res2_0"]["attention"]
+    assert attention == {"relative_position_bias": 0.0, "kernel": 1.0}
