@@ -14,7 +14,7 @@ from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.archives import read_tensors, write_tensors
 from zegformer_jax.pretrained.clip import from_openai_state_dict, load_clip, save_clip
 from zegformer_jax.pretrained.clip_tensors import OPENAI, published_tensors
-from zegformer_jax.pretrained.starts import is_checkpoint, read_start
+from zegformer_jax.pretrained.starts import is_checkpoint, read_backbone
 from zegformer_jax.pretrained.zegformer import CLIP, from_checkpoint, to_checkpoint
 from zegformer_jax.pretrained.zegformer_names import BACKBONE, backbone_table
 from zegformer_jax.text import Tokenizer
@@ -70,7 +70,7 @@ def convert(
         return _convert_checkpoint(tensors, str(path), destination, config, heads)
     if any(mark in tensors for mark in CLIP_MARKS):
         return _convert_clip(source, destination)
-    return _convert_backbone(path, tensors, destination)
+    return _convert_backbone(tensors, str(path), destination)
 
 
 def export(workdir: Path, destination: Path, with_clip: bool = False) -> str:
@@ -100,7 +100,6 @@ def _convert_checkpoint(
         )
     config = ConfigDict(config.to_dict())
     _set_sizes(config.model, checkpoint.sizes)
-    workdir.mkdir(parents=True, exist_ok=True)
     if checkpoint.clip_tensors:
         clip_config, params = from_openai_state_dict(checkpoint.clip_tensors, where)
         save_clip(workdir / CLIP_FOLDER, clip_config, params, Tokenizer.openai())
@@ -121,11 +120,10 @@ def _convert_clip(source: str | Path, directory: Path) -> str:
     return f"CLIP: {len(flat):,} arrays, {_count(flat):,} numbers\n{config}"
 
 
-def _convert_backbone(path: Path, tensors: tables.Tensors, destination: Path) -> str:
-    start = read_start(path)
+def _convert_backbone(tensors: tables.Tensors, where: str, destination: Path) -> str:
+    start = read_backbone(tensors, where)
     write_tensors(destination, backbone_tensors(start.sizes, start.variables))
-    sizes = json.dumps(start.sizes)
-    return f"{tables.describe(start.summary, tensors)}\nbackbone: {sizes}"
+    return f"{tables.describe(start.summary, tensors)}\nbackbone: {json.dumps(start.sizes)}"
 
 
 def backbone_tensors(sizes: Mapping[str, Any], variables: Mapping) -> dict[str, np.ndarray]:

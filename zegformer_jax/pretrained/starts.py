@@ -45,14 +45,23 @@ def read_start(path: str | Path) -> Start:
         ValueError: it is none of these, or a tensor is missing, unknown or of another shape.
     """
     tensors = read_tensors(path)
-    if is_checkpoint(tensors):
-        checkpoint = from_checkpoint(tensors, str(path))
-        sizes = dict(checkpoint.sizes)
-        return Start(sizes["kind"], sizes, checkpoint.variables, checkpoint.summary)
+    if not is_checkpoint(tensors):
+        return read_backbone(tensors, str(path))
+    checkpoint = from_checkpoint(tensors, str(path))
+    sizes = dict(checkpoint.sizes)
+    return Start(sizes["kind"], sizes, checkpoint.variables, checkpoint.summary)
+
+
+def read_backbone(tensors: Tensors, where: str) -> Start:
+    """Reads a backbone from all the tensors of a file; `where` is its name, for messages.
+
+    Raises:
+        ValueError: as `read_start`.
+    """
     if any(name.endswith(PATCH_EMBEDDING) for name in tensors):
-        swin, arrays, summary = read_swin(tensors, str(path))
+        swin, arrays, summary = read_swin(tensors, where)
         sizes = {"kind": "swin"} | swin._asdict()
     else:
-        resnet, arrays, summary = read_resnet(tensors, str(path))
+        resnet, arrays, summary = read_resnet(tensors, where)
         sizes = {"kind": "resnet"} | resnet
     return Start("backbone", sizes, unflatten(arrays), summary)

@@ -40,11 +40,6 @@ LINEAR = Layout(lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(len(x),
 LINEAR_HEADS_IN = Layout(
     lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(-1, x.shape[-1]).T
 )
-# A 1x1 convolution [out, in, 1, 1], where ours is a matrix [in, out].
-POINTWISE = Layout(
-    lambda x, shape: x.reshape(len(x), -1).T.reshape(shape),
-    lambda x: x.reshape(len(x), -1).T[..., None, None],
-)
 
 
 class Entry(NamedTuple):
