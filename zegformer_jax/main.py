@@ -87,7 +87,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     from zegformer_jax.evaluate import evaluate as run
 
     result = run(config, workdir)
-    print(f"{'vocabulary':<20}{'method':<12}{'seen':>8}{'unseen':>8}{'harmonic':>10}{'pixels':>8}")
+    first = max(len("vocabulary"), *(len(subset.name) for subset in result.subsets)) + 2
+    titles = f"{'method':<14}{'seen':>8}{'unseen':>8}{'harmonic':>10}{'pixels':>8}"
+    print(f"{'vocabulary':<{first}}{titles}")
     for subset in result.subsets:
         for method in (m for m, name in result.confusion if name == subset.name):
             scores = result.scores(method, subset)
@@ -95,7 +97,7 @@ def evaluate(arguments: Sequence[str]) -> None:
             numbers = [f"{100 * x:.1f}" for x in row]
             widths = (8, 8, 10, 8)
             cells = "".join(f"{x:>{w}}" for x, w in zip(numbers, widths, strict=True))
-            print(f"{subset.name:<20}{method:<12}{cells}")
+            print(f"{subset.name:<{first}}{method:<14}{cells}")
 
 
 def parse_classes(text: str) -> list[str]:
