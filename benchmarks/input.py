@@ -2,13 +2,15 @@
 
     python benchmarks/input.py [--pictures=64] [--seconds=20] [--workers=2] [--crops 640 512]
 
-Makes real JPEGs of 640x480 with labels, or takes a folder (--folder=DIR with images/ and
-annotations/), and runs both in turn, several rounds, in one process tree: first the pipeline, then
-a mapper of the usual kind (Pillow and NumPy in DataLoader's worker processes). Then one step after
-the other of the pipeline alone, to say where the time goes. PyTorch is optional.
+Makes JPEGs of 640x480 with labels of 20 classes, or takes a folder (--folder=DIR with images/*.jpg
+and annotations/*.png), and runs both in turn, several rounds, in one process tree: first the
+pipeline, then a mapper of the usual kind (Pillow and NumPy in DataLoader's worker processes), if
+PyTorch is there. Then one step after the other of the pipeline alone, to say where the time goes.
 """
 
 import argparse
+import importlib.util
+import resource
 import sys
 import tempfile
 import time
@@ -22,6 +24,7 @@ from zegformer_jax.input import pipeline, transforms
 from zegformer_jax.input.datasets import FileSource
 from zegformer_jax.vocabulary import Vocabulary
 
+OURS = "this pipeline"
 SIDES = (480, 640)
 CLASSES = 20
 BATCH = 8
@@ -50,7 +53,9 @@ def make_folder(folder: Path, count: int) -> None:
 
 def open_folder(folder: Path) -> FileSource:
     """Opens the pictures as the project does."""
-    images = sorted((folder / "images").iterdir())
+    images = sorted((folder / "images").glob("*.jp*g"))
+    if not images:
+        sys.exit(f"{folder / 'images'}: no *.jpg there")
     labels = [folder / "annotations" / f"{image.stem}.png" for image in images]
     vocabulary = Vocabulary.from_names([f"class {i}" for i in range(CLASSES)])
     return FileSource(images, labels, vocabulary)
@@ -152,18 +157,21 @@ def rate(batches: Iterator[int], seconds: float) -> float:
 
 def stages(source: FileSource, crop: int, count: int = 40) -> dict[str, float]:
     """Milliseconds a picture of each step, one after the other on one thread."""
-    import tensorflow as tf
-
     records = [source[i % len(source)] for i in range(count)]
-    sizes = [np.array(SIDES) * SHORT_SIDES[crop][i % len(SHORT_SIDES[crop])] // min(SIDES)
-             for i in range(count)]  # fmt: skip
-    uniform = [np.random.default_rng(i).random(9, np.float32) for i in range(count)]
-    resize, jitter = tf.function(transforms.resize_image), tf.function(transforms.colour_jitter)
+    draws = np.random.default_rng(0).random((count, transforms.NUM_RANDOM))
     crops = [np.ascontiguousarray(record["image"][:crop, :crop]) for record in records]
+
+    def resize(i: int) -> None:
+        short_side = SHORT_SIDES[crop][i % len(SHORT_SIDES[crop])]
+        size = transforms.resized_sides(*SIDES, short_side, 4 * crop)
+        window = transforms.Window(0, 0, *(min(side, crop) for side in size))
+        transforms.resize_image(records[i]["image"], size, window)
+        transforms.resize_label(records[i]["label"], size, window)
+
     steps = {
         "decode": lambda i: source[i % len(source)],
-        "resize": lambda i: resize(records[i]["image"], tf.constant(sizes[i], tf.int32)),
-        "jitter": lambda i: jitter(crops[i], uniform[i]),
+        "resize": resize,
+        "jitter": lambda i: transforms.colour_jitter(crops[i], draws[i, :9]),
     }
     measured = {}
     for name, step in steps.items():
@@ -190,12 +198,18 @@ def main(arguments: list[str]) -> None:
             make_folder(folder, options.pictures)
         source = open_folder(folder)
         for crop in options.crops:
-            rates = {"this pipeline": [], "DataLoader": []}
-            for _ in range(ROUNDS):
-                for name, make in zip(rates, (ours, torch_batches), strict=True):
+            makers = {OURS: ours}
+            if importlib.util.find_spec("torch"):
+                makers["DataLoader"] = torch_batches
+            rates = {name: [] for name in makers}
+            for turn in range(ROUNDS):
+                for name, make in makers.items():
                     batches = make(source, crop, options.workers)
                     rates[name].append(rate(batches, options.seconds))
                     batches.close()
+                    if turn == 0 and make is ours:
+                        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                        print(f"crop {crop}  peak memory of the host {kibibytes / 2**20:.2f} GiB")
             report(crop, rates, options.workers, stages(source, crop))
 
 
@@ -208,9 +222,10 @@ def report(crop: int, rates: dict[str, list[float]], workers: int, steps: dict[s
         print(
             f"crop {crop}  {name:<14}{medians[name]:7.1f} pictures/s ({spread}), {each:.1f} a core"
         )
-    ratio = medians["this pipeline"] / medians["DataLoader"]
-    cores = ACCELERATORS_NEED * workers / medians["this pipeline"]
-    print(f"crop {crop}  ratio {ratio:.2f}; {ACCELERATORS_NEED} pictures/s take {cores:.0f} cores")
+    if "DataLoader" in medians:
+        print(f"crop {crop}  ratio {medians[OURS] / medians['DataLoader']:.2f}")
+    cores = ACCELERATORS_NEED * workers / medians[OURS]
+    print(f"crop {crop}  {ACCELERATORS_NEED} pictures/s take {cores:.1f} cores")
     print(f"crop {crop}  ms a picture: " + ", ".join(f"{k} {v:.1f}" for k, v in steps.items()))
 
 

@@ -94,6 +94,8 @@ def get_config() -> ConfigDict:
     config.input.max_long_side = 2048  # pixels, of a resized training picture
     # Leave out of the training what shows no seen class; the published system does not.
     config.input.skip_unseen_pictures = False
+    config.input.threads = 0  # that read and augment, in training and evaluation; 0: one a core
+    config.input.prefetch = 2  # batches ready ahead of the step; bounds the memory of the host
 
     config.loss = ConfigDict()
     config.loss.class_weight = 1.0  # of the cross entropy

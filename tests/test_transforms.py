@@ -1,8 +1,5 @@
-import colorsys
-
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,11 +18,7 @@ def pillow_resize(array, size, method):
 def test_resize_image_is_pillow_bilinear(in_size, out_size):
     image = np.random.default_rng(0).integers(0, 256, (*in_size, 3), np.uint8)
     expected = pillow_resize(image, out_size, Image.Resampling.BILINEAR)
-    resized = transforms.resize_image(tf.constant(image), tf.constant(out_size)).numpy()
-    difference = np.abs(resized.astype(int) - expected)
-    assert resized.dtype == np.uint8
-    assert difference.max() <= 1  # Pillow rounds between its two passes
-    assert difference.mean() < 0.25
+    np.testing.assert_array_equal(transforms.resize_image(image, out_size), expected)
 
 
 @pytest.mark.parametrize(("in_size", "out_size"), SIZES)
@@ -33,14 +26,14 @@ def test_resize_image_is_pillow_bilinear(in_size, out_size):
 def test_resize_label_is_pillow_nearest(in_size, out_size, dtype):
     label = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, in_size).astype(dtype)
     expected = pillow_resize(label, out_size, Image.Resampling.NEAREST)
-    resized = transforms.resize_label(tf.constant(label), tf.constant(out_size))
+    resized = transforms.resize_label(label, out_size)
     # Where a pixel's centre falls exactly between two, Pillow's sum of steps has rounding errors.
     between = [
         (2 * np.arange(out) + 1) * side % (2 * out) == 0
         for side, out in zip(in_size, out_size, strict=True)
     ]
     clear = ~between[0][:, None] & ~between[1][None]
-    wrong = resized.numpy() != expected
+    wrong = resized != expected
     assert not np.any(wrong & clear)
     assert wrong.mean() < 0.03
 
@@ -48,15 +41,15 @@ def test_resize_label_is_pillow_nearest(in_size, out_size, dtype):
 @pytest.mark.parametrize(("in_size", "out_size"), SIZES)
 def test_a_window_is_a_part_of_the_whole(in_size, out_size):
     rng = np.random.default_rng(2)
-    image = tf.constant(rng.integers(0, 256, (*in_size, 3), np.uint8))
-    label = tf.constant(rng.integers(0, 256, in_size, np.uint8))
-    size, window = tf.constant(out_size), (3, 5, out_size[0] - 4, out_size[1] - 7)
+    image = rng.integers(0, 256, (*in_size, 3), np.uint8)
+    label = rng.integers(0, 256, in_size, np.uint8)
+    window = transforms.Window(3, 5, out_size[0] - 4, out_size[1] - 7)
     part = np.s_[3 : out_size[0] - 1, 5 : out_size[1] - 2]
-    whole = transforms.resize_image(image, size).numpy()[part].astype(int)
-    window_image = transforms.resize_image(image, size, window).numpy()
-    assert np.abs(window_image - whole).max() <= 1
-    whole = transforms.resize_label(label, size).numpy()[part]
-    np.testing.assert_array_equal(transforms.resize_label(label, size, window).numpy(), whole)
+    whole = transforms.resize_image(image, out_size)[part].astype(int)
+    window_image = transforms.resize_image(image, out_size, window)
+    assert np.abs(window_image - whole).max() <= 1  # Pillow's boxes have 32-bit numbers
+    whole = transforms.resize_label(label, out_size)[part]
+    np.testing.assert_array_equal(transforms.resize_label(label, out_size, window), whole)
 
 
 @settings(max_examples=60)
@@ -80,32 +73,60 @@ def test_resized_sides_round_half_up():
     assert [int(side) for side in transforms.resized_sides(375, 500, 512, 2048)] == [512, 683]
 
 
+def to_hsv(image):
+    """OpenCV's RGB2HSV_b: whole numbers, and division by tables of 12 bits after the point."""
+    red, green, blue = (image[..., i].astype(int) for i in range(3))
+    value, least = image.max(-1).astype(int), image.min(-1).astype(int)
+    spread = value - least
+    by_value = np.round((255 << 12) / np.maximum(value, 1)).astype(int) * (value > 0)
+    by_spread = np.round((180 << 12) / (6.0 * np.maximum(spread, 1))).astype(int) * (spread > 0)
+    hue = np.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
+    hue = np.where(value == red, green - blue, hue)
+    hue = (hue * by_spread + (1 << 11)) >> 12
+    saturation = (spread * by_value + (1 << 11)) >> 12
+    return np.stack([hue + 180 * (hue < 0), saturation, value], -1)
+
+
+def to_rgb(hsv):
+    """OpenCV's HSV2RGB_b: six sectors of 30 steps, 32 bits, cut to whole grey levels."""
+    scales = np.float32([6 / 180, 1 / 255, 1 / 255])
+    hue, saturation, value = np.moveaxis(hsv.astype(np.float32) * scales, -1, 0)
+    sector, part, one = hue.astype(int) % 6, hue % 1, np.float32(1)
+    low, falling = value * (one - saturation), value * (one - saturation * part)
+    rising = value * ((one - saturation) + saturation * part)
+    sectors = [
+        (value, rising, low),
+        (falling, value, low),
+        (low, value, rising),
+        (low, falling, value),
+        (rising, low, value),
+        (value, low, falling),
+    ]
+    rgb = np.select(
+        [(sector == i)[..., None] for i in range(6)], [np.stack(x, -1) for x in sectors]
+    )
+    return (rgb * np.float32(255)).astype(np.uint8)
+
+
 def oracle_jitter(image, uniform):
-    """SSD's colour jitter by the book, pixel by pixel with colorsys."""
+    """SSD's colour jitter by the book, with OpenCV's arithmetic written out."""
 
     def cut(values):
         return np.clip(values, 0, 255).astype(np.uint8)
 
-    def through_hsv(image, change):
-        changed = np.empty_like(image)
-        for place in np.ndindex(image.shape[:2]):
-            hue, saturation, value = colorsys.rgb_to_hsv(*(image[place] / 255))
-            eight_bit = int(hue * 180 + 0.5) % 180, int(saturation * 255 + 0.5)
-            hue, saturation = change(*eight_bit)
-            rgb = colorsys.hsv_to_rgb(hue / 180, saturation / 255, value)
-            changed[place] = [int(channel * 255 + 0.5) for channel in rgb]
-        return changed
-
     contrast, saturation = 0.5 + uniform[4], 0.5 + uniform[6]
-    hue = int(uniform[8] * 37) - 18
     if uniform[0] < 0.5:
-        image = cut(image + 64.0 * uniform[1] - 32)
+        image = cut(image + (64.0 * uniform[1] - 32))
     if uniform[3] < 0.5 and uniform[2] < 0.5:
         image = cut(image * contrast)
     if uniform[5] < 0.5:
-        image = through_hsv(image, lambda h, s: (h, min(int(s * saturation), 255)))
+        hsv = to_hsv(image)
+        hsv[..., 1] = cut(hsv[..., 1] * saturation)
+        image = to_rgb(hsv)
     if uniform[7] < 0.5:
-        image = through_hsv(image, lambda h, s: ((h + hue) % 180, s))
+        hsv = to_hsv(image)
+        hsv[..., 0] = (hsv[..., 0] + int(uniform[8] * 37) - 18) % 180
+        image = to_rgb(hsv)
     if uniform[3] < 0.5 and uniform[2] >= 0.5:
         image = cut(image * contrast)
     return image
@@ -114,50 +135,50 @@ def oracle_jitter(image, uniform):
 @pytest.mark.parametrize("case", range(12))
 def test_colour_jitter_follows_its_steps(case):
     rng = np.random.default_rng(case)
-    image = rng.integers(0, 256, (12, 10, 3), np.uint8)
-    uniform = rng.random(9).astype(np.float32)
+    image = rng.integers(0, 256, (100, 128, 3), np.uint8)  # the ends of other rows are rounded
+    uniform = rng.random(9)
     if case == 0:
         uniform[[0, 3, 5, 7]] = 0.1  # all steps, contrast first
     if case == 1:
         uniform[[0, 3, 5, 7]], uniform[2] = 0.1, 0.8  # all steps, contrast last
-    jittered = transforms.colour_jitter(tf.constant(image), tf.constant(uniform)).numpy()
-    difference = np.abs(jittered.astype(int) - oracle_jitter(image, uniform))
-    # An exact tie in rounding may fall either way, by one step of hue (at most 9 grey levels).
-    assert np.mean(difference > 2) < 0.01
-    assert difference.max() <= 14
+    difference = np.abs(
+        transforms.colour_jitter(image, uniform).astype(int) - oracle_jitter(image, uniform)
+    )
+    # Where a result is nearly whole, a fused multiplication may be cut to one less.
+    assert np.mean(difference > 0) < 1e-3
+    assert difference.max() <= 3
 
 
 def test_each_colour_step_has_its_probability():
     image = np.full((1, 1, 3), (200, 90, 40), np.uint8)
-    uniform = np.full(9, 0.9, np.float32)
-    unchanged = transforms.colour_jitter(tf.constant(image), tf.constant(uniform)).numpy()
+    uniform = np.full(9, 0.9)
+    unchanged = transforms.colour_jitter(image, uniform)
     np.testing.assert_array_equal(unchanged, image)
     for step in (0, 3, 5, 7):
         for chance, changes in ((0.49, True), (0.51, False)):
-            uniform = np.full(9, 0.9, np.float32)
+            uniform = np.full(9, 0.9)
             uniform[step] = chance
-            jittered = transforms.colour_jitter(tf.constant(image), tf.constant(uniform)).numpy()
+            jittered = transforms.colour_jitter(image, uniform)
             assert np.any(jittered != image) == changes
 
 
 def still(seed):
     """Random numbers for `augment` without colour jitter."""
-    uniform = np.random.default_rng(seed).random(transforms.NUM_RANDOM).astype(np.float32)
+    uniform = np.random.default_rng(seed).random(transforms.NUM_RANDOM)
     uniform[[3, 6, 8, 10]] = NO_JITTER
     return uniform
 
 
 def run_augment(image, label, uniform, crop_size=48, short_sides=(24, 40, 64), **options):
-    image, label = transforms.augment(
-        tf.constant(image),
-        tf.constant(label),
-        tf.constant(uniform),
+    return transforms.augment(
+        image,
+        label,
+        uniform,
         crop_size=crop_size,
         short_sides=short_sides,
         max_long_side=options.get("max_long_side", 200),
         ignore_label=255,
     )
-    return image.numpy(), label.numpy()
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -359,6 +359,8 @@ def validation_batches(
         batch_size=config.eval.batch_size,
         short_side=config.eval.short_side,
         max_long_side=config.eval.max_long_side,
+        num_threads=config.input.threads,
+        prefetch=config.input.prefetch * config.eval.batch_size,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
     )

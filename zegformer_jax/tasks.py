@@ -155,6 +155,8 @@ def segmentation_task(config: ConfigDict, workdir: Path) -> Task:
             start_step=start_step,
             num_steps=config.train.steps - start_step,
             skip_unseen_pictures=config.input.skip_unseen_pictures,
+            num_threads=config.input.threads,
+            prefetch=config.input.prefetch,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )

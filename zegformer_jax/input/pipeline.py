@@ -1,12 +1,13 @@
 """Batches for training and evaluation. What a batch holds depends on seed and step alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from zegformer_jax.input import transforms
 from zegformer_jax.input.datasets import Source
+from zegformer_jax.input.processes import count_cores
 from zegformer_jax.vocabulary import Vocabulary
 
 tf.config.set_visible_devices([], "GPU")
@@ -30,7 +31,7 @@ def train_batches(
     shard_index: int = 0,
     shard_count: int = 1,
     skip_unseen_pictures: bool = False,
-    num_threads: int = 2,
+    num_threads: int = 0,
     prefetch: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields shuffled, augmented training batches; unseen classes never leave this function.
@@ -53,7 +54,7 @@ def train_batches(
       shard_count: divides `batch_size`; a shard yields b = batch_size / shard_count rows.
       skip_unseen_pictures: leave out the records without any pixel of a seen class; the epochs are
         permutations of the others.
-      num_threads: of tf.data; changes speed only.
+      num_threads: that read and augment, 0 for one a core; changes speed and memory only.
       prefetch: batches made ahead.
 
     Yields:
@@ -70,29 +71,37 @@ def train_batches(
     rows = batch_size // shard_count
     table = vocabulary.training_table()
     records = _records(source, vocabulary, skip_unseen_pictures)
-    read = _Reader(source, vocabulary)
+    label_dtype = vocabulary.label_dtype
 
-    def example(count: tf.Tensor) -> dict[str, tf.Tensor]:
-        place = count // rows * batch_size + shard_index * rows + count % rows
-        index = tf.gather(records, _shuffled(place, len(records), seed))
-        image_hw3, label_hw, _ = read.as_tensors(index)
-        key = tf.random.experimental.stateless_fold_in([seed, AUGMENT_STREAM], place)
-        image, label = transforms.augment(
-            image_hw3,
-            label_hw,
-            tf.random.stateless_uniform([transforms.NUM_RANDOM], key),
+    def example(place: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        record = _read(source, vocabulary, index)
+        stream = np.random.Philox(key=[seed, AUGMENT_STREAM], counter=int(place))
+        image_hw3, label_hw = transforms.augment(
+            record["image"],
+            record["label"].astype(label_dtype),
+            np.random.Generator(stream).random(transforms.NUM_RANDOM),
             crop_size=crop_size,
             short_sides=tuple(short_sides),
             max_long_side=max_long_side,
             ignore_label=vocabulary.ignore_label,
         )
-        label = tf.gather(tf.constant(table), tf.cast(label, tf.int32))
-        return {"image": image, "label": label, "index": index}
+        return image_hw3, table[label_hw]
 
+    calls = _Calls(example, (tf.uint8, tf.as_dtype(label_dtype)))
+
+    def as_tensors(count: tf.Tensor) -> dict[str, tf.Tensor]:
+        place = count // rows * batch_size + shard_index * rows + count % rows
+        index = tf.gather(records, _shuffled(place, len(records), seed))
+        image_hw3, label_hw = calls(place, index)
+        image_hw3 = tf.ensure_shape(image_hw3, (crop_size, crop_size, 3))
+        label_hw = tf.ensure_shape(label_hw, (crop_size, crop_size))
+        return {"image": image_hw3, "label": label_hw, "index": index}
+
+    num_threads = num_threads or count_cores()
     dataset = tf.data.Dataset.range(start_step * rows, (start_step + num_steps) * rows)
-    dataset = dataset.map(example, num_parallel_calls=num_threads, deterministic=True)
+    dataset = dataset.map(as_tensors, num_parallel_calls=num_threads, deterministic=True)
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(prefetch)
-    return read.iterate(dataset.with_options(_options(num_threads)))
+    return calls.iterate(dataset.with_options(_options(num_threads)))
 
 
 def _records(source: Source, vocabulary: Vocabulary, skip_unseen_pictures: bool) -> np.ndarray:
@@ -133,35 +142,29 @@ def _shuffled(place: tf.Tensor, num_records: int, seed: int) -> tf.Tensor:
     )
 
 
-class _Reader:
-    """Reads and checks records inside tf.data, and hands their own errors to the caller."""
+class _Calls:
+    """A Python function inside tf.data, whose own errors reach the caller.
 
-    def __init__(self, source: Source, vocabulary: Vocabulary):
-        self._source = source
-        self._vocabulary = vocabulary
+    Args:
+      function: of whole numbers, to arrays; may run in several threads at once.
+      types: of the arrays.
+    """
+
+    def __init__(self, function: Callable[..., tuple], types: Sequence[tf.DType]):
+        self._function = function
+        self._types = types
         self._errors: list[Exception] = []
 
-    def __call__(self, index: int) -> dict:
+    def __call__(self, *numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Calls the function on tensors."""
+        return tf.numpy_function(self._call, numbers, self._types, stateful=False)
+
+    def _call(self, *numbers: np.ndarray) -> tuple:
         try:
-            record = self._source[int(index)]
-            _check(record, self._vocabulary)
+            return self._function(*numbers)
         except Exception as error:
             self._errors.append(error)
             raise
-        return record
-
-    def as_tensors(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """A record's image uint8 [h, w, 3], label [h, w] and id."""
-
-        def read(index: np.ndarray) -> tuple[np.ndarray, np.ndarray, bytes]:
-            record = self(index)
-            label_hw = record["label"].astype(self._vocabulary.label_dtype)
-            return record["image"], label_hw, record["id"].encode()
-
-        types = (tf.uint8, tf.as_dtype(self._vocabulary.label_dtype), tf.string)
-        image_hw3, label_hw, id_ = tf.numpy_function(read, [index], types, stateful=False)
-        image_hw3 = tf.ensure_shape(image_hw3, (None, None, 3))
-        return image_hw3, tf.ensure_shape(label_hw, (None, None)), id_
 
     def iterate(self, dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
         """Yields the data set's elements as arrays."""
@@ -173,7 +176,9 @@ class _Reader:
             raise self._errors[0] from None
 
 
-def _check(record: dict, vocabulary: Vocabulary) -> None:
+def _read(source: Source, vocabulary: Vocabulary, index: int) -> dict:
+    """Reads and checks a record."""
+    record = source[int(index)]
     image_hw3, label_hw = record["image"], record["label"]
     if image_hw3.shape != (*label_hw.shape, 3):
         shapes = f"{image_hw3.shape}, its label {label_hw.shape}"
@@ -184,6 +189,7 @@ def _check(record: dict, vocabulary: Vocabulary) -> None:
             f"record {record['id']!r}: label {int(label_hw[outside][0])} is not a class of the "
             f"vocabulary (0..{len(vocabulary) - 1}) nor the ignore label {vocabulary.ignore_label}"
         )
+    return record
 
 
 def eval_batches(
@@ -195,7 +201,7 @@ def eval_batches(
     max_long_side: int,
     shard_index: int = 0,
     shard_count: int = 1,
-    num_threads: int = 2,
+    num_threads: int = 0,
     prefetch: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every record exactly once, grouped by padded shape.
@@ -208,7 +214,7 @@ def eval_batches(
       max_long_side: limit of its longer side.
       shard_index: this process reads the records i with i % shard_count == shard_index.
       shard_count: number of processes.
-      num_threads: of tf.data; changes speed only.
+      num_threads: that read and augment, 0 for one a core; changes speed and memory only.
       prefetch: records read ahead.
 
     Yields:
@@ -221,20 +227,25 @@ def eval_batches(
     Raises:
       ValueError: a label outside the vocabulary; the message names the record.
     """
-    read = _Reader(source, vocabulary)
+    label_dtype = vocabulary.label_dtype
 
-    def example(index: tf.Tensor) -> dict[str, tf.Tensor]:
-        image_hw3, label_hw, id_ = read.as_tensors(index)
-        shape = tf.shape(image_hw3)
-        size = tf.stack(transforms.resized_sides(shape[0], shape[1], short_side, max_long_side))
-        resized = transforms.resize_image(image_hw3, size)
-        return {"image": resized, "label": label_hw, "id": id_}
+    def example(index: int) -> tuple[np.ndarray, np.ndarray, bytes]:
+        record = _read(source, vocabulary, index)
+        sides = transforms.resized_sides(*record["label"].shape, short_side, max_long_side)
+        image_hw3 = transforms.resize_image(record["image"], sides)
+        return image_hw3, record["label"].astype(label_dtype), record["id"].encode()
 
+    calls = _Calls(example, (tf.uint8, tf.as_dtype(label_dtype), tf.string))
+    num_threads = num_threads or count_cores()
     dataset = tf.data.Dataset.range(shard_index, len(source), shard_count)
-    dataset = dataset.map(example, num_parallel_calls=num_threads, deterministic=True)
+    dataset = dataset.map(
+        lambda index: dict(zip(("image", "label", "id"), calls(index), strict=True)),
+        num_parallel_calls=num_threads,
+        deterministic=True,
+    )
     dataset = dataset.prefetch(prefetch).with_options(_options(num_threads))
     groups: dict[tuple[int, ...], list[dict]] = {}
-    for record in read.iterate(dataset):
+    for record in calls.iterate(dataset):
         key = (*_padded(record["image"].shape[:2]), *_padded(record["label"].shape))
         group = groups.setdefault(key, [])
         group.append(record)
