@@ -121,12 +121,25 @@ def get_config() -> ConfigDict:
     config.train.steps = 10_000  # of the whole training
     config.train.log_every = 50  # steps between lines of metrics
     config.train.checkpoint_every = 1000  # steps
-    config.train.keep_checkpoints = 2  # the latest
+    config.train.keep_checkpoints = 2  # the latest, besides the best by validation
+    config.train.validate_every = 0  # steps between evaluations, besides the last; 0: none
+    config.train.accumulate = 1  # parts that a batch is worked through in, to save memory
+    config.train.remat = False  # compute the backbone again in the backward pass, to save memory
+    config.train.ema = 0.0  # share of the old in the averages of parameters, e.g. 0.999; 0: none
+    config.train.most_skipped = 5  # steps in a row whose loss or gradient may be not finite
+    config.train.tensorboard = True  # write TensorBoard's events beside metrics.jsonl
+
+    config.sharding = ConfigDict()
+    # The mesh's axis over which parameters and optimiser state are split: "" replicates them,
+    # data is FSDP, model splits them over the devices that share a batch's rows.
+    config.sharding.params = ""
+    config.sharding.model = 1  # devices that share a batch's rows
 
     config.eval = ConfigDict()
     # Vocabularies to report, names in data/vocabularies; their classes are in the data set's
     # vocabulary. The first is the headline.
     config.eval.vocabularies = ("openmoji_voc",)
+    config.eval.checkpoint = "latest"  # or best, by the harmonic mIoU of its validation
     config.eval.dtype = "float32"  # what evaluation and prediction compute in, or bfloat16
     config.eval.batch_size = 8  # images a step, over all devices
     config.eval.short_side = 512  # pixels that the shorter side is resized to

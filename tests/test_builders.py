@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from zegformer_jax.input import builders
+from zegformer_jax.input import builders, prepare, prepared
 from zegformer_jax.input.builders import ade20k_full, detail
 
 DATA = Path(__file__).parent.parent / "data"
@@ -506,6 +506,21 @@ def test_known_ids():
     assert names[:20] == VOC_NAMES
     entries = class_entries("pascal_voc_20")
     assert [e["name"].replace(" ", "").replace("/", "") for e in entries] == VOC_NAMES
+
+
+def test_background_is_counted_by_its_name(tmp_path):
+    """Label 20, not the first of the classes that are merged to it."""
+    fake = make(tmp_path, ("pascal_voc_20b", "own"))
+    report = prepare.prepare(
+        fake.benchmark, tmp_path, tmp_path / "records", subset=True, workers=1, progress=False
+    )
+    ids = np.concatenate([ids.ravel() for ids in fake.written.values()])
+    rows = {line.split()[0]: line.split()[1:] for line in report.table().splitlines()}
+    assert list(rows)[1:22] == [*VOC_NAMES, "background"]
+    assert rows["background"][2] == f"{(ids == 0).sum():,}"
+    assert rows["21"] == ["classes", "seen", f"{(ids < 255).sum():,}"]
+    stored = prepared.PreparedSource(tmp_path / "records", VALIDATION)
+    assert stored.vocabulary == fake.benchmark.load_vocabulary()  # of what is predicted
 
 
 def test_merged_background():

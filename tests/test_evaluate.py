@@ -95,7 +95,7 @@ def test_neither_batches_nor_devices_matter(finished, monkeypatch, devices, batc
 def test_a_row_that_is_not_valid_does_not_count(finished):
     config = shrunk.get_config("per_pixel")
     workdir = finished.workdir / "per_pixel"
-    evaluator = evaluate.Evaluator(config, workdir, sharding.make_mesh(2))
+    evaluator = evaluate.Evaluator(config, workdir)
     source = experiment.open_split(config, workdir, "validation")
     vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
     batches = evaluate.validation_batches(config, source, vocabulary)
@@ -153,7 +153,7 @@ def test_a_vocabulary_with_other_classes_is_refused():
 def test_counts_add_up_in_64_bits():
     vocabulary = experiment.load_vocabulary(HEADLINE)
     subset = evaluate.load_subset(HEADLINE, vocabulary)
-    result = evaluate.Evaluation((subset,), vocabulary)
+    result = evaluate.Evaluation((subset,), vocabulary, "clip")
     for _ in range(3):
         result.add({("clip", HEADLINE): jax.device_get(np.full((20, 20), 2**31 - 1, np.int32))})
     assert result.confusion["clip", HEADLINE][0, 0] == 3 * (2**31 - 1)

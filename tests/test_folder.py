@@ -11,7 +11,7 @@ from PIL import Image
 
 from zegformer_jax.input import decoding
 from zegformer_jax.input.datasets import open_source
-from zegformer_jax.input.folder import Folder, read_classes
+from zegformer_jax.input.folder import Folder, list_examples, read_classes
 
 
 @pytest.fixture
@@ -79,19 +79,68 @@ def test_val_is_validation(folder):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ("", "train.txt: the list is empty"),
-        ("a\nb\n", r"images/b: no such picture \(train.txt, name 2\)"),
-        ("a\na.jpg\n", "train.txt: 'a' is listed twice"),
+        (b"", "train.txt: the list is empty"),
+        (b"a\n/b.jpg\n", r"train.txt: name 2, '/b.jpg': expected a name under .*/images"),
+        (b"a\na.jpg\n", "train.txt: 'a' is listed twice"),
+        (b"a\ncaf\xe9\n", "train.txt: line 2 is no UTF-8"),
     ],
 )
 def test_errors_of_lists_say_where(tmp_path, lines, message):
+    with pytest.raises(ValueError, match=message):
+        Folder.open(one_picture(tmp_path, lines))
+
+
+def one_picture(folder, lines):
+    """A folder with the picture a.jpg, and this list."""
     for kind in ("images", "annotations"):
-        (tmp_path / kind).mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "images/a.jpg")
-    (tmp_path / "classes.json").write_text('{"classes": [{"name": "sky"}]}')
-    (tmp_path / "train.txt").write_text(lines)
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        Folder.open(tmp_path)
+        (folder / kind).mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "images/a.jpg")
+    Image.new("L", (4, 4)).save(folder / "annotations/a.png")
+    (folder / "classes.json").write_text('{"classes": [{"name": "sky"}]}')
+    (folder / "train.txt").write_bytes(lines)
+    return folder
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    (example,) = list_examples(one_picture(tmp_path, b"\xef\xbb\xbfa\r\n"), "train")
+    assert example.id == "a" and example.image.name == "a.jpg"
+
+
+def test_listed_pictures_that_are_missing_are_named_when_read(tmp_path):
+    folder = one_picture(tmp_path, b"a\nb\nc.jpg\n")
+    opened = Folder.open(folder)
+    for example in opened.examples(folder, "train")[1:]:
+        for method in (opened.read, opened.encoded_image):
+            with pytest.raises(FileNotFoundError, match=f"images/{example.image.name}: no such"):
+                method(example)
+    with pytest.raises(FileNotFoundError, match=r"images/b: no such file \(4 are missing\)"):
+        records(folder, "train")
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_pictures_are_turned_as_their_cameras_say(tmp_path, orientation):
+    """EXIF 2.3, Orientation: at which side of the scene the stored row 0 and column 0 lie."""
+    stored = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    scene = {
+        2: stored[:, ::-1],  # top, right
+        3: stored[::-1, ::-1],  # bottom, right
+        4: stored[::-1],  # bottom, left
+        5: stored.transpose(1, 0, 2),  # left, top
+        6: stored[::-1].transpose(1, 0, 2),  # right, top
+        7: stored[::-1, ::-1].transpose(1, 0, 2),  # right, bottom
+        8: stored[:, ::-1].transpose(1, 0, 2),  # left, bottom
+    }.get(orientation, stored)
+    folder = one_picture(tmp_path, b"a")
+    (folder / "images/a.jpg").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(folder / "images/a.png", exif=exif)
+    Image.new("L", scene.shape[1::-1]).save(folder / "annotations/a.png")
+    opened = Folder.open(folder)
+    (example,) = opened.examples(folder, "train")
+    image, _ = opened.read(example)
+    np.testing.assert_array_equal(image, scene)
+    assert (opened.encoded_image(example) is None) == (orientation in range(2, 9))
 
 
 def test_one_stem_for_two_pictures_is_an_error(folder):
@@ -190,3 +239,19 @@ def test_every_byte_of_a_picture_is_needed():
                 assert str(error).startswith("x: ")
             else:
                 np.testing.assert_array_equal(found, whole)
+
+
+def test_a_flipped_bit_of_a_label_picture_gives_no_other_ids():
+    """Many such files can still be decoded; their checksums are wrong."""
+    rng = np.random.default_rng(0)
+    ids = np.kron(rng.integers(0, 256, (9, 12), np.uint8), np.ones((5, 4), np.uint8))
+    good = decoding.encode_png(ids)
+    for place in range(len(good)):
+        bad = bytearray(good)
+        bad[place] ^= 1 << rng.integers(8)
+        try:
+            found = decoding.decode_label(bytes(bad), "x")
+        except ValueError as error:
+            assert str(error).startswith("x: ")
+        else:
+            np.testing.assert_array_equal(found, ids)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,17 +281,68 @@ def test_what_is_seen_may_change_without_a_new_preparation(folder, tmp_path):
     assert times_of(tmp_path / "records") == before
 
 
+def test_a_file_that_changed_since_is_not_passed_over(folder, tmp_path):
+    write(folder, tmp_path / "records")
+    before, label = files_of(tmp_path / "records"), folder / "validation/annotations/001.png"
+    later = (tmp_path / "records/prepared.json").stat().st_mtime_ns + 10**9
+    os.utime(label, ns=(later, later))
+    with pytest.raises(ValueError, match=f"^{label}: changed since the records in .* remove them"):
+        write(folder, tmp_path / "records")
+    assert files_of(tmp_path / "records") == before
+
+
+@pytest.mark.parametrize("added", [0, 10])
+def test_an_unfinished_preparation_goes_on_with_other_records(folder, tmp_path, added):
+    """Bad files may be taken away, as the message says; new ones change the number of shards."""
+    expected = spoil(folder)
+    with pytest.raises(prepare.BadRecords):
+        write(folder, tmp_path / "records")
+    before = times_of(tmp_path / "records")
+    for split, id_ in map(str.split, expected):
+        for path in (folder / split).glob(f"*/{id_}.*"):
+            path.unlink()
+    for index in range(20, 20 + added):
+        add_record(folder / "train", index)
+    report = write(folder, tmp_path / "records")
+    assert report.splits["train"].records == 3 + added
+    assert before.keys().isdisjoint(times_of(tmp_path / "records"))
+    write(folder, tmp_path / "whole")
+    assert files_of(tmp_path / "records") == files_of(tmp_path / "whole")
+
+
+def test_an_unfinished_split_is_not_lost_to_another(folder, tmp_path):
+    spoil(folder)
+    with pytest.raises(prepare.BadRecords):
+        write(folder, tmp_path / "records", splits=("train",))
+    before = files_of(tmp_path / "records")
+    with pytest.raises(ValueError, match="another division or list of records .splits."):
+        write(folder, tmp_path / "records", splits=("validation",))
+    assert files_of(tmp_path / "records") == before
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(folder, tmp_path):
+    """As far as a limit of files' sizes is like one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"^/.*/partial/folder-train.*: cannot be written: File"):
+            write(folder, tmp_path / "records")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    write(folder, tmp_path / "records")
+
+
 def rename_class(folder):
     text = (folder / "classes.json").read_text()
     (folder / "classes.json").write_text(text.replace('"id": 3', '"id": 4'))
 
 
-@pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize(
-    "change, message",
+    "change, message, complete",
     [
-        (lambda folder: add_record(folder / "train", 20), r"another division or list of records"),
-        (rename_class, "labels of other classes or ids"),
+        (lambda x: add_record(x / "train", 20), "another division or list of records", True),
+        (rename_class, "labels of other classes or ids", True),
+        (rename_class, "labels of other classes or ids", False),
     ],
 )
 def test_a_directory_of_something_else_is_refused(folder, tmp_path, change, message, complete):
@@ -319,6 +372,7 @@ def test_a_directory_of_other_files_is_refused(folder):
 @pytest.mark.parametrize(
     "spoiled, message",
     [
+        (shutil.rmtree, "folder: no such folder"),
         (lambda folder: (folder / "classes.json").unlink(), "classes.json: no such file"),
         (lambda folder: [x.unlink() for x in (folder / "train/images").iterdir()], "train/images"),
         (lambda folder: (folder / "train/images").rename(folder / "x"), "train/images: no such f"),
@@ -391,7 +445,14 @@ def test_the_commands_errors_are_one_line(folder, tmp_path, capsys):
     assert "no data set 'imagenet'; there are folder, pascal_voc, coco_stuff" in line
     assert run("pascal_voc", *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "VOCtrainval_11-May-2012.tar" in line
+    assert line.count("VOCtrainval_11-May-2012.tar, see") == 1
+    assert line.endswith("data/README.md lists what 'pascal_voc' needs")
+    assert run("coco_stuff", *flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "train2017.zip, see" in line and "val2017.zip, see" in line
+    assert run("coco_stuff", f"--source={folder / 'none'}", *flags[1:]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("folder/none: no such folder")
     expected = spoil(folder)
     assert run("folder", *flags) == 1
     *_, last = lines = capsys.readouterr().err.splitlines()

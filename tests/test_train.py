@@ -14,6 +14,8 @@ from zegformer_jax import checkpoints, demo, experiment, sharding, train
 from zegformer_jax.input import openmoji
 from zegformer_jax.optim import make_optimiser
 from zegformer_jax.tasks import hand_over, make_task
+from zegformer_jax.train_step import make_state, make_train_step
+from zegformer_jax.training_log import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -46,9 +48,9 @@ def test_every_stage_is_announced(finished):
 
 def test_the_metrics_have_a_line_a_step(finished):
     for kind, folder in demo.FOLDERS.items():
-        history = train.read_metrics(finished.workdir / folder)
+        history = read_metrics(finished.workdir / folder)
         assert [line["step"] for line in history] == list(range(1, shrunk.STEPS[kind] + 1))
-        assert all(np.isfinite(line["loss"]) and line["not_finite"] == 0 for line in history)
+        assert all(np.isfinite(line["loss"]) and line["skipped"] == 0 for line in history)
 
 
 def test_running_again_trains_nothing_and_gives_the_same_scores(finished, monkeypatch):
@@ -151,8 +153,8 @@ def spoil_batches(monkeypatch, change):
                 factor = np.full(len(batch["image"]), change(number), np.float32)
                 yield batch | {"factor": factor}
 
-        def loss(params, constants, context, batch, key):
-            value, metrics = task.loss(params, constants, context, batch, key)
+        def loss(params, constants, context, batch, totals, key):
+            value, metrics = task.loss(params, constants, context, batch, totals, key)
             value = value * batch["factor"].mean()
             return value, metrics | {"loss": value}
 
@@ -174,7 +176,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(finished, tmp_path, monkeyp
     spoil_batches(monkeypatch, interrupt)
     with pytest.raises(Interrupted):
         train.train(config, tmp_path / "halved", progress=False)
-    assert [x["step"] for x in train.read_metrics(tmp_path / "halved")] == [1, 2, 3, 4, 5]
+    assert [x["step"] for x in read_metrics(tmp_path / "halved")] == [1, 2, 3, 4]
     stop.clear()
     halved = train.train(config, tmp_path / "halved", progress=False)
     whole = train.train(config, tmp_path / "whole", progress=False)
@@ -193,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(finished, tmp
         assert saved.latest_step == 2
     params = experiment.load_variables(tmp_path)["params"]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    assert [line["step"] for line in train.read_metrics(tmp_path)] == [1, 2]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
 def test_a_workdir_with_another_config_is_refused(finished):
@@ -205,17 +207,18 @@ def test_a_workdir_with_another_config_is_refused(finished):
     assert (finished.workdir / experiment.CONFIG_FILE).read_bytes() == before
 
 
-def losses_on(mesh, config, workdir, batches):
+def losses_on(mesh, config, workdir, batches, axis="", **options):
     """The losses of the steps on some batches, on a mesh."""
     task = make_task(config, workdir)
     optimiser, schedule = make_optimiser(
         learning_rate=1e-3, steps=100, power=0.9, weight_decay=0.0, clip_norm=1.0
     )
-    step = jax.jit(train.make_train_step(task, optimiser, schedule))
-    state = sharding.replicate(train.make_state(task, optimiser, jax.random.key(0)), mesh)
+    step = jax.jit(make_train_step(task, optimiser, schedule, mesh, **options))
+    state = make_state(task, optimiser, jax.random.key(0))
+    state = jax.device_put(state, sharding.shard_arrays(state, mesh, axis))
     context, key = sharding.replicate((task.context, jax.random.key(1)), mesh)
     losses = []
-    for batch in train.prefetch(iter(batches), mesh):
+    for batch, _ in train.prefetch(iter(batches), mesh):
         state, metrics = step(state, context, batch, key)
         losses.append(float(metrics["loss"]))
     return losses

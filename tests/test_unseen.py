@@ -89,14 +89,15 @@ def loss_of(request):
         lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes["params"]
     )
     is_grouper = request.param == "zegformer"
-    loss = tasks.grouper_loss(model, WEIGHTS) if is_grouper else tasks.pixel_loss(model)
+    losses_of = tasks.grouper_loss(model, WEIGHTS) if is_grouper else tasks.pixel_loss(model)
 
     @jax.jit
     def value_and_gradient(label):
         batch = {"image": images, "label": label}
-        return jax.value_and_grad(lambda p: loss(p, {}, text_cd, batch, jax.random.key(2))[0])(
-            params
-        )
+        totals = losses_of.totals(text_cd, batch)
+        return jax.value_and_grad(
+            lambda p: losses_of.loss(p, {}, text_cd, batch, totals, jax.random.key(2))[0]
+        )(params)
 
     return value_and_gradient
 

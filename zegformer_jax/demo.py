@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from zegformer_jax import report
 from zegformer_jax.evaluate import Evaluation, evaluate
-from zegformer_jax.train import read_metrics, train
+from zegformer_jax.train import train
+from zegformer_jax.training_log import read_metrics
 
 KINDS = (
     "clip",

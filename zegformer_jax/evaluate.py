@@ -4,17 +4,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from zegformer_jax import experiment, inference, metrics, sharding
+from zegformer_jax import experiment, hosts, inference, metrics, sharding
+from zegformer_jax.checkpoints import SCORE
 from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.normalise import normalise_images
@@ -54,7 +56,7 @@ class TextEmbeddings(NamedTuple):
 
 def embed_vocabulary(
     config: ConfigDict,
-    workdir: Path,
+    workdir: epath.Path,
     clip: experiment.LoadedClip | None,
     names: tuple[str, ...],
 ) -> TextEmbeddings:
@@ -154,6 +156,8 @@ class Evaluation:
 
     Attributes:
         subsets: the vocabularies, the headline first.
+        vocabulary: of the data set.
+        shown: the method whose label maps are kept and whose scores come first.
         confusion: int64 [C, C] (label, prediction) by (method, vocabulary's name).
         overlap: summed best-overlap IoU of each class of the data set, and how often it occurs.
         seconds: of the steps, compilation apart.
@@ -163,6 +167,7 @@ class Evaluation:
 
     subsets: tuple[Subset, ...]
     vocabulary: Vocabulary
+    shown: str
     confusion: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     overlap: np.ndarray | None = None
     seconds: float = 0.0
@@ -181,6 +186,30 @@ class Evaluation:
         seen = np.asarray(subset.vocabulary.seen)
         return tuple(float(total[m].sum() / max(count[m].sum(), 1)) for m in (seen, ~seen))
 
+    def line(self) -> dict[str, float]:
+        """The headline's scores by `shown`, for a training's log."""
+        scores = self.scores(self.shown, self.subsets[0])
+        values = (scores.seen_iou, scores.unseen_iou, scores.harmonic_iou, scores.pixel_accuracy)
+        return dict(zip(("seen", "unseen", SCORE, "pixel_accuracy"), values, strict=True))
+
+    def add_hosts(self) -> None:
+        """Adds what the other processes counted on their pictures."""
+        if jax.process_count() == 1:
+            return
+        counts = dict(self.confusion)
+        if self.overlap is not None:
+            counts[OVERLAP] = self.overlap
+        keys = sorted(counts)  # alike on all processes
+        # As bytes: the devices have no 64-bit numbers.
+        parts = [np.ascontiguousarray(counts[key]) for key in keys]
+        gathered = multihost_utils.process_allgather([x.view(np.uint8) for x in parts])
+        for key, part, all_bytes in zip(keys, parts, gathered, strict=True):
+            total = np.ascontiguousarray(all_bytes).view(part.dtype).sum(0)
+            if key == OVERLAP:
+                self.overlap = total
+            else:
+                self.confusion[key] = total
+
     def add(self, sums: dict[Any, np.ndarray]) -> None:
         """Adds a step's counts."""
         for key, counts in sums.items():
@@ -193,8 +222,14 @@ class Evaluation:
 class Evaluator:
     """The jitted evaluation of one model in one data set's vocabulary."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
-        """Loads the models and the vocabularies of an experiment."""
+    def __init__(self, config: ConfigDict, workdir: epath.Path, variables: Any = None):
+        """Loads the models and the vocabularies of an experiment.
+
+        Args:
+            config: the experiment.
+            workdir: where its checkpoints are.
+            variables: of the grouper or the baseline, on the host; None reads a checkpoint.
+        """
         self.settings = config.eval
         self.kind = config.model.kind
         self.methods = METHODS[self.kind]
@@ -205,14 +240,16 @@ class Evaluator:
         self.subsets = tuple(
             load_subset(name, self.vocabulary) for name in config.eval.vocabularies
         )
-        variables = experiment.load_variables(workdir)
+        if variables is None:
+            variables = experiment.load_variables(workdir, config.eval.checkpoint)
         clip = experiment.load_clip_of(config, workdir)
         text = embed_vocabulary(config, workdir, clip, self.vocabulary.names)
         self.clip = clip and clip.module(config.eval.dtype)
         self.model = experiment.build_model(config, text.grouper_cd.shape[1], config.eval.dtype)
-        self.mesh = mesh
-        arrays = (variables, clip and clip.params, text)
-        self.arrays = sharding.replicate(arrays, mesh)
+        # Each process works on its own pictures; their shapes differ, so its devices are alone.
+        self.mesh = mesh = sharding.make_local_mesh()
+        self.fixed = sharding.replicate((clip and clip.params, text), mesh)
+        self.set_variables(variables)
         split, whole = PartitionSpec("data"), PartitionSpec()
         self.step = jax.jit(
             jax.shard_map(
@@ -224,10 +261,15 @@ class Evaluator:
             )
         )
 
+    def set_variables(self, variables: Any) -> None:
+        """Evaluates other variables from here on."""
+        self.variables = sharding.replicate(variables, self.mesh)
+
     def __call__(self, batch: dict[str, np.ndarray]) -> tuple[dict[Any, np.ndarray], np.ndarray]:
         """Gives a batch's counts, and label maps by `eval.scores` in the headline vocabulary."""
         arrays = {name: array for name, array in batch.items() if name != "id"}
-        sums, predictions = self.step(self.arrays, sharding.to_devices(arrays, self.mesh))
+        models = (self.variables, *self.fixed)
+        sums, predictions = self.step(models, sharding.to_devices(arrays, self.mesh))
         return jax.device_get(sums), np.concatenate(
             [np.asarray(shard.data) for shard in predictions.addressable_shards]
         )
@@ -310,7 +352,7 @@ class Evaluator:
 
 
 def evaluate(
-    config: ConfigDict, workdir: str | Path, examples: int = 0, progress: bool = True
+    config: ConfigDict, workdir: epath.PathLike, examples: int = 0, progress: bool = True
 ) -> Evaluation:
     """Evaluates the newest checkpoint of a workdir on its data set's validation pictures.
 
@@ -320,16 +362,25 @@ def evaluate(
         examples: number of pictures whose label maps are kept.
         progress: whether to show a progress bar.
     """
-    workdir = Path(workdir)
-    mesh = sharding.make_mesh()
-    evaluator = Evaluator(config, workdir, mesh)
-    result = Evaluation(evaluator.subsets, evaluator.vocabulary)
+    workdir = epath.Path(workdir)
+    return run(config, workdir, Evaluator(config, workdir), examples, progress)
+
+
+def run(
+    config: ConfigDict,
+    workdir: epath.Path,
+    evaluator: Evaluator,
+    examples: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluates on the validation pictures, on several hosts together; see `evaluate`."""
+    result = Evaluation(evaluator.subsets, evaluator.vocabulary, evaluator.shown)
     source = experiment.open_split(config, workdir, "validation")
     shapes_seen = set()
     with tqdm(
         total=-(-len(source) // jax.process_count()),
         desc=f"evaluate {config.model.kind}",
-        disable=not progress,
+        disable=not progress or not hosts.is_first(),
         unit="picture",
     ) as bar:
         for batch in validation_batches(config, source, evaluator.vocabulary):
@@ -344,6 +395,7 @@ def evaluate(
             for row in range(min(int(batch["valid"].sum()), examples - len(result.examples))):
                 result.examples.append(example_of(batch, predictions, row, evaluator))
             bar.update(int(batch["valid"].sum()))
+    result.add_hosts()
     return result
 
 

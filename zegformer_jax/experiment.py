@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -41,11 +42,17 @@ class LoadedClip(NamedTuple):
         return CLIP(self.config, jnp.dtype(dtype))
 
 
-def check_config(config: ConfigDict, workdir: Path) -> None:
+def check_config(config: ConfigDict, workdir: epath.Path, change: bool = False) -> None:
     """Compares the config with the workdir's, if there is one.
 
+    Args:
+        config: the experiment.
+        workdir: of a run, perhaps.
+        change: whether they may differ.
+
     Raises:
-        ValueError: the workdir holds another experiment; the message names the fields.
+        ValueError: the workdir holds another experiment, the message names the fields; or
+            converted weights.
     """
     path = workdir / CONFIG_FILE
     if not path.exists():
@@ -58,31 +65,31 @@ def check_config(config: ConfigDict, workdir: Path) -> None:
     old = traverse_util.flatten_dict(json.loads(path.read_text()), sep=".")
     new = traverse_util.flatten_dict(json.loads(config.to_json_best_effort()), sep=".")
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
-    if changed:
-        first = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed[:3])
+    if changed and not change:
+        first = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
         raise ValueError(
-            f"{path}: the run in this workdir has another config ({first}): "
-            "take another --workdir, or remove this one"
+            f"{path}: the run in this workdir has another config ({first}): take another "
+            "--workdir, remove this one, or go on with the new config by --change_config"
         )
 
 
-def save_config(config: ConfigDict, workdir: Path) -> None:
+def save_config(config: ConfigDict, workdir: epath.PathLike) -> None:
     """Writes the config into the workdir."""
+    workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / CONFIG_FILE
-    partial = path.with_suffix(".partial")
+    partial = workdir / f"{CONFIG_FILE}.partial"
     partial.write_text(config.to_json_best_effort(indent=2) + "\n")
-    os.replace(partial, path)
+    partial.replace(workdir / CONFIG_FILE)
 
 
-def load_config(workdir: str | Path) -> ConfigDict:
+def load_config(workdir: epath.PathLike) -> ConfigDict:
     """Reads a workdir's config.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    path = Path(workdir) / CONFIG_FILE
-    if not path.is_file():
+    path = epath.Path(workdir) / CONFIG_FILE
+    if not path.exists():
         raise FileNotFoundError(
             f"{workdir}: no trained model here ({CONFIG_FILE} is missing): "
             "name the --workdir of a finished run, or train one with ./run.sh"
@@ -90,9 +97,14 @@ def load_config(workdir: str | Path) -> ConfigDict:
     return ConfigDict(json.loads(path.read_text())).lock()
 
 
-def resolve(path: str, workdir: Path) -> Path:
-    """Takes a path relative to the workdir if it exists there or nowhere else."""
-    inside = Path(os.path.normpath(workdir / path))  # "../clip" also of a workdir yet to be made
+def resolve(path: str, workdir: epath.PathLike) -> Path:
+    """Takes a local path relative to the workdir if it exists there or nowhere else.
+
+    A workdir in a bucket holds nothing else than its run: what is beside it is local.
+    """
+    if "://" in str(workdir):
+        return Path(path)
+    inside = Path(os.path.normpath(Path(workdir) / path))  # "../clip" also where it is yet to be
     return Path(path) if not inside.exists() and Path(path).exists() else inside
 
 
@@ -102,13 +114,13 @@ def load_vocabulary(name: str) -> Vocabulary:
     return Vocabulary.load(path)
 
 
-def dataset_directory(config: ConfigDict, workdir: Path) -> str | Path:
+def dataset_directory(config: ConfigDict, workdir: epath.PathLike) -> str | Path:
     """Where the experiment's data set lies: a local path, or a remote one as it is."""
     directory = config.dataset.directory
     return directory if "://" in directory else resolve(directory, workdir)
 
 
-def dataset_vocabulary(config: ConfigDict, workdir: Path) -> Vocabulary:
+def dataset_vocabulary(config: ConfigDict, workdir: epath.PathLike) -> Vocabulary:
     """Reads the vocabulary of the experiment's labels; the data set's own where none is named."""
     if config.dataset.vocabulary:
         return load_vocabulary(config.dataset.vocabulary)
@@ -122,7 +134,7 @@ def dataset_vocabulary(config: ConfigDict, workdir: Path) -> Vocabulary:
     return prepared.read_classes(directory)
 
 
-def open_split(config: ConfigDict, workdir: Path, split: str) -> Any:
+def open_split(config: ConfigDict, workdir: epath.PathLike, split: str) -> Any:
     """Opens a split of the experiment's data set: a `zegformer_jax.input.datasets.Source`."""
     from zegformer_jax.input import datasets
 
@@ -135,7 +147,7 @@ def open_split(config: ConfigDict, workdir: Path, split: str) -> Any:
     )
 
 
-def load_clip_of(config: ConfigDict, workdir: Path) -> LoadedClip | None:
+def load_clip_of(config: ConfigDict, workdir: epath.PathLike) -> LoadedClip | None:
     """Reads the experiment's CLIP from a folder or from the Hub; None where none takes part."""
     if not needs_clip(config):
         return None
@@ -160,7 +172,7 @@ def embed_names(clip: LoadedClip, names: tuple[str, ...], prompts: str) -> np.nd
 
 def embed_classes(
     config: ConfigDict,
-    workdir: Path,
+    workdir: epath.PathLike,
     clip: LoadedClip | None,
     names: tuple[str, ...],
     prompts: str = "",
@@ -201,20 +213,40 @@ def build_model(
     config: ConfigDict, embed_dim: int, dtype: str | None = None
 ) -> models.Grouper | models.PerPixel:
     """Makes the experiment's model; `dtype` is what to compute in, None: as the training does."""
-    return models.build(config.model.kind, model_sizes(config), embed_dim, dtype or config.dtype)
+    return models.build(
+        config.model.kind,
+        model_sizes(config),
+        embed_dim,
+        dtype or config.dtype,
+        remat=config.train.remat,
+    )
 
 
-def load_variables(workdir: str | Path) -> dict[str, Any]:
-    """Reads `params` and `constants` of the newest checkpoint in a workdir.
+def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[str, Any]:
+    """Reads `params` and `constants` of a checkpoint in a workdir.
+
+    The parameters are their averages where the run kept such.
+
+    Args:
+        workdir: of a run.
+        checkpoint: `latest` or `best`, the one whose validation was.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        FileNotFoundError: there is no checkpoint, or none was validated.
+        ValueError: `checkpoint` is neither.
     """
-    missing = FileNotFoundError(f"{workdir}: no checkpoint here: train the model first")
-    if not (Path(workdir) / FOLDER).is_dir():
-        raise missing
+    if checkpoint not in ("latest", "best"):
+        raise ValueError(f"eval.checkpoint '{checkpoint}': choose latest or best")
+    if not (epath.Path(workdir) / FOLDER).is_dir():
+        raise FileNotFoundError(f"{workdir}: no checkpoint here: train the model first")
     with Checkpoints(workdir) as checkpoints:
         if checkpoints.latest_step is None:
-            raise missing
-        state = checkpoints.restore_raw()
-    return {"params": state["params"], "constants": state.get("constants") or {}}
+            raise FileNotFoundError(f"{workdir}: no checkpoint here: train the model first")
+        step = checkpoints.latest_step if checkpoint == "latest" else checkpoints.best_step
+        if step is None:
+            raise FileNotFoundError(
+                f"{workdir}: no checkpoint here was validated (eval.checkpoint): "
+                "train with train.validate_every"
+            )
+        parts = checkpoints.read(("params", "constants", "ema"), step)
+    return {"params": parts["ema"] or parts["params"], "constants": parts["constants"]}

@@ -5,14 +5,16 @@ import csv
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyError, AttributeError)
 DEFAULT_WORKDIR = "runs/openmoji"
 MOST_LINES = 100  # of a list of bad records
+TRAIN_FLAGS = {"change_config": "go on with another config than the run began with"}
 CONVERSIONS = """what SOURCE is, its content tells:
   a checkpoint of the authors (.pth)            DESTINATION: a workdir, with CLIP if it is inside
   CLIP: a directory, a name on the Hub, .pt     DESTINATION: a directory
@@ -21,8 +23,18 @@ CONVERSIONS = """what SOURCE is, its content tells:
 """
 
 
-def parse_config(command: str, arguments: Sequence[str]) -> tuple[Any, Path]:
-    """Reads `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` and `--workdir=DIR`.
+def parse_config(
+    command: str, arguments: Sequence[str], switches: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Any, str, dict[str, bool]]:
+    """Reads `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE`, `--workdir=DIR` and switches.
+
+    Args:
+        command: whose arguments they are.
+        arguments: of the command line.
+        switches: further flags that are on or off, and what they do.
+
+    Returns:
+        The config, the workdir, and the switches' values.
 
     Raises:
         ValueError: a flag or field is not known, or one that is needed is missing.
@@ -34,6 +46,8 @@ def parse_config(command: str, arguments: Sequence[str]) -> tuple[Any, Path]:
     arguments = [command, *map(_find_config, arguments)]
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     workdir = flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
+    for name, text in switches.items():
+        flags.DEFINE_boolean(name, False, text, flag_values=values)
     try:
         rest = values(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
@@ -44,7 +58,7 @@ def parse_config(command: str, arguments: Sequence[str]) -> tuple[Any, Path]:
         raise ValueError(f"{command}: '{rest[1]}' is not understood; flags begin with --")
     if config.value is None or not workdir.value:
         raise ValueError(f"{command}: needs --config=configs/NAME.py and --workdir=DIR")
-    return config.value, Path(workdir.value)
+    return config.value, workdir.value, {name: values[name].value for name in switches}
 
 
 def _find_config(argument: str) -> str:
@@ -73,20 +87,31 @@ def demo(arguments: Sequence[str]) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     """Trains what a config says."""
-    config, workdir = parse_config("train", arguments)
+    config, workdir, flags = parse_config("train", arguments, TRAIN_FLAGS)
+    from zegformer_jax import hosts
+    from zegformer_jax.train import Preempted
     from zegformer_jax.train import train as run
 
-    history = run(config, workdir)
+    hosts.join()
+    try:
+        history = run(config, workdir, change_config=flags["change_config"])
+    except Preempted as stopped:
+        print(f"{workdir}: {stopped}; the same command goes on from there")
+        return
     last = history[-1] if history else {}
     print(f"{workdir}: {last.get('step', 0)} steps, loss {last.get('loss', float('nan')):.4f}")
 
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluates a trained model and prints seen, unseen and harmonic mIoU."""
-    config, workdir = parse_config("evaluate", arguments)
+    config, workdir, _ = parse_config("evaluate", arguments)
+    from zegformer_jax import hosts
     from zegformer_jax.evaluate import evaluate as run
 
+    hosts.join()
     result = run(config, workdir)
+    if not hosts.is_first():
+        return
     first = max(len("vocabulary"), *(len(subset.name) for subset in result.subsets)) + 2
     titles = f"{'method':<14}{'seen':>8}{'unseen':>8}{'harmonic':>10}{'pixels':>8}"
     print(f"{'vocabulary':<{first}}{titles}")
@@ -212,7 +237,7 @@ def convert(arguments: Sequence[str]) -> None:
     from zegformer_jax.convert import convert as run
 
     flags = [f"--config={options.config}", f"--workdir={options.destination}", *fields]
-    config, _ = parse_config("convert", flags)
+    config, _, _ = parse_config("convert", flags)
     print(
         run(
             options.source,

@@ -1,13 +1,13 @@
 """Tasks on single pictures: a small CLIP, and a backbone's start where there is no ImageNet."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from ml_collections import ConfigDict
 
 from zegformer_jax import experiment, losses
@@ -21,7 +21,7 @@ MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5
 LENGTH_STEP = 8  # token arrays are cut to a multiple of this
 
 
-def clip_task(config: ConfigDict, workdir: Path) -> Task:
+def clip_task(config: ConfigDict, workdir: epath.PathLike) -> Task:
     """Trains a small CLIP on pictures and captions of every class, never on scenes or masks."""
     from zegformer_jax.input import openmoji
 
@@ -45,8 +45,8 @@ def clip_task(config: ConfigDict, workdir: Path) -> Task:
         scale = jnp.log(jnp.float32(config.clip.initial_logit_scale))
         return {"params": variables["params"] | {"logit_scale": scale}}
 
-    def loss(params, constants, context, batch, key):
-        del constants, context, key
+    def loss(params, constants, context, batch, totals, key):
+        del constants, context, totals, key
         images = normalise_images(batch["image"], None, CLIP_MEAN, CLIP_STD)
         image_bd, text_bd, scale = model.apply({"params": params}, images, batch["tokens"])
         scale = jnp.minimum(scale, MAX_LOGIT_SCALE)
@@ -70,10 +70,10 @@ def clip_task(config: ConfigDict, workdir: Path) -> Task:
     def finish(params: Any) -> None:
         save_clip(workdir, model.config, params, tokenizer)
 
-    return Task(init, loss, None, batches, finish)
+    return Task(init, loss, ("loss", "logit_scale"), None, batches, finish=finish)
 
 
-def classifier_task(config: ConfigDict, workdir: Path) -> Task:
+def classifier_task(config: ConfigDict, workdir: epath.PathLike) -> Task:
     """Trains the backbone to name single pictures of the seen classes, as ImageNet would."""
     from zegformer_jax.input import openmoji
 
@@ -87,7 +87,7 @@ def classifier_task(config: ConfigDict, workdir: Path) -> Task:
     def init(key: jax.Array) -> Variables:
         return jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)), jnp.asarray(text_cd))
 
-    def loss(params, constants, text_cd, batch, key):
+    def loss(params, constants, text_cd, batch, rows, key):
         logits_bc = model.apply(
             {"params": params, "constants": constants},
             normalise_images(batch["image"]),
@@ -96,8 +96,9 @@ def classifier_task(config: ConfigDict, workdir: Path) -> Task:
             rngs={"dropout": key},
         )
         wanted_b = batch["picture_class"].astype(jnp.int32)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits_bc, wanted_b).mean()
-        return loss, {"loss": loss, "accuracy": (logits_bc.argmax(-1) == wanted_b).mean()}
+        loss_b = optax.softmax_cross_entropy_with_integer_labels(logits_bc, wanted_b)
+        right_b = logits_bc.argmax(-1) == wanted_b
+        return loss_b.sum() / rows, {"loss": loss_b.sum() / rows, "accuracy": right_b.sum() / rows}
 
     def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
         table = vocabulary.training_table()
@@ -115,4 +116,12 @@ def classifier_task(config: ConfigDict, workdir: Path) -> Task:
         ):
             yield {"image": batch["image"], "picture_class": table[batch["picture_class"]]}
 
-    return Task(init, loss, jnp.asarray(text_cd), batches)
+    return Task(
+        init,
+        loss,
+        ("loss", "accuracy"),
+        jnp.asarray(text_cd),
+        batches,
+        totals=lambda context, batch: len(batch["image"]),
+        adds_up=True,
+    )

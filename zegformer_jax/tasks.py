@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from zegformer_jax import experiment, losses, matching
@@ -21,26 +22,48 @@ Metrics = dict[str, jax.Array]
 Variables = dict[str, Any]
 
 
+class SetTotals(NamedTuple):
+    """What the set prediction loss of a whole batch is divided by; float32 scalars.
+
+    Attributes:
+        targets: their number; at least 1 is divided by.
+        class_weight: sum of the queries' weights in the cross entropy.
+    """
+
+    targets: jax.Array
+    class_weight: jax.Array
+
+
 @dataclass(frozen=True)
 class Task:
     """A model's loss, and where its batches come from.
 
     Attributes:
         init: a random key to the variables: `params` and, with frozen norms, `constants`.
-        loss: (params, constants, context, batch, random key) to the scalar loss and its parts.
+        loss: (params, constants, context, batch, totals, random key) to the scalar loss and the
+            `metrics`. Where it `adds_up`, loss and metrics of a batch are the sums of its parts',
+            given the totals of the whole.
+        metrics: names of what the loss gives besides.
         context: arrays that the loss reads besides (text embeddings).
         batches: the first step to this host's part of the batches from there on.
+        totals: (context, batch) to what the whole batch's losses are divided by.
+        adds_up: see `loss`.
         finish: called with the trained parameters; writes what others read besides checkpoints.
+        name: the `index` of a batch to names of its examples, for messages.
     """
 
     init: Callable[[jax.Array], Variables]
-    loss: Callable[[Any, Any, Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
+    loss: Callable[[Any, Any, Any, Batch, Any, jax.Array], tuple[jax.Array, Metrics]]
+    metrics: tuple[str, ...]
     context: Any
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    totals: Callable[[Any, Batch], Any] = lambda context, batch: None
+    adds_up: bool = False
     finish: Callable[[Any], None] = lambda params: None
+    name: Callable[[np.ndarray], list[str]] = lambda index: []
 
 
-def make_task(config: ConfigDict, workdir: Path) -> Task:
+def make_task(config: ConfigDict, workdir: epath.PathLike) -> Task:
     """Makes the task that `config.model.kind` names.
 
     Raises:
@@ -55,7 +78,9 @@ def make_task(config: ConfigDict, workdir: Path) -> Task:
     return segmentation_task(config, workdir)
 
 
-def set_loss_of_layers(output: Any, targets: losses.Targets, weights: Any) -> Metrics:
+def set_loss_of_layers(
+    output: Any, targets: losses.Targets, weights: Any, totals: SetTotals
+) -> Metrics:
     """The weighted loss of every decoder layer and its parts, each summed over the layers.
 
     Layers are worked through one by one and again in the backward pass, so that the masks at
@@ -71,8 +96,8 @@ def set_loss_of_layers(output: Any, targets: losses.Targets, weights: Any) -> Me
         sums = losses.set_loss(
             class_logits, mask_logits, targets, matched, weights.no_object_weight
         )
-        count = jnp.maximum(sums.targets, 1)
-        return sums.class_sum / sums.class_weight, sums.mask_sum / count, sums.dice_sum / count
+        count = jnp.maximum(totals.targets, 1)
+        return sums.class_sum / totals.class_weight, sums.mask_sum / count, sums.dice_sum / count
 
     by_class, by_mask, by_dice = (part.sum() for part in jax.lax.map(layer_loss, tuple(output)))
     parts = {
@@ -83,44 +108,63 @@ def set_loss_of_layers(output: Any, targets: losses.Targets, weights: Any) -> Me
     return parts | {"loss": sum(parts.values())}
 
 
-def grouper_loss(model: Grouper, weights: Any) -> Callable:
-    """The set prediction loss of a batch {image, label} (MaskFormer, section 3.2)."""
+class SegmentationLoss(NamedTuple):
+    """A loss of a batch {image, label}, its totals and metrics; see `Task`."""
 
-    def loss(params, constants, text_cd, batch, key):
+    loss: Callable[[Any, Any, Any, Batch, Any, jax.Array], tuple[jax.Array, Metrics]]
+    totals: Callable[[Any, Batch], Any]
+    metrics: tuple[str, ...]
+
+
+def grouper_loss(model: Grouper, weights: Any) -> SegmentationLoss:
+    """The set prediction loss (MaskFormer, section 3.2)."""
+    queries = model.transformer.queries
+
+    def totals(text_cd, batch):
         targets = losses.targets_from_labels(batch["label"], len(text_cd), weights.max_targets)
-        output = model.apply(
-            {"params": params, "constants": constants},
-            normalise_images(batch["image"]),
-            text_cd,
-            deterministic=False,
-            rngs={"dropout": key},
-        )
-        metrics = set_loss_of_layers(output, targets, weights)
+        count = targets.valid_bn.sum().astype(jnp.float32)
+        others = len(batch["label"]) * queries - count  # say "no object", whichever they are
+        return SetTotals(count, count + weights.no_object_weight * others)
+
+    def loss(params, constants, text_cd, batch, totals, key):
+        targets = losses.targets_from_labels(batch["label"], len(text_cd), weights.max_targets)
+        output = _apply(model, params, constants, text_cd, batch, key)
+        metrics = set_loss_of_layers(output, targets, weights, totals)
         metrics["targets_lost"] = targets.overflow_b.sum()
         return metrics["loss"], metrics
 
-    return loss
+    names = ("loss", "loss_class", "loss_mask", "loss_dice", "targets_lost")
+    return SegmentationLoss(loss, totals, names)
 
 
-def pixel_loss(model: Any) -> Callable:
-    """The cross entropy of the labelled pixels of a batch {image, label}."""
+def pixel_loss(model: Any) -> SegmentationLoss:
+    """The cross entropy of the labelled pixels."""
 
-    def loss(params, constants, text_cd, batch, key):
-        logits = model.apply(
-            {"params": params, "constants": constants},
-            normalise_images(batch["image"]),
-            text_cd,
-            deterministic=False,
-            rngs={"dropout": key},
-        )
-        total, count = losses.per_pixel_loss(logits, batch["label"])
-        loss = total / jnp.maximum(count, 1)
+    def totals(text_cd, batch):
+        return (batch["label"] < len(text_cd)).sum().astype(jnp.float32)
+
+    def loss(params, constants, text_cd, batch, pixels, key):
+        logits = _apply(model, params, constants, text_cd, batch, key)
+        total, _ = losses.per_pixel_loss(logits, batch["label"])
+        loss = total / jnp.maximum(pixels, 1)
         return loss, {"loss": loss}
 
-    return loss
+    return SegmentationLoss(loss, totals, ("loss",))
 
 
-def segmentation_task(config: ConfigDict, workdir: Path) -> Task:
+def _apply(
+    model: Any, params: Any, constants: Any, text_cd: Any, batch: Batch, key: jax.Array
+) -> Any:
+    return model.apply(
+        {"params": params, "constants": constants},
+        normalise_images(batch["image"]),
+        text_cd,
+        deterministic=False,
+        rngs={"dropout": key},
+    )
+
+
+def segmentation_task(config: ConfigDict, workdir: epath.PathLike) -> Task:
     """Trains the grouper or the per-pixel baseline on the seen classes of a data set."""
     from zegformer_jax.input import pipeline
 
@@ -162,8 +206,17 @@ def segmentation_task(config: ConfigDict, workdir: Path) -> Task:
         )
 
     is_grouper = config.model.kind == "zegformer"
-    loss = grouper_loss(model, config.loss) if is_grouper else pixel_loss(model)
-    return Task(init, loss, jnp.asarray(text_cd), batches)
+    losses_of = grouper_loss(model, config.loss) if is_grouper else pixel_loss(model)
+    return Task(
+        init,
+        losses_of.loss,
+        losses_of.metrics,
+        jnp.asarray(text_cd),
+        batches,
+        totals=losses_of.totals,
+        adds_up=True,
+        name=lambda index: [source[int(i)]["id"] for i in index],
+    )
 
 
 def load_start(path: Path) -> tuple[str, Variables]:

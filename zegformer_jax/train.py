@@ -1,218 +1,268 @@
-"""Training: the state, the jitted step and the loop, the same for every task."""
+"""Training: the loop, the same for every task, and what surrounds it."""
 
-import json
-import time
+import collections
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
+from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from zegformer_jax import experiment, sharding
-from zegformer_jax.checkpoints import Checkpoints
+from zegformer_jax import __version__, experiment, hosts, sharding
+from zegformer_jax.checkpoints import SCORE, Checkpoints
 from zegformer_jax.optim import make_optimiser
 from zegformer_jax.tasks import Batch, Metrics, Task, make_task
+from zegformer_jax.train_step import TrainState, make_state, make_train_step
+from zegformer_jax.training_log import TrainingLog
 
-METRICS_FILE = "metrics.jsonl"
-
-Step = Callable[[Any, Any, Batch, jax.Array], tuple[Any, Metrics]]
-
-
-@flax.struct.dataclass
-class TrainState:
-    """All that training changes, and the constants beside it.
-
-    Attributes:
-        step: int32 scalar, steps done.
-        params: what the optimiser changes.
-        constants: frozen norms.
-        opt_state: of the optimiser.
-    """
-
-    step: jax.Array
-    params: Any
-    constants: Any
-    opt_state: Any
+IN_FLIGHT = 2  # steps that the devices are given before the host waits for the first
+EXAMPLES_NAMED = 8  # of a batch, in a message
+Say = Callable[[str], None]
 
 
-def make_train_step(
-    task: Task, optimiser: optax.GradientTransformation, schedule: optax.Schedule
-) -> Step:
-    """Makes the pure function (state, context, batch, key) -> (state, metrics).
-
-    A step whose loss or gradient is not finite changes no parameter; its metric `not_finite` is 1.
-    """
-
-    def train_step(state: TrainState, context: Any, batch: Batch, key: jax.Array):
-        key = jax.random.fold_in(key, state.step)
-        (loss, metrics), gradients = jax.value_and_grad(task.loss, has_aux=True)(
-            state.params, state.constants, context, batch, key
-        )
-        norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
-        )
-        metrics |= {
-            "gradient_norm": norm,
-            "learning_rate": schedule(state.step),
-            "not_finite": 1 - finite.astype(jnp.int32),
-        }
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return state, metrics
-
-    return train_step
+class Preempted(Exception):
+    """The run was asked to stop, has saved its state, and can go on from there."""
 
 
-def train(config: ConfigDict, workdir: str | Path, progress: bool = True) -> list[dict[str, float]]:
+def train(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    progress: bool = True,
+    change_config: bool = False,
+) -> list[dict[str, float]]:
     """Trains what the config says, from the newest checkpoint in the workdir if there is one.
 
     Args:
         config: the experiment.
-        workdir: where config, checkpoints and metrics go.
-        progress: whether to show a progress bar.
+        workdir: where config, checkpoints and metrics go; local, or gs://...
+        progress: whether to show a progress bar and what a step costs.
+        change_config: whether a run may go on with another config than it began with.
 
     Returns:
         The history: means over `train.log_every` steps, with the `step` they end at.
 
     Raises:
         ValueError: the workdir holds another config's run.
-        FloatingPointError: a loss or gradient was not finite.
+        FloatingPointError: losses or gradients were not finite, too often in a row.
+        Preempted: SIGTERM came.
     """
-    workdir = Path(workdir)
-    experiment.check_config(config, workdir)
-    mesh = sharding.make_mesh()
-    task = make_task(config, workdir)
-    experiment.save_config(config, workdir)
-    optimiser, schedule = make_optimiser(
-        steps=config.train.steps,
-        learning_rate=config.optimiser.learning_rate,
-        power=config.optimiser.power,
-        weight_decay=config.optimiser.weight_decay,
-        clip_norm=config.optimiser.clip_norm,
-        groups=config.optimiser.groups,
-        warmup_steps=config.optimiser.warmup_steps,
-    )
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    state = sharding.replicate(make_state(task, optimiser, init_key), mesh)
-    train_step = jax.jit(make_train_step(task, optimiser, schedule), donate_argnums=0)
+    workdir = epath.Path(workdir)
+    experiment.check_config(config, workdir, change_config)
+    mesh = sharding.make_mesh(model=config.sharding.model)
+    if hosts.is_first():  # which may generate the data set
+        task = make_task(config, workdir)
+        experiment.save_config(config, workdir)
+    hosts.wait_for_all("the config is written")
+    if not hosts.is_first():
+        task = make_task(config, workdir)
     with Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints:
-        if checkpoints.latest_step is not None:
-            state = checkpoints.restore(state)
-        log = MetricsLog(workdir, int(state.step))
-        state = loop(config, task, state, train_step, step_key, checkpoints, log, mesh, progress)
-    task.finish(state.params)
-    return log.history
+        loop = Loop(config, task, workdir, checkpoints, mesh, progress)
+        history = loop.run()
+    params = sharding.to_host(loop.state.ema or loop.state.params, mesh)
+    if hosts.is_first():
+        task.finish(params)
+    return history
 
 
-def make_state(task: Task, optimiser: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """Makes the state before the first step."""
-    variables = task.init(key)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        constants=variables.get("constants", {}),
-        opt_state=optimiser.init(variables["params"]),
-    )
+class Loop:
+    """The steps of one run, from where it stands to the end."""
 
+    def __init__(
+        self,
+        config: ConfigDict,
+        task: Task,
+        workdir: epath.Path,
+        checkpoints: Checkpoints,
+        mesh: jax.sharding.Mesh,
+        progress: bool,
+    ):
+        """Makes the state, or takes up the newest checkpoint's."""
+        self._config, self._task, self._workdir = config, task, workdir
+        self._checkpoints, self._mesh, self._progress = checkpoints, mesh, progress
+        self._optimiser, schedule = make_optimiser(
+            steps=config.train.steps,
+            learning_rate=config.optimiser.learning_rate,
+            power=config.optimiser.power,
+            weight_decay=config.optimiser.weight_decay,
+            clip_norm=config.optimiser.clip_norm,
+            groups=config.optimiser.groups,
+            warmup_steps=config.optimiser.warmup_steps,
+        )
+        step = make_train_step(
+            task, self._optimiser, schedule, mesh,
+            accumulate=config.train.accumulate, ema=config.train.ema,
+            log_every=config.train.log_every, most_skipped=config.train.most_skipped,
+        )  # fmt: skip
+        self._key, init_key = self._keys()
+        self.state = self._start(init_key)
+        shardings = jax.tree.map(lambda x: x.sharding, self.state)
+        whole = sharding.replicated(mesh)
+        self._step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
+        self._first = int(self.state.step)
+        self._log = TrainingLog(workdir, self._first, config.train.tensorboard)
+        self._unwritten: collections.deque[tuple[int, Metrics, dict]] = collections.deque()
+        memory = 2 * config.train.log_every + config.train.most_skipped + IN_FLIGHT
+        self._examples: collections.deque[tuple[int, Any]] = collections.deque(maxlen=memory)
+        self._evaluator: Any = None
 
-def loop(
-    config: ConfigDict,
-    task: Task,
-    state: TrainState,
-    train_step: Step,
-    key: jax.Array,
-    checkpoints: Checkpoints,
-    log: "MetricsLog",
-    mesh: Mesh,
-    progress: bool,
-) -> TrainState:
-    """Runs the steps that are left; returns the last state, which is also saved."""
-    start, steps = int(state.step), config.train.steps
-    if start >= steps:
-        return state
-    context = sharding.replicate(task.context, mesh)
-    key = sharding.replicate(key, mesh)
-    bar = tqdm(
-        total=steps, initial=start, desc=f"train {config.model.kind}", disable=not progress,
-        unit="step", mininterval=1.0,
-    )  # fmt: skip
-    pending: list[Metrics] = []
-    with bar:
-        for step, batch in enumerate(prefetch(task.batches(start), mesh), start + 1):
-            state, metrics = train_step(state, context, batch, key)
-            pending.append(metrics)
+    def _keys(self) -> tuple[jax.Array, jax.Array]:
+        init_key, step_key = jax.random.split(jax.random.key(self._config.seed))
+        return sharding.replicate(step_key, self._mesh), init_key
+
+    def _start(self, key: jax.Array) -> TrainState:
+        state = make_state(self._task, self._optimiser, key, ema=self._config.train.ema > 0)
+        axis = self._config.sharding.params
+        state = jax.device_put(state, sharding.shard_arrays(state, self._mesh, axis))
+        if self._checkpoints.latest_step is None:
+            return state
+        return self._checkpoints.restore(state, self._say)
+
+    def _say(self, line: str) -> None:
+        if hosts.is_first():
+            tqdm.write(line)
+
+    def run(self) -> list[dict[str, float]]:
+        """Runs the steps that are left; the last state is saved."""
+        steps, start = self._config.train.steps, self._first
+        if start < steps:
+            bar = tqdm(
+                total=steps, initial=start, desc=f"train {self._config.model.kind}", unit="step",
+                disable=not self._progress or not hosts.is_first(), mininterval=1.0,
+            )  # fmt: skip
+            with bar, hosts.StopRequest() as stop:
+                self._run(bar, stop)
+        self._log.close()
+        return self._log.metrics.history
+
+    def _run(self, bar: tqdm, stop: hosts.StopRequest) -> None:
+        config, last = self._config.train, self._config.train.steps
+        context = sharding.replicate(self._task.context, self._mesh)
+        in_flight: collections.deque[Metrics] = collections.deque()
+        take_step = None
+        for step, (batch, index) in enumerate(
+            prefetch(self._task.batches(self._first), self._mesh), self._first + 1
+        ):
+            if take_step is None:
+                take_step = self._compile(context, batch)
+            self._examples.append((step, index))
+            with jax.transfer_guard("disallow"):
+                self.state, metrics = take_step(self.state, context, batch, self._key)
+            in_flight.append(metrics)
+            if len(in_flight) > IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
             bar.update()
-            if step % config.train.log_every == 0 or step == steps:
-                line = log.write(step, jax.device_get(pending))
-                pending.clear()
-                bar.set_postfix(loss=f"{line['loss']:.3f}")
-            if step % config.train.checkpoint_every == 0 or step == steps:
-                checkpoints.save(step, state)
-    return state
+            if step % config.log_every == 0 or step == last:
+                self._note(step, metrics, bar)
+            validates = config.validate_every and (
+                step % config.validate_every == 0 or step == last
+            )
+            stops = stop.came(step) and step < last
+            if validates or stops or step % config.checkpoint_every == 0 or step == last:
+                self._save(step, metrics, bar, validates)
+            if stops:
+                self._checkpoints.wait()
+                self._log.close()
+                raise Preempted(f"stopped as asked, saved at step {step} of {last}")
+
+    def _compile(self, context: Any, batch: Batch) -> Callable:
+        """Compiles the step, and says what it costs."""
+        compiled = self._step.lower(self.state, context, batch, self._key).compile()
+        self._log.start_clock()
+        if self._progress:
+            self._say(f"a step: {cost_of(compiled)}")
+        return compiled
+
+    def _note(self, step: int, metrics: Metrics, bar: tqdm) -> None:
+        """Lets the metrics come from the devices, and writes down those that came before."""
+        for array in metrics.values():
+            array.copy_to_host_async()
+        timings = self._log.timings(step, self._config.input.batch_size)
+        self._unwritten.append((step, metrics, timings))
+        while len(self._unwritten) > 1:
+            self._write(bar)
+
+    def _write(self, bar: tqdm) -> None:
+        step, metrics, timings = self._unwritten.popleft()
+        line = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._check(step, int(line["skipped_in_a_row"]))
+        self._log.write_metrics(step, line | timings)
+        rate = f"{timings['images_per_second']:.1f}"
+        bar.set_postfix(loss=f"{line['loss']:.3f}", lr=f"{line['learning_rate']:.1e}", images=rate)
+
+    def _check(self, step: int, in_a_row: int) -> None:
+        """Stops the run where too many steps in a row were not finite."""
+        most = self._config.train.most_skipped
+        if in_a_row < most:
+            return
+        first = step - in_a_row + 1
+        places = dict(self._examples).get(first)
+        names = [] if places is None else self._task.name(places[:EXAMPLES_NAMED])
+        examples = f" (examples {', '.join(names)})" if names else ""
+        raise FloatingPointError(
+            f"the loss or its gradient was not finite in steps {first} to {first + most - 1}, "
+            f"first on the batch of step {first}{examples}; no such step was applied and the "
+            "newest checkpoint is sound: lower optimiser.learning_rate or look at the data"
+        )
+
+    def _save(self, step: int, metrics: Metrics, bar: tqdm, validates: bool) -> None:
+        """Saves the state, after everything up to it was found finite and written down."""
+        while self._unwritten:
+            self._write(bar)
+        self._check(step, int(jax.device_get(metrics["skipped_in_a_row"])))
+        score = self._validate(step) if validates else None
+        notes = {"version": __version__, "config": self._config.to_json_best_effort()}
+        self._checkpoints.save(step, self.state, notes, score)
+
+    def _validate(self, step: int) -> float:
+        """Evaluates the state on the validation pictures; gives the headline's harmonic mIoU."""
+        from zegformer_jax import evaluate
+
+        state = self.state
+        variables = {"params": state.ema or state.params, "constants": state.constants}
+        variables = sharding.to_host(variables, self._mesh)
+        if self._evaluator is None:
+            self._evaluator = evaluate.Evaluator(self._config, self._workdir, variables)
+        self._evaluator.set_variables(variables)
+        result = evaluate.run(self._config, self._workdir, self._evaluator, progress=False)
+        line = result.line()
+        self._log.write_validation(step, line)
+        self._log.start_clock()
+        self._say(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in line.items()))
+        return line[SCORE]
 
 
-def prefetch(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
-    """Makes each batch and sends it to the devices while the step before still computes."""
+def cost_of(compiled: Any) -> str:
+    """Says how much memory and work a compiled function takes on each device."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    text = "unknown memory"
+    if memory is not None:
+        arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        peak = arrays - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+        text = f"{peak / 2**30:.2f} GiB at its peak"
+    return f"{text}, {cost.get('flops', float('nan')) / 1e9:.1f} GFLOP a device"
 
-    def read() -> Batch | None:
+
+def prefetch(
+    batches: Iterator[dict[str, np.ndarray]], mesh: jax.sharding.Mesh
+) -> Iterator[tuple[Batch, np.ndarray | None]]:
+    """Makes each batch and sends it to the devices while the step before still computes.
+
+    Yields:
+        A batch on the devices, and its `index` on the host where it has one.
+    """
+
+    def read() -> tuple[Batch, np.ndarray | None] | None:
         batch = next(batches, None)
         if batch is None:
             return None
-        return sharding.to_devices({k: v for k, v in batch.items() if k != "index"}, mesh)
+        arrays = {name: array for name, array in batch.items() if name != "index"}
+        return sharding.to_devices(arrays, mesh), batch.get("index")
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         following = thread.submit(read)
         while (batch := following.result()) is not None:
             following = thread.submit(read)
             yield batch
-
-
-class MetricsLog:
-    """Means of the metrics over some steps, one JSON line each, in `workdir`/metrics.jsonl."""
-
-    def __init__(self, workdir: Path, step: int):
-        """Opens the log and drops the lines after `step`, from which training goes on."""
-        self._path = workdir / METRICS_FILE
-        self.history = [line for line in read_metrics(workdir) if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in self.history))
-        self._time = time.perf_counter()
-
-    def write(self, step: int, metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
-        """Writes the means of some steps' metrics, and the seconds that a step took.
-
-        Raises:
-            FloatingPointError: a step was not finite.
-        """
-        now = time.perf_counter()
-        line = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
-        line |= {"step": step, "seconds_per_step": (now - self._time) / len(metrics)}
-        self._time = now
-        if line["not_finite"]:
-            raise FloatingPointError(
-                f"step {step - len(metrics) + 1} to {step}: the loss or its gradient was not "
-                "finite; the parameters before that are in the newest checkpoint: lower "
-                "optimiser.learning_rate or look at the data"
-            )
-        self.history.append(line)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        return line
-
-
-def read_metrics(workdir: str | Path) -> list[dict[str, float]]:
-    """Reads the lines of a workdir's metrics, none if it has not been trained."""
-    path = Path(workdir) / METRICS_FILE
-    return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []

@@ -62,7 +62,7 @@ class Report:
     Attributes:
       name: of the data set.
       directory: where it lies.
-      vocabulary: of the labels.
+      vocabulary: the classes that the labels tell apart.
       splits: what each holds.
       left_out: bad records that are not among them.
     """
@@ -82,7 +82,7 @@ class Report:
             for i, (name, kind) in enumerate(zip(self.vocabulary.names, kinds, strict=True))
         ]
         for kind, chosen in (("seen", seen), ("unseen", ~seen)):
-            sums = _cells([(None, x.pixels[chosen].sum()) for x in counts])
+            sums = _cells([(None, x.pixels[: len(seen)][chosen].sum()) for x in counts])
             rows.append([f"{np.count_nonzero(chosen)} classes", kind, *sums])
         rows.append(["no label", "", *_cells([(None, x.ignored) for x in counts])])
         rows.append(["records", "", *_cells([(x.records, None) for x in counts])])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -194,8 +195,9 @@ def open_source(
 
 def _open_folder(root: Path, split: str, vocabulary: Vocabulary) -> FileSource:
     examples = folder.list_examples(root, split)
-    missing = [example.label for example in examples if not example.label.is_file()]
+    paths = itertools.chain.from_iterable((image, label) for _, image, label in examples)
+    missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"{missing[0]}: no label picture ({len(missing)} are missing)")
+        raise FileNotFoundError(f"{missing[0]}: no such file ({len(missing)} are missing)")
     ids, images, labels = zip(*examples, strict=True)
     return FileSource(images, labels, vocabulary, ids)

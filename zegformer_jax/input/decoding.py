@@ -4,11 +4,12 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 LABEL_MODES = ("1", "L", "P", "I;16")  # Pillow's: one channel of 1, 8 or 16 bits, or a palette
 WIDE_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits a channel: Pillow would clip them
 PACKED_GREY = ("L;2", "L;4")  # Pillow's raw modes: it stretches such values to 0..255
+TURNED = range(2, 9)  # EXIF's orientations but the first, upright
 STORABLE = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")}  # formats and raw modes
 PNG_COMPRESSION = 6  # zlib's usual level
 # What Pillow raises on damaged files; a broken PNG gives a SyntaxError.
@@ -30,12 +31,13 @@ def read_file(path: Path) -> bytes:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def decode_image(data: bytes, where: object) -> np.ndarray:
+def decode_image(data: bytes, where: object, *, upright: bool = False) -> np.ndarray:
     """Decodes a picture to uint8 RGB [h, w, 3].
 
     Args:
       data: a file's content, of any kind that Pillow reads.
       where: the file; error messages start with it.
+      upright: turn it as its EXIF orientation says, as viewers and annotation tools do.
 
     Raises:
       ValueError: not a picture, damaged, cut off, or with more than 8 bits a channel.
@@ -43,19 +45,22 @@ def decode_image(data: bytes, where: object) -> np.ndarray:
     picture, _ = _open(data, where)
     if picture.mode in WIDE_MODES:
         raise ValueError(f"{where}: a picture of mode {picture.mode}; save it with 8 bits")
-    return np.asarray(_loaded(picture, where).convert("RGB"))
+    picture = _loaded(picture, where)
+    return np.asarray((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
 
 
 def is_storable(data: bytes, where: object) -> bool:
     """Whether a picture may be stored as it is: JPEG in RGB or grey, or PNG in RGB with 8 bits.
 
-    These decode alike everywhere; of palettes, CMYK and transparency every decoder makes its own.
+    These decode alike everywhere; of palettes, CMYK and transparency every decoder makes its own,
+    and of an EXIF orientation.
 
     Raises:
       ValueError: not a picture.
     """
     picture, raw_mode = _open(data, where)
-    return (picture.format, raw_mode) in STORABLE
+    turned = picture.getexif().get(ExifTags.Base.Orientation) in TURNED
+    return (picture.format, raw_mode) in STORABLE and not turned
 
 
 def decode_label(data: bytes, where: object) -> np.ndarray:
@@ -95,6 +100,9 @@ def _open(data: bytes, where: object) -> tuple[Image.Image, str]:
     """Reads a picture's header; gives also how its pixels lie in the file, in Pillow's words."""
     try:
         picture = Image.open(io.BytesIO(data))
+        if picture.format == "PNG":
+            picture.verify()  # when Pillow decodes pixels, it passes over their checksums
+            picture = Image.open(io.BytesIO(data))
     except Image.UnidentifiedImageError:
         raise ValueError(f"{where}: not a picture, or damaged at its start") from None
     except PILLOW_ERRORS as error:

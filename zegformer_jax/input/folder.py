@@ -109,7 +109,7 @@ def read_files(image: Path, label: Path, classes: Vocabulary) -> tuple[np.ndarra
       FileNotFoundError: a file is missing; the message starts with its path.
       ValueError: a file is not what it should be, or their sizes differ; likewise.
     """
-    image_hw3 = decoding.decode_image(_image_bytes(image), image)
+    image_hw3 = decoding.decode_image(_image_bytes(image), image, upright=True)
     label_hw = read_label(label, classes)
     if label_hw.shape != image_hw3.shape[:2]:
         shapes = f"{label_hw.shape}, but {image.name} is {image_hw3.shape[:2]}"
@@ -148,17 +148,17 @@ def id_table(classes: Vocabulary) -> np.ndarray:
 def list_examples(root: Path, split: str) -> list[Example]:
     """Lists the records of a folder's split, sorted by id; opens no picture.
 
-    A label picture that is not there is found when its record is read. So is what lies among the
-    pictures and is none: such a file becomes a record, hidden files apart.
+    A label picture or a listed picture that is not there is found when its record is read. So is
+    what lies among the pictures and is none: such a file becomes a record, hidden files apart.
 
     Args:
       root: the folder.
       split: the name of a sub-folder or of a list; "val" and "validation" are one.
 
     Raises:
-      FileNotFoundError: there is no such split, a folder is missing or without pictures, or a
-        listed picture is missing.
-      ValueError: two pictures share a stem, or a list is empty or names a picture twice.
+      FileNotFoundError: there is no such split, or a folder is missing or without pictures.
+      ValueError: two pictures share a stem, or a list is empty, names a picture twice, or is no
+        list of names.
     """
     place = _find(root, split)
     if place is None:
@@ -211,7 +211,7 @@ def _found(images: Path) -> Iterable[Path]:
 
 def _listed(file: Path, images: Path) -> Iterable[Path]:
     """The pictures that a list names."""
-    names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    names = files.read_lines(file)
     if not names:
         raise ValueError(f"{file}: the list is empty")
     paths: dict[str, Path] = {}
@@ -221,12 +221,12 @@ def _listed(file: Path, images: Path) -> Iterable[Path]:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             paths.setdefault(name.with_suffix("").as_posix(), path)
     for line, name in enumerate(names, 1):
-        if name not in paths:
-            raise FileNotFoundError(f"{images / name}: no such picture ({file.name}, name {line})")
-    return [paths[name] for name in names]
+        if Path(name).is_absolute():
+            raise ValueError(f"{file}: name {line}, '{name}': expected a name under {images}")
+    return [paths.get(name, images / name) for name in names]
 
 
 def _image_bytes(path: Path) -> bytes:
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+    if path.exists() and path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"{path}: not a .jpg or .png picture; convert it or take it away")
     return decoding.read_file(path)

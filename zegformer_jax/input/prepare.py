@@ -20,6 +20,7 @@ from zegformer_jax.input.shards import BadRecord, Job, Note
 from zegformer_jax.vocabulary import Vocabulary
 
 RECORDS_PER_SHARD = 256  # about 30 MB of photographs of 640x480
+NANOSECONDS = 10**9  # in a second
 SHEET_FILE = "sheet.png"
 PARTIAL = "partial"  # the folder of what is needed until all shards are there
 PLAN_FILE, BAD_FILE = "plan.json", "bad_records.txt"
@@ -76,39 +77,55 @@ def prepare(
         holds something else.
       OSError: the destination cannot be written.
     """
-    directory, vocabulary = str(destination), benchmark.load_vocabulary()
+    directory, source = str(destination), Path(source)
+    vocabulary = benchmark.load_vocabulary()
     workers = processes.count_cores() if workers is None else workers
     if workers < 1:
         raise ValueError(f"prepare: {workers} workers; at least 1 is needed")
-    examples = {
-        split: _list_examples(benchmark, Path(source), split, subset)
-        for split in splits or benchmark.counts
-    }
+    examples = _list_splits(benchmark, source, splits or tuple(benchmark.counts), subset)
     plan = _make_plan(benchmark.name, vocabulary, examples)
     with _os_errors(directory):
         if prepared.is_prepared(directory):
-            _check_finished(directory, plan, skip_bad)
+            _check_finished(directory, plan, examples, skip_bad)
         else:
             _begin(directory, plan)
             with _local_folder(directory) as folder:
                 jobs = _make_jobs(benchmark, vocabulary, examples, folder)
+                _remove_other_shards(jobs, directory)
                 _write_shards(jobs, directory, skip_bad, workers, progress)
             notes = _collect(jobs, directory, skip_bad)
             _finish(notes, plan, vocabulary, directory)
-        _tidy(directory, vocabulary)
-    return read_report(directory)
+        _tidy(benchmark, directory)
+    return _read_report(benchmark, directory)
 
 
-def read_report(directory: str | Path) -> Report:
-    """Reads what a prepared directory holds; raises as `prepared.read_info` does."""
+def _read_report(benchmark: Benchmark, directory: str) -> Report:
     info = prepared.read_info(directory)
     return Report(
         name=info["name"],
-        directory=str(directory),
-        vocabulary=prepared.read_classes(directory),
+        directory=directory,
+        vocabulary=benchmark.label_vocabulary(),
         splits={split: SplitCounts.from_json(x) for split, x in info["contents"].items()},
         left_out=[BadRecord(*record) for record in info["left_out"]],
     )
+
+
+def _list_splits(
+    benchmark: Benchmark, source: Path, splits: Sequence[str], subset: bool
+) -> dict[str, Sequence[Example]]:
+    """Lists the records of all splits, or tells what each of them misses."""
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such folder")
+    examples, missing = {}, []
+    for split in splits:
+        try:
+            examples[split] = _list_examples(benchmark, source, split, subset)
+        except FileNotFoundError as error:
+            missing.append(str(error))
+    if missing:
+        needed = f"data/README.md lists what '{benchmark.name}' needs"
+        raise FileNotFoundError("; ".join([*dict.fromkeys(missing), needed]))
+    return examples
 
 
 def _list_examples(
@@ -154,9 +171,18 @@ def _check_plan(found: Mapping[str, Any], plan: Mapping[str, Any], directory: st
             )
 
 
-def _check_finished(directory: str, plan: Mapping[str, Any], skip_bad: bool) -> None:
+def _check_finished(
+    directory: str, plan: Mapping[str, Any], examples: Examples, skip_bad: bool
+) -> None:
     info = prepared.read_info(directory)
     _check_plan(info, plan, directory)
+    end = tf.io.gfile.stat(prepared.join(directory, prepared.INFO_FILE)).mtime_nsec // NANOSECONDS
+    changed = _changed_since(end, examples)
+    if changed:
+        raise ValueError(
+            f"{changed}: changed since the records in {directory} were made: remove them to "
+            "prepare the data set anew"
+        )
     if info["left_out"] and not skip_bad:
         raise ValueError(
             f"{directory}: is complete but for {len(info['left_out'])} bad records that were left "
@@ -164,15 +190,31 @@ def _check_finished(directory: str, plan: Mapping[str, Any], skip_bad: bool) -> 
         )
 
 
+def _changed_since(second: int, examples: Examples) -> Path | None:
+    """A file of the records that was changed after a second, as TensorFlow tells no parts of it."""
+    for example in itertools.chain.from_iterable(examples.values()):
+        for path in (example.image, example.label):
+            with contextlib.suppress(OSError):  # one that is missing was left out
+                if path.stat().st_mtime_ns // NANOSECONDS > second:
+                    return path
+    return None
+
+
 def _begin(directory: str, plan: Mapping[str, Any]) -> None:
-    """Writes the plan, or compares it with the one that is there.
+    """Writes the plan; one that is there must be of the same data set, classes and splits.
+
+    Records may have been added or taken away since: shards tell by their files whether they stay.
 
     Raises:
       ValueError: the directory holds something else.
     """
     plan_path = prepared.join(directory, f"{PARTIAL}/{PLAN_FILE}")
     if tf.io.gfile.exists(plan_path):
-        _check_plan(json.loads(prepared.read_bytes(plan_path)), plan, directory)
+        found = json.loads(prepared.read_bytes(plan_path))
+        if found["splits"].keys() == plan["splits"].keys():
+            found["splits"] = plan["splits"]
+        _check_plan(found, plan, directory)
+        prepared.write_bytes(plan_path, json.dumps(plan, indent=1).encode())
         return
     there = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
     strangers = sorted({name.rstrip("/") for name in there} - {PARTIAL})
@@ -198,6 +240,14 @@ def _make_jobs(
             part = tuple(records[start:end])
             jobs.append(Job(benchmark, vocabulary, split, part, name, partial))
     return jobs
+
+
+def _remove_other_shards(jobs: Sequence[Job], directory: str) -> None:
+    """Removes the shards of an earlier, unfinished preparation of more or fewer records."""
+    names = {job.name for job in jobs}
+    for name in tf.io.gfile.listdir(directory):
+        if ".tfrecord-" in name and name not in names:
+            tf.io.gfile.remove(prepared.join(directory, name))
 
 
 def _note_path(directory: str, job: Job) -> str:
@@ -298,8 +348,9 @@ def _finish(
     prepared.write_bytes(prepared.join(directory, prepared.INFO_FILE), info.encode())
 
 
-def _tidy(directory: str, vocabulary: Vocabulary) -> None:
+def _tidy(benchmark: Benchmark, directory: str) -> None:
     """Ends a preparation: what the list of classes says of seen and unseen, the sheet, no rests."""
+    vocabulary = benchmark.load_vocabulary()
     if prepared.read_classes(directory) != vocabulary:
         path = prepared.join(directory, prepared.CLASSES_FILE)
         prepared.write_bytes(path, vocabulary.to_json().encode())
@@ -307,7 +358,7 @@ def _tidy(directory: str, vocabulary: Vocabulary) -> None:
     if not tf.io.gfile.exists(sheet_path):
         splits = prepared.read_info(directory)["contents"]
         sources = [prepared.PreparedSource(directory, split) for split in splits]
-        prepared.write_bytes(sheet_path, contents.draw_sheet(sources, vocabulary))
+        prepared.write_bytes(sheet_path, contents.draw_sheet(sources, benchmark.label_vocabulary()))
     rests = prepared.join(directory, PARTIAL)
     if tf.io.gfile.isdir(rests):
         tf.io.gfile.rmtree(rests)

@@ -102,8 +102,15 @@ def write_shard(job: Job) -> Note:
     """Writes what can be read of a job's examples.
 
     Raises:
-      OSError: the shard cannot be written.
+      OSError: the shard cannot be written; the message starts with its path.
     """
+    try:
+        return _write(job)
+    except OSError as error:  # of a full disk Python does not say where
+        raise OSError(f"{job.partial}: cannot be written: {error.strerror}") from error
+
+
+def _write(job: Job) -> Note:
     fingerprint = fingerprint_of(job.examples)
     lengths, checksums, counts, bad = [], [], [], []
     with open(job.partial, "wb") as file:

@@ -19,7 +19,11 @@ BACKBONES = {"resnet": ResNet, "swin": SwinTransformer}
 
 
 def build(
-    kind: str, sizes: Mapping[str, Any], embed_dim: int, dtype: str = "float32"
+    kind: str,
+    sizes: Mapping[str, Any],
+    embed_dim: int,
+    dtype: str = "float32",
+    remat: bool = False,
 ) -> Grouper | PerPixel | Classifier:
     """Makes a grouper (`zegformer`), the baseline (`per_pixel`) or their start (`classifier`).
 
@@ -30,13 +34,14 @@ def build(
             attends to.
         embed_dim: size of the text embeddings.
         dtype: what to compute in.
+        remat: whether the backbone's blocks are computed again in the backward pass.
 
     Raises:
         ValueError: the kind, or the backbone's, is not known.
     """
     compute = jnp.dtype(dtype)
     parts = {
-        "backbone": build_backbone(sizes["backbone"], dtype),
+        "backbone": build_backbone(sizes["backbone"], dtype, remat),
         "embed_dim": embed_dim,
         "dtype": compute,
     }
@@ -51,12 +56,15 @@ def build(
     raise ValueError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")
 
 
-def build_backbone(sizes: Mapping[str, Any], dtype: str = "float32") -> nn.Module:
+def build_backbone(
+    sizes: Mapping[str, Any], dtype: str = "float32", remat: bool = False
+) -> nn.Module:
     """Makes a backbone.
 
     Args:
         sizes: the module's attributes, and `kind`, one of `BACKBONES` (`resnet` where absent).
         dtype: what to compute in.
+        remat: as in `build`.
 
     Raises:
         ValueError: the kind is not known.
@@ -65,4 +73,4 @@ def build_backbone(sizes: Mapping[str, Any], dtype: str = "float32") -> nn.Modul
     kind = attributes.pop("kind", "resnet")
     if kind not in BACKBONES:
         raise ValueError(f"model.backbone.kind '{kind}': choose one of {', '.join(BACKBONES)}")
-    return BACKBONES[kind](**attributes, dtype=jnp.dtype(dtype))
+    return BACKBONES[kind](**attributes, dtype=jnp.dtype(dtype), remat=remat)

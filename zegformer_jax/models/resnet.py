@@ -125,6 +125,7 @@ class ResNet(nn.Module):
         norm_groups: of the group norm. Few channels want few groups: a group of one channel is
             blown up to unit variance where it has nothing to say.
         dtype: what to compute in; parameters are float32.
+        remat: whether blocks are computed again in the backward pass: less memory, more time.
     """
 
     blocks: Sequence[int] = BLOCKS[50]
@@ -134,6 +135,7 @@ class ResNet(nn.Module):
     norm: str = "frozen_batch"
     norm_groups: int = NORM_GROUPS
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_bhwc: jax.Array, deterministic: bool = True) -> dict[str, jax.Array]:
@@ -148,9 +150,10 @@ class ResNet(nn.Module):
         x = nn.relu(stem(x))
         x = max_pool(x)
         maps = {}
+        block = nn.remat(Bottleneck) if self.remat else Bottleneck
         for stage, blocks in enumerate(self.blocks):
             for index in range(blocks):
-                x = Bottleneck(
+                x = block(
                     features=self.stage_width * 2**stage,
                     bottleneck=self.bottleneck_width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,

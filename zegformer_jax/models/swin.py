@@ -218,6 +218,7 @@ class SwinTransformer(nn.Module):
         mlp_ratio: hidden channels of the feed-forward parts, in channels.
         drop_path: the last block's rate of stochastic depth; it rises linearly from 0.
         dtype: what to compute in; parameters are float32.
+        remat: whether blocks are computed again in the backward pass: less memory, more time.
     """
 
     width: int = SWIN["tiny"].width
@@ -227,6 +228,7 @@ class SwinTransformer(nn.Module):
     mlp_ratio: float = 4.0
     drop_path: float = 0.3  # of the authors' segmentation configs
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_bhwc: jax.Array, deterministic: bool = True) -> dict[str, jax.Array]:
@@ -248,12 +250,13 @@ class SwinTransformer(nn.Module):
         x = layer_norm(self.dtype, "patch_norm")(x)
         rates = iter(np.linspace(0, self.drop_path, sum(self.depths)).tolist())
         maps = {}
+        block = nn.remat(SwinBlock, static_argnums=2) if self.remat else SwinBlock
         for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
             name = f"res{stage + 2}"
             if stage > 0:
                 x = PatchMerging(self.dtype, name=f"{name}_merging")(x)
             for index in range(depth):
-                x = SwinBlock(
+                x = block(
                     heads=heads,
                     window=self.window,
                     shift=self.window // 2 if index % 2 else 0,

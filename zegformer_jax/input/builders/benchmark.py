@@ -46,6 +46,10 @@ class Benchmark(abc.ABC):
         """Reads the vocabulary; raises as `Vocabulary.load`."""
         return Vocabulary.load(DATA / "vocabularies" / f"{self.vocabulary}.json")
 
+    def label_vocabulary(self) -> Vocabulary:
+        """The classes that labels tell apart, to count and to show: all of the vocabulary."""
+        return self.load_vocabulary()
+
     @abc.abstractmethod
     def examples(self, source: Path, split: str) -> list[Example]:
         """Lists a split's records, sorted by id; opens no picture.

@@ -73,10 +73,15 @@ def read_lines(path: Path) -> list[str]:
 
     Raises:
       FileNotFoundError: there is no such file; the message starts with the path.
+      ValueError: it is no text in UTF-8, likewise.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = 1 + error.object[: error.start].count(b"\n")
+        raise ValueError(f"{path}: line {line} is no UTF-8; save the list as such") from None
     return [line.strip() for line in lines if line.strip()]
 
 

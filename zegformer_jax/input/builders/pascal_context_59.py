@@ -51,7 +51,7 @@ class PascalContext59(PascalContext):
     """
 
     def _find_labels(self, source: Path) -> Callable[[str], Path]:
-        for place in (*places(DETAIL.gives[0]), DETAIL.gives[0]):
+        for place in places(DETAIL.gives[0]):
             if (source / place).is_file():
                 detail.load(source / place)  # here: a damaged file is one error, not one a record
                 return lambda _: source / place

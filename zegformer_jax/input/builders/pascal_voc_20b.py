@@ -8,6 +8,7 @@ import numpy as np
 from zegformer_jax.input.builders import files
 from zegformer_jax.input.builders.pascal_voc import BACKGROUND, BORDER, VOC_2012, PascalVoc
 from zegformer_jax.input.builders.published import VALIDATION
+from zegformer_jax.vocabulary import Vocabulary
 
 NUM_OBJECTS = 20  # VOC's classes; the vocabulary's others are kinds of background
 
@@ -24,6 +25,10 @@ class PascalVoc20b(PascalVoc):
     def merged_names(self) -> tuple[str, ...]:
         """The 21 classes that are evaluated: VOC's 20, then "background"."""
         return (*self.load_vocabulary().names[:NUM_OBJECTS], "background")
+
+    def label_vocabulary(self) -> Vocabulary:
+        """The 21 classes; see `Benchmark.label_vocabulary`."""
+        return Vocabulary.from_names(self.merged_names)
 
     def merge_table(self) -> np.ndarray:
         """Table from what is predicted, or labelled, to the 21 classes that are evaluated.
