@@ -523,6 +523,23 @@ def test_background_is_counted_by_its_name(tmp_path):
     assert stored.vocabulary == fake.benchmark.load_vocabulary()  # of what is predicted
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.full((31, 31), -1, np.int16), "id -1 at row 0, column 0 is neither"),
+        (np.ones((31, 31, 2), np.uint16), "in two dimensions, not uint16 (31, 31, 2)"),
+        (np.ones((31, 31)), "whole numbers in two dimensions, not float64 (31, 31)"),
+    ],
+)
+def test_label_maps_that_are_none(tmp_path, value, reason):
+    fake = make(tmp_path, ("pascal_context_459", "mat"))
+    example = fake.example()
+    write_mat(example.label, {"LabelMap": value})
+    with pytest.raises(ValueError) as error:
+        fake.benchmark.read(example)
+    assert_names(error, example.label, reason)
+
+
 def test_merged_background():
     benchmark = builders.find("pascal_voc_20b")
     names = [entry["name"] for entry in class_entries("pascal_voc_20b")]
@@ -562,6 +579,21 @@ def test_large_ade_pictures_are_made_smaller(tmp_path, size, expected):
     assert np.abs(small_image[inner].astype(float) - wanted[inner]).max() < 6
     data = fake.benchmark.encoded_image(example)
     assert data is None if expected else data == example.image.read_bytes()
+
+
+def test_large_ade_pictures_are_averaged(tmp_path):
+    """Halved by Pillow's bilinear filter: a triangle over four pixels a side."""
+    fake = make(tmp_path, ("ade20k_full", ""))
+    example = fake.example()
+    Image.effect_noise((1028, 1024), 60).convert("RGB").save(example.image, "jpeg", quality=95)
+    write_ade(example.label, np.ones((1024, 1028), int))
+    large = np.asarray(Image.open(example.image), float)
+    for _ in range(2):
+        first, second, third, fourth = (large[i : len(large) - 4 + i : 2] for i in (1, 2, 3, 4))
+        large = ((first + 3 * second + 3 * third + fourth) / 8).swapaxes(0, 1)
+    image, _ = fake.benchmark.read(example)
+    assert image.shape == (512, 514, 3)
+    np.testing.assert_allclose(image[1:-1, 1:-1], large, atol=1.5)
 
 
 def test_ade_label_must_be_in_colour(tmp_path):

@@ -149,6 +149,20 @@ def test_one_stem_for_two_pictures_is_an_error(folder):
         Folder.open(folder)
 
 
+@pytest.mark.parametrize(
+    "label_hw, message",
+    [
+        (np.full((16, 31), 3), r"000.png: expected the picture's size: \(16, 31\), but 000.jpg is"),
+        (np.full((31, 17), 3), r"000.png: expected the picture's size: \(31, 17\), but 000.jpg is"),
+        (np.full((17, 31), 8), r"000.png: id 8 at row 0, column 0 .*; classes.json lists"),
+    ],
+)
+def test_a_folder_that_is_read_as_it_is_names_bad_labels(folder, label_hw, message):
+    Image.fromarray(label_hw.astype(np.uint8)).save(folder / "train/annotations/000.png")
+    with pytest.raises(ValueError, match=f"^{folder}/train/annotations/{message}"):
+        records(folder, "train")
+
+
 def test_hidden_files_are_no_records(folder):
     (folder / "train/images/.DS_Store").write_bytes(b"x")
     assert len(records(folder, "train")) == 8
