@@ -17,7 +17,7 @@ from folders import add_record, files_of, label_of, make_folder
 from PIL import Image
 
 from zegformer_jax import main
-from zegformer_jax.input import prepare, prepared
+from zegformer_jax.input import builders, prepare, prepared, shards
 from zegformer_jax.input.folder import Folder
 from zegformer_jax.input.prepared import PreparedSource
 
@@ -46,9 +46,9 @@ def times_of(directory):
 
 def test_what_lies_in_the_directory(folder, tmp_path):
     write(folder, tmp_path / "records")
-    shards = [f"folder-train.tfrecord-{i:05d}-of-00003" for i in range(3)]
+    names = [f"folder-train.tfrecord-{i:05d}-of-00003" for i in range(3)]
     assert files_of(tmp_path / "records").keys() == {
-        *shards, "folder-validation.tfrecord-00000-of-00001", "classes.json", "dataset_info.json",
+        *names, "folder-validation.tfrecord-00000-of-00001", "classes.json", "dataset_info.json",
         "features.json", "prepared.json", "sheet.png", "train.index.npz", "validation.index.npz",
     }  # fmt: skip
     with Image.open(tmp_path / "records/sheet.png") as sheet:
@@ -235,22 +235,32 @@ def test_bad_records_are_left_out_on_demand(folder, tmp_path):
     assert write(folder, directory, skip_bad=True).left_out == report.left_out
 
 
-def test_a_partial_with_records_left_out_is_not_taken_for_a_whole(folder, tmp_path, monkeypatch):
-    """The kind of restart that would silently lose records."""
-    spoil(folder)
-    with monkeypatch.context() as patch:
+def interrupt(folder, directory, **options):
+    """Writes all shards, and stops before the end."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "_finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            write(folder, tmp_path / "records", skip_bad=True)
+            write(folder, directory, **options)
+
+
+def test_a_split_of_bad_records_alone_is_no_data_set(folder, tmp_path):
+    for path in (folder / "validation/annotations").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="records: all records of validation are bad"):
+        write(folder, tmp_path / "records", skip_bad=True)
+    assert not prepared.is_prepared(tmp_path / "records")
+
+
+def test_a_partial_with_records_left_out_is_not_taken_for_a_whole(folder, tmp_path):
+    """The kind of restart that would silently lose records."""
+    spoil(folder)
+    interrupt(folder, tmp_path / "records", skip_bad=True)
     with pytest.raises(prepare.BadRecords, match="^7 bad"):
         write(folder, tmp_path / "records")
 
 
-def test_changed_files_are_read_again(folder, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_finish", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            write(folder, tmp_path / "records")
+def test_changed_files_are_read_again(folder, tmp_path):
+    interrupt(folder, tmp_path / "records")
     before = times_of(tmp_path / "records")
     file = folder / "train/annotations/004.png"
     Image.fromarray(np.full((21, 27), 1, np.uint8)).save(file)
@@ -260,6 +270,26 @@ def test_changed_files_are_read_again(folder, tmp_path, monkeypatch):
         "folder-train.tfrecord-00001-of-00003"
     }
     assert np.all(PreparedSource(tmp_path / "records", "train")[4]["label"] == 2)
+
+
+def test_a_shard_that_was_cut_off_is_written_anew(folder, tmp_path):
+    interrupt(folder, tmp_path / "records")
+    shard = tmp_path / "records/folder-train.tfrecord-00001-of-00003"
+    os.truncate(shard, shard.stat().st_size - 1)
+    write(folder, tmp_path / "records")
+    write(folder, tmp_path / "whole")
+    assert files_of(tmp_path / "records") == files_of(tmp_path / "whole")
+
+
+def test_a_record_that_is_lost_on_the_way_is_noticed(folder, tmp_path, monkeypatch):
+    def lose(job, write_shard=shards.write_shard):
+        note = write_shard(job._replace(examples=job.examples[1:]))
+        return note._replace(fingerprint=shards.fingerprint_of(job))
+
+    monkeypatch.setattr(shards, "write_shard", lose)
+    with pytest.raises(OSError, match="folder-train.tfrecord-00000-of-00003: changed since"):
+        write(folder, tmp_path / "records")
+    assert not prepared.is_prepared(tmp_path / "records")
 
 
 def test_a_complete_directory_is_left_alone(folder, tmp_path):
@@ -315,7 +345,7 @@ def test_an_unfinished_split_is_not_lost_to_another(folder, tmp_path):
     with pytest.raises(prepare.BadRecords):
         write(folder, tmp_path / "records", splits=("train",))
     before = files_of(tmp_path / "records")
-    with pytest.raises(ValueError, match="another division or list of records .splits."):
+    with pytest.raises(ValueError, match="holds a part of the data set 'folder', of train:"):
         write(folder, tmp_path / "records", splits=("validation",))
     assert files_of(tmp_path / "records") == before
 
@@ -337,29 +367,43 @@ def rename_class(folder):
     (folder / "classes.json").write_text(text.replace('"id": 3', '"id": 4'))
 
 
+def ignore_more(folder):
+    text = (folder / "classes.json").read_text()
+    (folder / "classes.json").write_text(text.replace("[9]", "[9, 8]"))
+
+
 @pytest.mark.parametrize(
-    "change, message, complete",
+    "change, message",
     [
-        (lambda x: add_record(x / "train", 20), "another division or list of records", True),
-        (rename_class, "labels of other classes or ids", True),
-        (rename_class, "labels of other classes or ids", False),
+        (lambda folder: add_record(folder / "train", 20), "other records or splits"),
+        (rename_class, "labels of other classes or ids"),
+        (ignore_more, "labels with other ignored ids"),
     ],
 )
-def test_a_directory_of_something_else_is_refused(folder, tmp_path, change, message, complete):
-    if not complete:
-        file = folder / "train/annotations/000.png"
-        content = file.read_bytes()
-        file.unlink()
-        with pytest.raises(prepare.BadRecords):
-            write(folder, tmp_path / "records")
-        file.write_bytes(content)
-    else:
-        write(folder, tmp_path / "records")
+def test_a_directory_of_something_else_is_refused(folder, tmp_path, change, message):
+    write(folder, tmp_path / "records")
     before = files_of(tmp_path / "records")
     change(folder)
     with pytest.raises(ValueError, match=f"records: holds {message}.*--destination"):
         write(folder, tmp_path / "records")
     assert files_of(tmp_path / "records") == before
+
+
+def test_bad_records_may_be_mended_by_other_classes(folder, tmp_path):
+    """Shards that were written before follow them, too."""
+    label = folder / "train/annotations/000.png"
+    Image.fromarray(np.full((17, 31), 8, np.uint8)).save(label)
+    with pytest.raises(prepare.BadRecords, match="^1 bad"):
+        write(folder, tmp_path / "records")
+    assert len(times_of(tmp_path / "records")) == 3
+    classes = json.loads((folder / "classes.json").read_text())
+    classes["classes"] += [classes["classes"].pop(0), {"id": 8, "name": "moon"}]
+    (folder / "classes.json").write_text(json.dumps(classes))
+    report = write(folder, tmp_path / "records")
+    assert report.vocabulary.names == ("road, street", "car", "sky", "moon")
+    assert report.splits["train"].pixels[3] == 17 * 31
+    write(folder, tmp_path / "whole")
+    assert files_of(tmp_path / "records") == files_of(tmp_path / "whole")
 
 
 def test_a_directory_of_other_files_is_refused(folder):
@@ -399,6 +443,20 @@ def test_the_number_of_records_must_be_the_benchmarks(folder, tmp_path):
         write(folder, tmp_path / "records", benchmark)
     assert not (tmp_path / "records").exists()
     assert write(folder, tmp_path / "records", benchmark, subset=True).splits["train"].records == 8
+
+
+def test_an_id_that_occurs_twice_is_named(tmp_path):
+    ade = tmp_path / "ADE/validation"
+    for place in ("urban/street", "home/attic", "home/cellar"):
+        (ade / place).mkdir(parents=True)
+        for id_ in {place[0], "b"}:
+            (ade / place / f"{id_}.jpg").touch()
+    with pytest.raises(ValueError, match=r"validation has b twice \(3 such ids\)$"):
+        write(
+            tmp_path, tmp_path / "records", builders.find("ade20k_full"),
+            splits=("validation",), subset=True,
+        )  # fmt: skip
+    assert not (tmp_path / "records").exists()
 
 
 def test_a_split_alone(folder, tmp_path):

@@ -142,9 +142,9 @@ def _list_examples(
             f"{source}: {split} has {len(examples)} records, {benchmark.name} has "
             f"{benchmark.counts[split]}: complete it, or take these with --subset"
         )
-    ids = {example.id for example in examples}
-    if len(ids) < len(examples):
-        raise ValueError(f"{source}: {len(examples) - len(ids)} ids occur twice in {split}")
+    twice = [one.id for one, other in itertools.pairwise(examples) if one.id == other.id]
+    if twice:
+        raise ValueError(f"{source}: {split} has {twice[0]} twice ({len(twice)} such ids)")
     return examples
 
 
@@ -161,12 +161,16 @@ def _make_plan(name: str, vocabulary: Vocabulary, examples: Examples) -> dict[st
 
 
 def _check_plan(found: Mapping[str, Any], plan: Mapping[str, Any], directory: str) -> None:
-    words = {"name": "another data set", "classes": "labels of other classes or ids"}
-    for field in plan:
-        if found.get(field) != plan[field]:
-            what = words.get(field, f"another division or list of records ({field})")
+    words = {
+        "name": "another data set",
+        "classes": "labels of other classes or ids",
+        "ignored": "labels with other ignored ids",
+        "splits": "other records or splits",
+    }
+    for field, what in words.items():
+        if found[field] != plan[field]:
             raise ValueError(
-                f"{directory}: holds {what}, of the data set '{found.get('name')}': name another "
+                f"{directory}: holds {what}, of the data set '{found['name']}': name another "
                 "--destination, or remove this one"
             )
 
@@ -201,9 +205,10 @@ def _changed_since(second: int, examples: Examples) -> Path | None:
 
 
 def _begin(directory: str, plan: Mapping[str, Any]) -> None:
-    """Writes the plan; one that is there must be of the same data set, classes and splits.
+    """Writes the plan; one that is there must be of the same data set and splits.
 
-    Records may have been added or taken away since: shards tell by their files whether they stay.
+    Bad records may have been mended by other classes, or taken away: the shards' fingerprints tell
+    which of them stay.
 
     Raises:
       ValueError: the directory holds something else.
@@ -211,9 +216,11 @@ def _begin(directory: str, plan: Mapping[str, Any]) -> None:
     plan_path = prepared.join(directory, f"{PARTIAL}/{PLAN_FILE}")
     if tf.io.gfile.exists(plan_path):
         found = json.loads(prepared.read_bytes(plan_path))
-        if found["splits"].keys() == plan["splits"].keys():
-            found["splits"] = plan["splits"]
-        _check_plan(found, plan, directory)
+        if found["name"] != plan["name"] or found["splits"].keys() != plan["splits"].keys():
+            raise ValueError(
+                f"{directory}: holds a part of the data set '{found['name']}', of "
+                f"{', '.join(found['splits'])}: name another --destination, or remove this one"
+            )
         prepared.write_bytes(plan_path, json.dumps(plan, indent=1).encode())
         return
     there = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
@@ -267,7 +274,7 @@ def _find_shard(directory: str, job: Job, skip_bad: bool) -> Note | None:
     except Exception:  # cut off; zipfile, zlib and NumPy each have their own
         return None
     is_whole = tf.io.gfile.stat(path).length == note.size and (skip_bad or not note.bad)
-    return note if is_whole and note.fingerprint == shards.fingerprint_of(job.examples) else None
+    return note if is_whole and note.fingerprint == shards.fingerprint_of(job) else None
 
 
 def _publish(directory: str, job: Job, note: Note) -> None:

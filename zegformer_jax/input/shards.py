@@ -64,7 +64,7 @@ class Note(NamedTuple):
       pixels: int64 [C], pixels of each class.
       ignored: pixels without a label.
       bad: records that are not among them.
-      fingerprint: of the files that the shard was made from.
+      fingerprint: of `fingerprint_of`, when the shard was made.
     """
 
     offset: np.ndarray
@@ -111,7 +111,7 @@ def write_shard(job: Job) -> Note:
 
 
 def _write(job: Job) -> Note:
-    fingerprint = fingerprint_of(job.examples)
+    fingerprint = fingerprint_of(job)
     lengths, checksums, counts, bad = [], [], [], []
     with open(job.partial, "wb") as file:
         for example in job.examples:
@@ -138,10 +138,11 @@ def _write(job: Job) -> Note:
     )
 
 
-def fingerprint_of(examples: Sequence[Example]) -> str:
-    """Stands for the files of records: another one where ids, sizes or times differ."""
-    digest = hashlib.sha256()
-    for example in examples:
+def fingerprint_of(job: Job) -> str:
+    """Stands for what a shard is made from: the files' names, sizes and times, the labels' ids."""
+    classes = job.vocabulary
+    digest = hashlib.sha256(repr((classes.ids, classes.ignore_label, classes.ignored_ids)).encode())
+    for example in job.examples:
         digest.update(os.fsencode(f"{example.id}\n"))
         for path in (example.image, example.label):
             try:
