@@ -250,7 +250,7 @@ def test_errors_of_sources_say_where(tmp_path):
     ):
         source[0]
     (tmp_path / "val/annotations/one.png").unlink()
-    with pytest.raises(FileNotFoundError, match="annotations/one.png: no label picture"):
+    with pytest.raises(FileNotFoundError, match="annotations/one.png: no such file"):
         open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
     with pytest.raises(ValueError, match="no data set 'imagenet'"):
         open_source("imagenet", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
