@@ -292,6 +292,27 @@ def test_a_record_that_is_lost_on_the_way_is_noticed(folder, tmp_path, monkeypat
     assert not prepared.is_prepared(tmp_path / "records")
 
 
+def test_a_file_of_other_content_and_the_same_size_is_read_again(folder, tmp_path):
+    file, sizes = folder / "train/annotations/004.png", []
+    for id_ in (3, 7):
+        Image.fromarray(np.full((21, 27), id_, np.uint8)).save(file)
+        os.utime(file, (id_, id_))
+        sizes.append(file.stat().st_size)
+        if id_ == 3:
+            interrupt(folder, tmp_path / "records")
+    assert sizes[0] == sizes[1]
+    write(folder, tmp_path / "records")
+    assert np.all(PreparedSource(tmp_path / "records", "train")[4]["label"] == 1)
+
+
+def test_a_renamed_record_has_its_new_id(folder, tmp_path):
+    interrupt(folder, tmp_path / "records")
+    for path in list(folder.glob("train/*/004.*")):
+        path.rename(path.with_stem("0045"))
+    write(folder, tmp_path / "records")
+    assert PreparedSource(tmp_path / "records", "train")[4]["id"] == "0045"
+
+
 def test_a_complete_directory_is_left_alone(folder, tmp_path):
     first = write(folder, tmp_path / "records")
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "records").iterdir()}
