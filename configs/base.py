@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
     # Of the labels: a name in data/vocabularies, or a file's path; "" for the directory's own
     # classes.json.
     config.dataset.vocabulary = "openmoji_voc"
+    config.dataset.all_seen = False  # train on every class's labels, as the supervised models do
     # Of a data set that is generated: its numbers of scenes, their side in pixels and their seed.
     config.dataset.options = ConfigDict()
 

@@ -1,7 +1,8 @@
 """COCO-Stuff, 156 seen and 15 unseen classes.
 
 `configs/coco_stuff.py:r101` is the published model; `r50`, `swin_t`, `swin_s`, `swin_b`, `swin_l`
-are other backbones; `per_pixel` is the baseline on ResNet-101.
+are other backbones; `per_pixel` is the baseline on ResNet-101. `r101,supervised` and its like train
+on all 171 classes: the model that the paper evaluates on other data sets.
 """
 
 from ml_collections import ConfigDict
@@ -13,8 +14,14 @@ SIDE = 640  # pixels of a training crop
 
 def get_config(variant: str = "r101") -> ConfigDict:
     """Gives the recipe with one of the backbones, or the baseline's."""
+    name, _, labels = variant.partition(",")
+    if labels not in ("", "supervised"):
+        raise ValueError(
+            f"configs/coco_stuff.py:{variant}: after the comma comes supervised or nothing"
+        )
     config = base.get_config().unlock()
-    base.set_variant(config, variant, baseline_backbone="r101")
+    base.set_variant(config, name, baseline_backbone="r101")
+    config.dataset.all_seen = bool(labels)
     config.dtype = "bfloat16"
     config.dataset.update(name="coco_stuff", vocabulary="coco_stuff_171")
     config.input.update(

@@ -1,5 +1,6 @@
 """An experiment on disk: the config of a workdir, and the objects that the config names."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -121,7 +122,17 @@ def dataset_directory(config: ConfigDict, workdir: epath.PathLike) -> str | Path
 
 
 def dataset_vocabulary(config: ConfigDict, workdir: epath.PathLike) -> Vocabulary:
-    """Reads the vocabulary of the experiment's labels; the data set's own where none is named."""
+    """Gives the vocabulary of the experiment's labels; the data set's own where none is named.
+
+    All its classes are seen where the experiment trains on all of them.
+    """
+    vocabulary = _labels_vocabulary(config, workdir)
+    if config.dataset.all_seen:
+        return dataclasses.replace(vocabulary, seen=(True,) * len(vocabulary))
+    return vocabulary
+
+
+def _labels_vocabulary(config: ConfigDict, workdir: epath.PathLike) -> Vocabulary:
     if config.dataset.vocabulary:
         return load_vocabulary(config.dataset.vocabulary)
     directory = dataset_directory(config, workdir)

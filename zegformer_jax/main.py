@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyError, AttributeError)
 DEFAULT_WORKDIR = "runs/openmoji"
+INTERRUPTED = 130  # a shell's exit status for it
 MOST_LINES = 100  # of a list of bad records
 TRAIN_FLAGS = {"change_config": "go on with another config than the run began with"}
 CONVERSIONS = """what SOURCE is, its content tells:
@@ -186,7 +187,7 @@ def prepare(arguments: Sequence[str]) -> None:
     parser.add_argument("name", help=", ".join(names))
     parser.add_argument("--source", required=True, help="the folder with the unpacked archives")
     parser.add_argument("--destination", required=True, help="a new directory; or gs://...")
-    parser.add_argument("--splits", default="", help="train or validation alone; default: all")
+    parser.add_argument("--splits", default="", help="some alone, by commas; default: all")
     parser.add_argument("--subset", action="store_true", help="take a part of the records")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad records out")
     parser.add_argument("--workers", type=int, help="processes; default: one a core")
@@ -196,19 +197,23 @@ def prepare(arguments: Sequence[str]) -> None:
     from zegformer_jax.input import folder
     from zegformer_jax.input import prepare as records
 
-    is_folder = options.name == "folder"
+    splits = [split for split in options.splits.split(",") if split]
+    published = builders.find(options.name) if options.name in builders.BENCHMARKS else None
     try:
         report = records.prepare(
-            folder.Folder.open(options.source) if is_folder else builders.find(options.name),
+            published or folder.Folder.open(options.source, splits=splits or folder.SPLITS),
             options.source,
             options.destination,
-            splits=[split for split in options.splits.split(",") if split],
+            splits=splits,
             subset=options.subset,
             skip_bad=options.skip_bad,
             workers=options.workers,
         )
     except records.BadRecords as error:
         print(*error.records[:MOST_LINES], sep="\n", file=sys.stderr)
+        raise
+    except FileNotFoundError:
+        print(published.guide if published else folder.GUIDE, file=sys.stderr)
         raise
     print(report.table())
     if report.left_out:
@@ -275,6 +280,9 @@ def main(arguments: Sequence[str]) -> int:
         text = error.args[0] if isinstance(error, KeyError) else error
         print(f"zegformer_jax: {' '.join(str(text).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("zegformer_jax: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

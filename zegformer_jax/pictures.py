@@ -345,9 +345,7 @@ def _legend(names, seen, pixels, width, size, ignored_left_out, most=60) -> Imag
     widest = max((font.getlength(text) for text in texts), default=0)
     columns = max(1, int(width // (swatch + widest + 2.5 * size)))
     line = round(size * 1.7)
-    notes = [
-        f"{UNSEEN_MARK} and hatching: unseen, no pixel of these classes was labelled in training"
-    ]
+    notes = [f"{UNSEEN_MARK} and hatching: unseen classes, whose labels no training uses"]
     if ignored_left_out:
         notes.append("Pixels without a label in the truth are not evaluated and left as they are.")
     if len(present) > most:

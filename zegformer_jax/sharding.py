@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -102,8 +103,22 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts every leaf whole on every device."""
-    return jax.device_put(tree, replicated(mesh))
+    """Puts every leaf whole on every device; each process has them all."""
+    return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Lays arrays out by their shardings; each process has them all, and keeps its parts."""
+
+    def place_one(array: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place_one(jax.random.key_data(array), sharding))
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place_one, tree, shardings)
 
 
 def to_host(tree: Any, mesh: Mesh) -> Any:

@@ -115,7 +115,7 @@ class Loop:
     def _start(self, key: jax.Array) -> TrainState:
         state = make_state(self._task, self._optimiser, key, ema=self._config.train.ema > 0)
         axis = self._config.sharding.params
-        state = jax.device_put(state, sharding.shard_arrays(state, self._mesh, axis))
+        state = sharding.place(state, sharding.shard_arrays(state, self._mesh, axis))
         if self._checkpoints.latest_step is None:
             return state
         return self._checkpoints.restore(state, self._say)

@@ -14,6 +14,7 @@ from zegformer_jax.vocabulary import Vocabulary
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 CLASSES_FILE = "classes.json"
+SPLITS = ("train", "validation")
 GUIDE = """\
 DIR/train/images/*.jpg, *.jpeg or *.png   the pictures
 DIR/train/annotations/*.png               of the same stems: one channel of class ids, 8 or 16 bits,
@@ -43,7 +44,7 @@ class Folder(Benchmark):
         cls,
         root: str | Path,
         classes: Vocabulary | None = None,
-        splits: Sequence[str] = ("train", "validation"),
+        splits: Sequence[str] = SPLITS,
     ) -> "Folder":
         """Finds the splits of a folder.
 

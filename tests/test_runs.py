@@ -1,0 +1,186 @@
+"""Runs as users start them, in real processes: killed, asked to stop, on several hosts."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import shrunk
+
+from zegformer_jax import experiment, hosts
+from zegformer_jax.checkpoints import Checkpoints
+from zegformer_jax.training_log import METRICS_FILE, TIMINGS, read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 40
+KILLS = 5
+
+
+def command(workdir, finished, *fields, steps=STEPS, kind="per_pixel"):
+    config = shrunk.beside(finished.workdir, kind)
+    return [
+        sys.executable, "-m", "zegformer_jax.main", "train",
+        f"--config={ROOT / 'tests' / 'shrunk.py'}:{kind}", f"--workdir={workdir}",
+        f"--config.clip.source={config.clip.source}",
+        f"--config.dataset.directory={config.dataset.directory}",
+        f"--config.model.start_from={config.model.start_from}",
+        f"--config.train.steps={steps}", "--config.train.log_every=2",
+        "--config.train.checkpoint_every=4", "--config.train.tensorboard=False", *fields,
+    ]  # fmt: skip
+
+
+def start(arguments, devices=1, **variables):
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        **variables,
+    }
+    return subprocess.Popen(
+        arguments, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def lines_of(workdir):
+    return [
+        {name: value for name, value in line.items() if name not in TIMINGS}
+        for line in read_metrics(workdir)
+    ]
+
+
+def state_of(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.latest_step == STEPS
+        return checkpoints.read(("params", "opt_state", "sums", "step"))
+
+
+def wait_for_step(process, workdir, step):
+    path, last = Path(workdir) / METRICS_FILE, 0
+    while last < step:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+        lines = path.read_text().splitlines() if path.exists() else []
+        last = json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+
+@pytest.fixture(scope="module")
+def whole(finished, tmp_path_factory):
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finish(start(command(workdir, finished)))
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_killed_five_times_is_the_one_that_was_not(finished, whole, tmp_path):
+    """At random moments: while it starts, steps, saves."""
+    rng, expected = random.Random(0), lines_of(whole)
+    for kill in range(KILLS):
+        process = start(command(tmp_path, finished))
+        wait_for_step(process, tmp_path, (kill + 1) * STEPS // (KILLS + 2))
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, "it ended before it was killed"
+        process.kill()
+        process.communicate()
+    finish(start(command(tmp_path, finished)))
+    assert [line["step"] for line in expected] == list(range(2, STEPS + 1, 2))
+    assert lines_of(tmp_path) == expected
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path), state_of(whole))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(finished, whole, tmp_path):
+    process = start(command(tmp_path, finished))
+    wait_for_step(process, tmp_path, 6)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert f"of {STEPS}; the same command goes on from there" in output
+    with Checkpoints(tmp_path) as checkpoints:
+        assert f"saved at step {checkpoints.latest_step} of" in output
+    finish(start(command(tmp_path, finished)))
+    assert lines_of(tmp_path) == lines_of(whole)
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path), state_of(whole))
+
+
+@pytest.mark.slow
+def test_another_config_goes_on_only_when_told(finished, whole, tmp_path):
+    workdir = tmp_path / "run"
+    finish(start(command(workdir, finished, steps=2)))
+    changed = command(workdir, finished, "--config.optimiser.power=0.5", steps=4)
+    process = start(changed)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "optimiser.power was 0.9, is 0.5" in output and "train.steps was 2, is 4" in output
+    finish(start([*changed, "--change_config"]))
+    assert [line["step"] for line in lines_of(workdir)] == [2, 4]
+    assert experiment.load_config(workdir).optimiser.power == 0.5
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start_hosts(arguments, count=2, devices=2):
+    shared = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+        "JAX_NUM_PROCESSES": str(count),
+    }
+    return [start(arguments, devices, **shared, JAX_PROCESS_ID=str(i)) for i in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["", "data"], ids=["replicated", "fsdp"])
+def test_two_hosts_train_as_one_device_does(finished, whole, tmp_path, axis):
+    """The first 20 steps' losses; then SIGTERM to one of the hosts stops both, and they go on."""
+    arguments = command(tmp_path, finished, f"--config.sharding.params={axis}")
+    processes = start_hosts(arguments)
+    wait_for_step(processes[0], tmp_path, 6)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [finish(process) for process in processes]
+    assert all("the same command goes on from there" in output for output in outputs)
+    for process in start_hosts(arguments):
+        finish(process)
+    lines, expected = lines_of(tmp_path), lines_of(whole)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    losses, expected = ([line["loss"] for line in x[:10]] for x in (lines, expected))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["", "data"], ids=["replicated", "fsdp"])
+def test_eight_devices_train_as_one_does(finished, whole, tmp_path, axis):
+    fields = [f"--config.sharding.params={axis}", "--config.input.batch_size=8"]
+    workdirs = [tmp_path / "one", tmp_path / "eight"]
+    for workdir, devices in zip(workdirs, (1, 8), strict=True):
+        finish(start(command(workdir, finished, *fields, steps=20), devices))
+    one, eight = ([line["loss"] for line in lines_of(workdir)] for workdir in workdirs)
+    assert len(one) == 10
+    np.testing.assert_allclose(one, eight, rtol=1e-5)
+
+
+def test_the_environment_tells_the_number_of_processes():
+    assert hosts.count_processes({}) == 1
+    assert hosts.count_processes({"SLURM_STEP_NUM_TASKS": "4"}) == 4
+    assert hosts.count_processes({"OMPI_COMM_WORLD_SIZE": "2", "JAX_NUM_PROCESSES": ""}) == 2
+    assert hosts.count_processes({"TPU_WORKER_HOSTNAMES": "a,b,c"}) == 3
+    assert hosts.count_processes({"TPU_WORKER_HOSTNAMES": "localhost"}) == 1
+
+
+def test_half_a_description_of_the_processes_is_refused():
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is set, but not JAX_COORDINATOR_ADD"):
+        hosts.join({"JAX_NUM_PROCESSES": "2"})
