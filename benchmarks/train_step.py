@@ -1,0 +1,293 @@
+"""Images a second of the training step: this project's beside one made of PyTorch's parts.
+
+    python benchmarks/train_step.py [--config=configs/pascal_voc.py:r50] [--batch 1 2]
+        [--dtypes float32 bfloat16] [--rounds=3] [--seconds=20] [--peak=TFLOPS] [--compile]
+        [--profile=DIR]
+
+Ours is the step that `./run.sh train` compiles, on one device: targets from the label map, grouper,
+matching and losses of all layers, optimiser, donated state. The other is that of `torch_step.py`,
+where torch, transformers and scipy are there. They take turns on the same synthetic batch.
+
+FLOP are XLA's count of our step as it is written (loops once) and stand for both; the peak is
+--peak, else what a large matmul of the dtype reaches in this run. Memory is the compiled step's
+peak, and what PyTorch allocated on a GPU. The matching's share is the time of matching all layers
+alone over that of our whole step. Where a machine has other work, PyTorch's threads wait for each
+other and lose far more than XLA's: there only the fastest rounds compare.
+"""
+
+import argparse
+import gc
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of the GPU's
+
+import jax
+import jax.numpy as jnp
+
+from zegformer_jax import experiment, matching, sharding
+from zegformer_jax.losses import targets_from_labels
+from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.optim import make_optimiser
+from zegformer_jax.tasks import Task, grouper_loss
+from zegformer_jax.train_step import make_state, make_train_step
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = "this project"
+EMBED_DIM = 512  # of CLIP ViT-B/16's text embeddings
+REGIONS = (2, 4)  # of a label map, rows and columns; each is of another class
+WARM_UP, PROFILED, MATMULS = 2, 3, 10
+MATMUL_SIDE = {"cpu": 2048}  # of the matmul that measures the peak
+LARGE_MATMUL_SIDE = 8192  # on accelerators
+NEEDED = ("torch", "transformers", "scipy")
+DTYPES = ("float32", "bfloat16")
+
+
+def read_config(argument: str) -> Any:
+    """Reads `FILE[:VARIANT]`.
+
+    Raises:
+        ValueError: there is no such file or variant, or it is no grouper on a ResNet.
+    """
+    name, _, variant = argument.partition(":")
+    path = Path(name) if Path(name).is_file() else ROOT / name
+    if not path.is_file():
+        raise ValueError(f"--config: {name}: no such file; configs/ has the project's")
+    sys.path.insert(0, str(ROOT))  # a config imports configs.base
+    spec = importlib.util.spec_from_file_location("benchmark_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(*([variant] if variant else []))
+    if config.model.kind != "zegformer" or config.model.backbone.kind != "resnet":
+        raise ValueError(f"--config: {argument}: only the grouper on a ResNet is compared")
+    return config
+
+
+def make_batch(config: Any, size: int, classes: int) -> dict[str, np.ndarray]:
+    """Makes noise as images, and label maps of a few large regions of different classes."""
+    rng = np.random.default_rng(0)
+    rows, columns = REGIONS
+    side = config.input.crop_size
+    labels = np.empty((size, side, side), np.min_scalar_type(classes))
+    for label in labels:
+        ids = rng.choice(classes, rows * columns, replace=False).reshape(rows, columns)
+        places = (
+            np.sort(rng.choice(np.arange(1, side), parts - 1, replace=False)).searchsorted(
+                np.arange(side), side="right"
+            )
+            for parts in REGIONS
+        )
+        label[:] = ids[np.ix_(*places)]
+    return {"image": rng.integers(0, 256, (size, side, side, 3), np.uint8), "label": labels}
+
+
+def make_text(classes: int) -> np.ndarray:
+    """Text embeddings, float32 [C, D] of unit length."""
+    text_cd = np.random.default_rng(0).normal(size=(classes, EMBED_DIM)).astype(np.float32)
+    return text_cd / np.linalg.norm(text_cd, axis=-1, keepdims=True)
+
+
+class OurStep:
+    """The compiled step of this project, and its state."""
+
+    def __init__(self, config: Any, dtype: str, batch: dict[str, np.ndarray], text: np.ndarray):
+        """Compiles the step."""
+        mesh = sharding.make_mesh(1)
+        self.config, self.text = config, sharding.replicate(jnp.asarray(text), mesh)
+        self.model = experiment.build_model(config, EMBED_DIM, dtype)
+        side = config.input.crop_size
+        init = jax.jit(lambda key: self.model.init(key, jnp.zeros((1, side, side, 3)), text))
+        loss = grouper_loss(self.model, config.loss)
+        task = Task(
+            init, loss.loss, loss.metrics, self.text, lambda start: iter(()), totals=loss.totals
+        )
+        optimiser, schedule = make_optimiser(steps=config.train.steps, **config.optimiser)
+        step = make_train_step(task, optimiser, schedule, mesh)
+        key = jax.random.key(config.seed)
+        self.state = sharding.replicate(make_state(task, optimiser, key), mesh)
+        self.batch = sharding.to_devices(batch, mesh)
+        self.key = sharding.replicate(key, mesh)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+        lowered = jitted.lower(self.state, self.text, self.batch, self.key)
+        self.flops = lowered.cost_analysis()["flops"]
+        self._compiled = lowered.compile()
+        self._metrics = {}
+
+    def __call__(self) -> None:
+        """Starts a step, and waits for the one before: as the training, never far ahead."""
+        self.state, metrics = self._compiled(self.state, self.text, self.batch, self.key)
+        jax.block_until_ready(self._metrics)
+        self._metrics = metrics
+
+    def wait(self) -> None:
+        """Waits for the last step."""
+        jax.block_until_ready(self.state)
+
+    def memory(self) -> float:
+        """Bytes at the peak, as `train` says it."""
+        memory = self._compiled.memory_analysis()
+        arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        return arrays - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+
+    def matching_seconds(self, seconds: float) -> float:
+        """Seconds that matching all layers takes by itself, on the model's own output."""
+        loss = self.config.loss
+        variables = {"params": self.state.params, "constants": self.state.constants}
+        images = normalise_images(self.batch["image"])
+        output = jax.jit(self.model.apply)(variables, images, self.text)
+        targets = targets_from_labels(self.batch["label"], len(self.text), loss.max_targets)
+
+        @jax.jit
+        def match(output: Any, targets: Any) -> jax.Array:
+            def of_layer(layer: tuple[jax.Array, jax.Array]) -> jax.Array:
+                return matching.match(*layer, targets, loss.mask_weight, loss.dice_weight)
+
+            return jax.lax.map(of_layer, tuple(output))
+
+        return 1 / rate(lambda: jax.block_until_ready(match(output, targets)), seconds)
+
+
+def rate(step: Callable[[], Any], seconds: float, wait: Callable[[], Any] = lambda: None) -> float:
+    """Calls a second over some seconds, at least one, after two to warm up."""
+    for _ in range(WARM_UP):
+        step()
+    wait()
+    start, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - start < seconds:
+        step()
+        count += 1
+    wait()
+    return count / (time.perf_counter() - start)
+
+
+def measured_peak(dtype: str) -> float:
+    """FLOP/s of a matmul of two large squares."""
+    side = MATMUL_SIDE.get(jax.default_backend(), LARGE_MATMUL_SIDE)
+    x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(dtype))
+    multiply = jax.jit(jnp.matmul)
+    times = []
+    for _ in range(MATMULS):
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(x, x))
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times)
+
+
+def attempt(make: Callable[[], Any]) -> Any:
+    """Makes a step and takes it; None where the memory does not suffice."""
+    try:
+        step = make()
+        step()
+        step.wait()
+        step.peak = step.memory()  # now, before another allocates
+        return step
+    except RuntimeError as error:  # jax's and torch's derive from it
+        if "out of memory" not in str(error).lower():
+            raise
+        return None
+
+
+def compare(options: argparse.Namespace, config: Any, dtype: str, size: int) -> None:
+    """Measures a batch size and a dtype, and prints what came out."""
+    vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
+    text = make_text(len(vocabulary.seen_indices))
+    arguments = (config, dtype, make_batch(config, size, len(text)), text)
+    makers = {OURS: lambda: OurStep(*arguments)}
+    if all(importlib.util.find_spec(name) for name in NEEDED):
+        from torch_step import TorchStep
+
+        makers["PyTorch"] = lambda: TorchStep(*arguments)
+        if options.compile:
+            makers["torch.compile"] = lambda: TorchStep(*arguments, compiles=True)
+    head = f"{options.config} {config.input.crop_size} {dtype} batch {size}"
+    made = {name: attempt(make) for name, make in makers.items()}
+    for name in [name for name, step in made.items() if step is None]:
+        print(f"{head}  {name}: out of memory", flush=True)
+    steps = {name: step for name, step in made.items() if step is not None}
+    if OURS not in steps:
+        return
+    rates = {name: [] for name in steps}
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            rates[name].append(size * rate(step, options.seconds, step.wait))
+    report(options, head, dtype, steps, rates)
+
+
+def report(
+    options: argparse.Namespace, head: str, dtype: str, steps: dict, rates: dict[str, list[float]]
+) -> None:
+    """Prints medians, memory, FLOP/s and the matching's share; leaves a profile where asked to."""
+    ours, size = steps[OURS], len(steps[OURS].batch["image"])
+    peak = options.peak * 1e12 if options.peak else measured_peak(dtype)
+    source = "--peak" if options.peak else "measured by a matmul"
+    print(f"{head}  {ours.flops / 1e9:.0f} GFLOP, peak {peak / 1e12:.2f} TFLOP/s ({source})")
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    for name, values in rates.items():
+        share = 100 * ours.flops * medians[name] / size / peak
+        print(
+            f"  {name:<14}{medians[name]:8.3f} images/s ({min(values):.3f} to {max(values):.3f})"
+            f"{steps[name].peak / 2**30:8.2f} GiB{share:7.1f} % of the peak"
+        )
+        if name != OURS:
+            fastest = max(rates[OURS]) / max(values)
+            print(f"  ours is {medians[OURS] / medians[name]:.2f} times as fast as {name}", end="")
+            print(f", {fastest:.2f} times by the fastest rounds")
+    matching = ours.matching_seconds(options.seconds) * medians[OURS] / size
+    print(f"  the matching takes {100 * matching:.2f} % of our step", flush=True)
+    if options.profile:
+        folder = options.profile / f"{dtype}-{size}"
+        with jax.profiler.trace(str(folder)):
+            for _ in range(PROFILED):
+                ours()
+            ours.wait()
+        print(f"  {PROFILED} steps profiled in {folder}")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Reads the flags; wrong ones end the program with one line."""
+
+    def positive(kind: type) -> Callable[[str], Any]:
+        def read(text: str) -> Any:
+            if (number := kind(text)) <= 0:
+                raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
+            return number
+
+        read.__name__ = kind.__name__  # argparse says it
+        return read
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default="configs/pascal_voc.py:r50", help="FILE[:VARIANT]")
+    parser.add_argument("--batch", type=positive(int), nargs="+", default=[1, 2])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--rounds", type=positive(int), default=3)
+    parser.add_argument("--seconds", type=positive(float), default=20, help="of each in a round")
+    parser.add_argument("--peak", type=positive(float), help="TFLOP/s of the device")
+    parser.add_argument("--compile", action="store_true", help="torch.compile besides")
+    parser.add_argument("--profile", type=Path, help="where jax.profiler's traces go")
+    parser.error = lambda message: sys.exit(f"benchmarks/train_step.py: {message}")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    """Measures and prints."""
+    options = parse(arguments)
+    try:
+        config = read_config(options.config)
+    except ValueError as error:
+        sys.exit(str(error))
+    print(f"device: {jax.devices()[0].device_kind}, {os.cpu_count()} cores of the host")
+    for dtype in options.dtypes:
+        for size in options.batch:
+            compare(options, config, dtype, size)
+            gc.collect()  # the states go before the next are made
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
