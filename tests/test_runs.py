@@ -164,13 +164,17 @@ def test_two_hosts_train_as_one_device_does(finished, whole, tmp_path, axis):
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", ["", "data"], ids=["replicated", "fsdp"])
 def test_eight_devices_train_as_one_does(finished, whole, tmp_path, axis):
+    # At the published rate: Adam makes steps of it even from the rounding of small gradients.
     fields = [f"--config.sharding.params={axis}", "--config.input.batch_size=8"]
+    fields += ["--config.optimiser.learning_rate=1e-4"]
     workdirs = [tmp_path / "one", tmp_path / "eight"]
     for workdir, devices in zip(workdirs, (1, 8), strict=True):
         finish(start(command(workdir, finished, *fields, steps=20), devices))
-    one, eight = ([line["loss"] for line in lines_of(workdir)] for workdir in workdirs)
+    one, eight = (lines_of(workdir) for workdir in workdirs)
     assert len(one) == 10
-    np.testing.assert_allclose(one, eight, rtol=1e-5)
+    np.testing.assert_allclose(one[0]["gradient_norm"], eight[0]["gradient_norm"], rtol=1e-4)
+    losses = [[line["loss"] for line in lines] for lines in (one, eight)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_the_environment_tells_the_number_of_processes():
