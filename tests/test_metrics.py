@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from zegformer_jax import metrics
+from zegformer_jax.input import builders
 
 EVALUATION = json.loads(
     (Path(__file__).parent / "golden" / "small" / "evaluation.json").read_text()
@@ -94,6 +95,43 @@ def test_wrong_shapes_are_named():
         metrics.confusion_counts(jnp.zeros((2, 3)), jnp.zeros((3, 2)), 4, 255)
     with pytest.raises(ValueError, match=r"matrix is \(2, 2\), classes are 3"):
         metrics.scores_from_confusion(np.zeros((2, 2), int), [True] * 3)
+
+
+def test_merged_classes_are_summed():
+    """Classes 1, 2 and 4 count as one; the label map with merged classes gives the same."""
+    random = np.random.default_rng(2)
+    table = np.array([0, 2, 2, 1, 2, 255, 255], np.uint8)
+    label, prediction = random.integers(0, 5, (2, 400))
+    confusion, expected = np.zeros((5, 5), np.int64), np.zeros((3, 3), np.int64)
+    for i, j in zip(label, prediction, strict=True):
+        confusion[i, j] += 1
+        expected[table[i], table[j]] += 1
+    merged = metrics.merge_confusion(confusion, table)
+    assert merged.dtype == np.int64
+    np.testing.assert_array_equal(merged, expected)
+    np.testing.assert_array_equal(
+        metrics.merge_confusion(confusion * 2**40, table)[2], expected[2] * 2**40
+    )
+
+
+def test_the_59_classes_of_pascal_voc_20b_become_21():
+    benchmark = builders.find("pascal_voc_20b")
+    confusion = np.arange(59 * 59).reshape(59, 59)
+    merged = metrics.merge_confusion(confusion, benchmark.merge_table())
+    assert merged.shape == (21, 21) and len(benchmark.merged_names) == 21
+    np.testing.assert_array_equal(merged[:20, :20], confusion[:20, :20])
+    np.testing.assert_array_equal(merged[20, :20], confusion[20:, :20].sum(0))
+    np.testing.assert_array_equal(merged[:20, 20], confusion[:20, 20:].sum(1))
+    assert merged[20, 20] == confusion[20:, 20:].sum()
+
+
+def test_tables_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"matrix is \(2, 3\), table has 3 entries"):
+        metrics.merge_confusion(np.zeros((2, 3)), np.arange(3))
+    with pytest.raises(ValueError, match=r"matrix is \(4, 4\), table has 3 entries"):
+        metrics.merge_confusion(np.zeros((4, 4)), np.arange(3))
+    with pytest.raises(ValueError, match=r"merged classes are \[0, 255\], not 0\.\.1"):
+        metrics.merge_confusion(np.zeros((2, 2)), np.array([0, 255]))
 
 
 def test_best_overlap_iou_takes_the_best_query_of_each_class():

@@ -118,6 +118,38 @@ def scores_from_confusion(confusion_cc: np.ndarray, seen: Sequence[bool]) -> Sco
     )
 
 
+def merge_confusion(confusion_cc: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Sums the rows and columns of classes that count as one.
+
+    Args:
+        confusion_cc: integer [c, c], indexed [label, prediction].
+        table: integer, at least c entries: the merged class of each class. Entries from c on, such
+            as those of ``PascalVoc20b.merge_table``, are not read.
+
+    Returns:
+        int64 [k, k], indexed likewise.
+
+    Raises:
+        ValueError: if the matrix is not square, the table is too short, or the merged classes are
+            not 0..k-1.
+    """
+    confusion_cc = np.asarray(confusion_cc, np.int64)
+    classes = len(confusion_cc)
+    if confusion_cc.shape != (classes, classes) or len(table) < classes:
+        raise ValueError(
+            f"merge_confusion: matrix is {confusion_cc.shape}, table has {len(table)} entries"
+        )
+    merged_c = np.asarray(table[:classes], np.int64)
+    present_k = np.unique(merged_c)
+    if not np.array_equal(present_k, np.arange(len(present_k))):
+        raise ValueError(
+            f"merge_confusion: merged classes are {present_k.tolist()}, not 0..{len(present_k) - 1}"
+        )
+    merged_kk = np.zeros((len(present_k), len(present_k)), np.int64)
+    np.add.at(merged_kk, (merged_c[:, None], merged_c[None]), confusion_cc)
+    return merged_kk
+
+
 def harmonic_mean(first: float, second: float) -> float:
     """Gives 2ab / (a + b) of two scores at least 0; 0 if both are 0, NaN if either is NaN."""
     total = first + second
