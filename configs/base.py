@@ -138,8 +138,8 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     # Vocabularies to report, names in data/vocabularies; their classes are in the data set's
-    # vocabulary. The first is the headline.
-    config.eval.vocabularies = ("openmoji_voc",)
+    # vocabulary. The first is the headline. None: the data set's, whole.
+    config.eval.vocabularies = ()
     config.eval.checkpoint = "latest"  # or best, by the harmonic mIoU of its validation
     config.eval.dtype = "float32"  # what evaluation and prediction compute in, or bfloat16
     config.eval.batch_size = 8  # images a step, over all devices
@@ -150,7 +150,13 @@ def get_config() -> ConfigDict:
     config.eval.ensemble_weight = 2 / 3  # of the grouper on seen classes; paper, section 4.1
     config.eval.crop_style = "cropmask"  # what CLIP sees of a segment: cropmask, crop or mask
     config.eval.gamma = 0.1  # subtracted from the seen classes' scores
+    config.eval.sweep_gamma = ""  # others to report eval.scores with, first:last:step, 0:0.3:0.05
     config.eval.clip_chunk = 25  # segments that CLIP encodes at once
+    config.eval.methods = ()  # ways of scoring to report, as eval.scores; none: all of them
+    config.eval.oracles = True  # also measure segments' boundaries, and segments and names apart
+    # Segments whose weight is below this in every pixel are not shown to CLIP; 0 changes nothing.
+    config.eval.skip_below = 0.0
+    config.eval.top_segments = 0  # so many that CLIP names, the grouper the others; 0: all
     return config.lock()
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import shrunk
 
-from zegformer_jax import evaluate, experiment, segmenter, sharding
+from zegformer_jax import evaluate, experiment, results, segmenter, sharding
+from zegformer_jax.vocabulary import mark_seen
 
 HEADLINE = "pascal_voc_20"
 
@@ -76,9 +77,9 @@ def test_every_class_in_every_scene_has_an_overlap(whole, records):
 def test_neither_batches_nor_devices_matter(finished, monkeypatch, devices, batch_size):
     """For the baseline: the counts of one device, three pictures at a time, and so on."""
     folder = finished.workdir / "per_pixel"
-    make_mesh = sharding.make_mesh
+    make_mesh = sharding.make_local_mesh
     reference = evaluate.evaluate(shrunk.get_config("per_pixel"), folder, progress=False)
-    monkeypatch.setattr(sharding, "make_mesh", lambda: make_mesh(devices))
+    monkeypatch.setattr(sharding, "make_local_mesh", lambda: make_mesh(devices))
     config = shrunk.get_config("per_pixel")
     config.eval.batch_size = batch_size
     actual = evaluate.evaluate(config, folder, progress=False)
@@ -112,7 +113,9 @@ def test_a_row_that_is_not_valid_does_not_count(finished):
 @pytest.mark.slow
 def test_the_headline_is_what_the_segmenter_says_with_its_classes(finished, whole):
     """Columns of the full vocabulary's scores, or a run with the 20 names: the same label map."""
-    segment = segmenter.load(finished.workdir)
+    config = experiment.load_config(finished.workdir).unlock()
+    config.eval.scores = SHOWN
+    segment = segmenter.Segmenter(config.lock(), finished.workdir)
     agreeing = [
         (segment(image, whole.subsets[0].vocabulary.names).labels == prediction).mean()
         for image, _, prediction in whole.examples[:2]
@@ -136,7 +139,7 @@ def test_the_report_has_these_scores(finished, whole):
 
 def test_a_subset_renumbers_its_classes_and_ignores_the_others():
     vocabulary = experiment.load_vocabulary("openmoji_voc")
-    subset = evaluate.load_subset(HEADLINE, vocabulary)
+    subset = results.load_subsets([HEADLINE], vocabulary, "whole")[0]
     assert [vocabulary.names[i] for i in subset.indices] == list(subset.vocabulary.names)
     assert subset.vocabulary.seen == tuple(vocabulary.seen[i] for i in subset.indices)
     table = subset.table(255)
@@ -147,13 +150,99 @@ def test_a_subset_renumbers_its_classes_and_ignores_the_others():
 def test_a_vocabulary_with_other_classes_is_refused():
     vocabulary = experiment.load_vocabulary("openmoji_voc")
     with pytest.raises(ValueError, match="eval.vocabularies: 'ade20k_150' has '.*', the data set"):
-        evaluate.load_subset("ade20k_150", vocabulary)
+        results.load_subsets(["ade20k_150"], vocabulary, "whole")
 
 
 def test_counts_add_up_in_64_bits():
     vocabulary = experiment.load_vocabulary(HEADLINE)
-    subset = evaluate.load_subset(HEADLINE, vocabulary)
-    result = evaluate.Evaluation((subset,), vocabulary, "clip")
+    subset = results.load_subsets([HEADLINE], vocabulary, "whole")[0]
+    result = results.Evaluation((subset,), vocabulary, "clip")
     for _ in range(3):
         result.add({("clip", HEADLINE): jax.device_get(np.full((20, 20), 2**31 - 1, np.int32))})
     assert result.confusion["clip", HEADLINE][0, 0] == 3 * (2**31 - 1)
+
+
+def scored(result):
+    return {key: matrix.tolist() for key, matrix in result.confusion.items()}
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_goes_on_with_what_it_had(finished, whole, tmp_path, monkeypatch):
+    """With other batches than it began with: each picture counts once."""
+    config = shrunk.get_config().unlock()
+    config.eval.scores = SHOWN
+    config.lock()
+    monkeypatch.setattr(evaluate, "SECONDS_BETWEEN_NOTES", 0.0)
+    ids = []
+
+    def stop(id_, labels_hw):
+        ids.append(id_)
+        if len(ids) == 3:
+            raise KeyboardInterrupt
+
+    arguments = dict(progress=False, partial=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(config, finished.workdir, keep=stop, **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["partial_0_of_1.npz"]
+    rest = []
+    keep = lambda id_, labels_hw: rest.append(id_)  # noqa: E731
+    result = evaluate.evaluate(config, finished.workdir, keep=keep, **arguments)
+    assert result.pictures == shrunk.VALIDATION_SCENES and not list(tmp_path.iterdir())
+    assert len(rest) == shrunk.VALIDATION_SCENES - 2 and not set(rest) & set(ids[:2])
+    assert scored(result) == scored(whole)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_gamma_is_as_many_evaluations(finished, whole):
+    config = shrunk.get_config().unlock()
+    config.eval.update(scores=SHOWN, sweep_gamma="0:0.2:0.1", methods=(SHOWN,), oracles=False)
+    result = evaluate.evaluate(config.lock(), finished.workdir, progress=False)
+    names = [f"{SHOWN}, gamma {gamma}" for gamma in ("0", "0.1", "0.2")]
+    assert result.methods(result.subsets[0]) == [SHOWN, *names]
+    np.testing.assert_array_equal(
+        result.confusion[names[1], HEADLINE], whole.confusion[SHOWN, HEADLINE]
+    )
+    config.unlock().eval.update(gamma=0.2, sweep_gamma="")
+    other = evaluate.evaluate(config, finished.workdir, progress=False)
+    np.testing.assert_array_equal(
+        result.confusion[names[2], HEADLINE], other.confusion[SHOWN, HEADLINE]
+    )
+
+
+@pytest.mark.parametrize("text", ["0.1", "a:b:c", "0:1:0"])
+def test_a_sweep_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="eval.sweep_gamma .*give first:last:step"):
+        evaluate.parse_sweep(text)
+    assert evaluate.parse_sweep("0:0.3:0.1") == (0.0, 0.1, 0.2, 0.3)
+
+
+@pytest.mark.slow
+def test_with_all_segments_named_nothing_is_lost(finished, whole):
+    """A bound that no weight is below, and room for every query: not a bit changes."""
+    config = shrunk.get_config().unlock()
+    config.eval.update(scores=SHOWN, skip_below=1e-30, top_segments=8, clip_chunk=3)
+    result = evaluate.evaluate(config.lock(), finished.workdir, progress=False)
+    assert scored(result) == scored(whole)
+
+
+def test_all_kinds_of_background_count_as_one():
+    vocabulary = experiment.load_vocabulary("pascal_voc_20b")
+    (subset,) = results.load_subsets((), vocabulary, "pascal_voc_20b")
+    result = results.Evaluation((subset,), vocabulary, "clip")
+    confusion = np.zeros((59, 59), np.int64)
+    confusion[3, 3], confusion[20, 20], confusion[20, 41], confusion[20, 3] = 5, 1, 7, 2
+    result.add({("clip", "pascal_voc_20b"): confusion})
+    scores = result.scores("clip", subset)
+    assert subset.reported[0][20] == "background" and len(scores.iou_c) == 21
+    np.testing.assert_allclose(scores.iou_c[[3, 20]], [5 / 7, 8 / 10])
+
+
+def test_another_data_set_keeps_its_classes_and_knows_what_was_seen(tmp_path):
+    config = shrunk.get_config()
+    other = evaluate.on_dataset(config, "ade20k_150", "records/ade")
+    assert (other.dataset.name, other.dataset.vocabulary) == ("ade20k_150", "ade20k_150")
+    assert other.eval.gamma == 0 and other.model == config.model
+    trained = experiment.load_vocabulary("openmoji_voc")
+    marked = mark_seen(experiment.load_vocabulary("ade20k_150"), trained)
+    by_name = dict(zip(marked.names, marked.seen, strict=True))
+    assert by_name["bicycle"] and not by_name["sofa"] and not by_name["wall"]

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.special
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zegformer_jax import inference
 
@@ -125,3 +127,47 @@ def test_wrong_arguments_are_named():
             class_logits, mask_logits, padded_size=(24, 32), size=size, original_size=size,
             out_size=(24, 32), gamma=0.1,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", inference.MODES)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    no_object=st.floats(-30, 60),
+    weight=st.floats(0, 1),
+    scale=st.floats(0, 5),
+)
+def test_no_score_exceeds_its_bound(mode, seed, no_object, weight, scale):
+    rng = np.random.default_rng(seed)
+    class_logits = np.append(rng.normal(0, 10, (6, 5)), np.full((6, 1), no_object), axis=1)
+    clip_logits = np.exp(scale) * rng.uniform(-1, 1, (6, 5))
+    seen = rng.random(5) < 0.5
+    options = dict(mode=mode, weight=weight)
+    scores = inference.class_scores(class_logits, clip_logits, seen, **options)
+    bounds = inference.score_bounds(class_logits, seen, scale, **options)
+    assert np.all(np.asarray(scores).max(-1) <= np.asarray(bounds) * (1 + 1e-5) + 1e-30)
+
+
+def test_bounds_tell_queries_apart():
+    """A query that surely shows no object is bounded near 0, one that shows one is not."""
+    class_logits = np.array([[50.0, 0, 0], [0, 0, 200]])
+    for mode in inference.MODES:
+        sure, none = inference.score_bounds(class_logits, [True, False], 4.0, mode=mode)
+        assert sure > 0.9 and none < 1e-6
+
+
+def test_queries_that_clip_does_not_name_are_scored_by_the_grouper():
+    rng = np.random.default_rng(0)
+    class_logits, clip_logits = rng.normal(size=(3, 5)), rng.normal(size=(3, 4))
+    seen = np.array([True, True, False, True])
+    named = np.array([True, False, True])
+    scores = inference.class_scores(class_logits, clip_logits, seen, named_q=named)
+    every = inference.class_scores(class_logits, clip_logits, seen)
+    grouper = inference.class_scores(class_logits, None, seen, mode="grouper")
+    np.testing.assert_array_equal(scores, np.where(named[:, None], every, grouper))
+
+
+def test_foreground_is_area_times_probability():
+    class_logits = np.log([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8]])
+    masks = np.array([[[0.0, 100.0]], [[100.0, 100.0]]])
+    weights = inference.foreground_weights(class_logits, masks)
+    np.testing.assert_allclose(weights, [0.75 * 1.5, 0.2 * 2], rtol=1e-6)

@@ -188,7 +188,8 @@ def test_bfloat16_is_close_to_float32(finished, segmenter, rgb):
     exact = segmenter.queries(rgb, CLASSES)
     assert exact.class_logits_bqc.shape == (1, 8, len(CLASSES) + 1)
     assert exact.clip_logits_bqc.shape == (1, 8, len(CLASSES))
-    for a, b in zip(exact, rough, strict=True):
+    assert exact.named_bq.all() and rough.named_bq.all()
+    for a, b in zip(exact[:3], rough[:3], strict=True):
         assert a.dtype == b.dtype == np.float32
         error = np.linalg.norm(a - b) / np.linalg.norm(a)
         assert 1e-5 < error < 0.1

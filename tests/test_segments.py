@@ -171,6 +171,47 @@ def test_segment_features_do_not_depend_on_the_chunk(golden, chunk):
     assert all(shape[0] <= chunk and shape[1:] == (16, 16, 3) for shape in seen_sizes)
 
 
+@pytest.mark.parametrize("style", segments.STYLES)
+@pytest.mark.parametrize("empty", [0, 1, 4, 9])
+def test_empty_segments_are_encoded_once_and_no_bit_changes(golden, style, empty):
+    """Also those whose logits are all negative, but not alike."""
+    arrays = golden("segments")
+    image = padded_clip_image(arrays["image"])
+    logits = np.resize(arrays["mask_logits"], (9, *arrays["mask_logits"].shape[1:])).copy()
+    places = np.random.default_rng(empty).permutation(9)[:empty]
+    logits[places] = -np.abs(logits[places]) - 0.01 * places[:, None, None]
+    weights = np.random.default_rng(0).normal(size=(16 * 16 * 3, 7)).astype(np.float32)
+    encoded = []
+
+    def encode(images_nssc):
+        jax.debug.callback(lambda: encoded.append(len(images_nssc)))
+        return images_nssc.reshape(len(images_nssc), -1) @ weights
+
+    features = jax.jit(partial(segments.segment_features, encode, side=16, style=style, chunk=3))(
+        image, logits
+    )
+    jax.effects_barrier()
+    every = jax.jit(partial(segments.segment_images, side=16, style=style))(image, logits)
+    expected = np.concatenate(
+        [np.asarray(every[i : i + 3]).reshape(3, -1) @ weights for i in (0, 3, 6)]
+    )
+    np.testing.assert_allclose(features, expected, atol=2e-5)
+    for one, other in zip(places, places[1:], strict=False):
+        np.testing.assert_array_equal(features[one], features[other])
+    assert sum(encoded) == 3 * -(-min(9 - empty + 1, 9) // 3)
+
+
+def test_unwanted_segments_look_empty(golden):
+    arrays = golden("segments")
+    image, logits = padded_clip_image(arrays["image"]), arrays["mask_logits"][:5]
+    encode = partial(jnp.mean, axis=(1, 2))
+    run = jax.jit(partial(segments.segment_features, encode, side=16, chunk=2))
+    every = run(image, logits)
+    some = run(image, logits, wanted_q=jnp.array([True, False, True, True, False]))
+    np.testing.assert_array_equal(some[jnp.array([0, 2, 3])], every[jnp.array([0, 2, 3])])
+    np.testing.assert_array_equal(some[jnp.array([1, 4])], 0)
+
+
 def test_wrong_arguments_are_named():
     image, logits = jnp.zeros((8, 8, 3)), jnp.zeros((1, 2, 2))
     with pytest.raises(ValueError, match="'blur' is unknown; choose one of cropmask, crop, mask"):

@@ -1,33 +1,42 @@
 """Evaluation: both halves of the method on every picture, several ways of scoring from one pass."""
 
+import hashlib
+import io
+import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from zegformer_jax import experiment, hosts, inference, metrics, sharding
-from zegformer_jax.checkpoints import SCORE
+from zegformer_jax import experiment, hosts, inference, metrics, segment_metrics, sharding
+from zegformer_jax.checkpoints import sum_bits
 from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.segments import segment_features, upsample_masks
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.results import (
+    OVERLAP,
+    RIGHT_NAMES,
+    RIGHT_SEGMENTS,
+    Evaluation,
+    Subset,
+    load_subsets,
+)
+from zegformer_jax.segments import segment_features
+from zegformer_jax.vocabulary import Vocabulary, mark_seen
 
+SECONDS_BETWEEN_NOTES = 60.0  # of what an evaluation has counted so far
+Keep = Callable[[str, np.ndarray], None]
 METHODS = {
     "zegformer": ("grouper", "clip", "ensemble", "ensemble_all"),
     "per_pixel": ("per_pixel",),
 }
-OVERLAP = ("segments", "overlap")  # beside the (method, vocabulary) of the confusion counts
 
 
 class Queries(NamedTuple):
@@ -37,11 +46,52 @@ class Queries(NamedTuple):
         class_logits_bqc: the grouper's, float32 [B, Q, C + 1], "no object" last.
         mask_logits_bqhw: float32 [B, Q, H/4, W/4].
         clip_logits_bqc: the segment classifier's, float32 [B, Q, C].
+        named_bq: bool [B, Q], whether CLIP's logits count.
     """
 
     class_logits_bqc: jax.Array
     mask_logits_bqhw: jax.Array
     clip_logits_bqc: jax.Array
+    named_bq: jax.Array
+
+
+class Economy(NamedTuple):
+    """Which segments CLIP need not see.
+
+    Attributes:
+        skip_below: those whose weight in every pixel of the map is provably below this share one
+            encoding with the empty ones; 0 changes nothing.
+        top_segments: only so many, with the most foreground, are named by CLIP, the others by the
+            grouper; 0: all.
+        modes: the ways of scoring that the bound is for.
+        weight: of the ensemble.
+        seen_c: bool [C], which classes are seen.
+    """
+
+    skip_below: float
+    top_segments: int
+    modes: tuple[str, ...]
+    weight: float
+    seen_c: jax.Array
+
+    def choose(self, class_logits_qc: jax.Array, mask_logits_qhw: jax.Array, scale: jax.Array):
+        """Tells which queries CLIP shall see, and which it names: bool [q] each."""
+        named_q = jnp.ones(len(class_logits_qc), bool)
+        if self.top_segments:
+            weights_q = inference.foreground_weights(class_logits_qc, mask_logits_qhw)
+            ranks_q = jnp.argsort(jnp.argsort(-weights_q))
+            named_q = ranks_q < self.top_segments
+        if not self.skip_below:
+            return named_q, named_q
+        bounds = [
+            inference.score_bounds(
+                class_logits_qc, self.seen_c, scale, mode=mode, weight=self.weight
+            )
+            for mode in self.modes
+        ]
+        opacity_q = jax.nn.sigmoid(mask_logits_qhw.astype(jnp.float32)).max((1, 2))
+        needed_q = jnp.stack(bounds).max(0) * opacity_q >= self.skip_below
+        return named_q & needed_q, named_q
 
 
 class TextEmbeddings(NamedTuple):
@@ -81,6 +131,7 @@ def run_models(
     *,
     crop_style: str,
     clip_chunk: int,
+    economy: Economy,
 ) -> Queries:
     """Groups the pixels of a batch and lets CLIP name every segment.
 
@@ -94,152 +145,113 @@ def run_models(
         sizes_b2: int [B, 2], height and width before padding.
         crop_style: see `segments.segment_images`.
         clip_chunk: segments that CLIP encodes at once.
+        economy: which segments it encodes.
     """
     output = grouper.apply(variables, normalise_images(images_bhwc, sizes_b2), text.grouper_cd)
     mask_logits_bqhw = output.mask_logits_lbqhw[-1]
     clip_images_bhwc = normalise_images(images_bhwc, sizes_b2, CLIP_MEAN, CLIP_STD)
 
-    def features_of(image_and_masks: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return segment_features(
+    class_logits_bqc = output.class_logits_lbqc[-1]
+
+    def name_segments(picture: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        image_hwc, class_logits_qc, mask_logits_qhw = picture
+        wanted_q, named_q = economy.choose(
+            class_logits_qc, mask_logits_qhw, clip_params["logit_scale"]
+        )
+        features_qd = segment_features(
             lambda crops: clip.apply({"params": clip_params}, crops, method=CLIP.encode_image),
-            *image_and_masks,
+            image_hwc,
+            mask_logits_qhw,
             style=crop_style,
             side=clip.config.image_size,
             chunk=clip_chunk,
+            wanted_q=wanted_q,
         )
+        scale = clip_params["logit_scale"]
+        return inference.clip_logits(features_qd, text.classifier_cd, scale), named_q
 
-    features_bqd = jax.lax.map(features_of, (clip_images_bhwc, mask_logits_bqhw))
-    name = partial(
-        inference.clip_logits, text_cd=text.classifier_cd, logit_scale=clip_params["logit_scale"]
+    pictures = (clip_images_bhwc, class_logits_bqc, mask_logits_bqhw)
+    clip_logits_bqc, named_bq = jax.lax.map(name_segments, pictures)
+    return Queries(class_logits_bqc, mask_logits_bqhw, clip_logits_bqc, named_bq)
+
+
+def make_economy(config: ConfigDict, methods: tuple[str, ...], seen: Sequence[bool]) -> Economy:
+    """Reads from an experiment's config which segments CLIP need not see."""
+    return Economy(
+        skip_below=config.eval.skip_below,
+        top_segments=config.eval.top_segments,
+        modes=methods,
+        weight=config.eval.ensemble_weight,
+        seen_c=jnp.asarray(seen),
     )
-    return Queries(output.class_logits_lbqc[-1], mask_logits_bqhw, jax.vmap(name)(features_bqd))
 
 
-@dataclass(frozen=True)
-class Subset:
-    """The classes of the data set's vocabulary that are reported together.
-
-    Attributes:
-        name: of the vocabulary file.
-        vocabulary: the classes.
-        indices: their places in the data set's vocabulary.
-    """
-
-    name: str
-    vocabulary: Vocabulary
-    indices: np.ndarray
-
-    def table(self, ignore: int) -> np.ndarray:
-        """Maps the data set's labels to this vocabulary's, other classes to the ignore label."""
-        table = np.full(ignore + 1, ignore, np.int32)
-        table[self.indices] = np.arange(len(self.indices))
-        return table
-
-
-def load_subset(name: str, vocabulary: Vocabulary) -> Subset:
-    """Finds a vocabulary file's classes in the data set's vocabulary.
+def choose_methods(config: ConfigDict) -> tuple[str, ...]:
+    """The ways of scoring that the config asks for; all of its model's where it names none.
 
     Raises:
-        ValueError: a class is not there; the message names it.
+        ValueError: it names another.
     """
-    wanted = experiment.load_vocabulary(name)
-    missing = [x for x in wanted.names if x not in vocabulary.names]
-    if missing:
-        raise ValueError(f"eval.vocabularies: '{name}' has '{missing[0]}', the data set has not")
-    indices = np.array([vocabulary.names.index(x) for x in wanted.names])
-    return Subset(name, vocabulary.select(indices), indices)
+    known = METHODS[config.model.kind]
+    wrong = [method for method in config.eval.methods if method not in known]
+    if wrong:
+        raise ValueError(f"eval.methods '{wrong[0]}': choose some of {', '.join(known)}")
+    return tuple(config.eval.methods) or known
 
 
-@dataclass
-class Evaluation:
-    """Sums over a data set, and what is reported from them.
+def parse_sweep(text: str) -> tuple[float, ...]:
+    """Reads `first:last:step`; none of an empty text.
 
-    Attributes:
-        subsets: the vocabularies, the headline first.
-        vocabulary: of the data set.
-        shown: the method whose label maps are kept and whose scores come first.
-        confusion: int64 [C, C] (label, prediction) by (method, vocabulary's name).
-        overlap: summed best-overlap IoU of each class of the data set, and how often it occurs.
-        seconds: of the steps, compilation apart.
-        images: evaluated in these seconds.
-        examples: a few (image, truth, prediction) by `eval.scores`, in the headline vocabulary.
+    Raises:
+        ValueError: it is not three such numbers.
     """
+    if not text:
+        return ()
+    try:
+        first, last, step = (float(part) for part in text.split(":"))
+        count = int((last - first) / step + 1e-6) + 1
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"eval.sweep_gamma '{text}': give first:last:step, as 0:0.3:0.05"
+        ) from None
+    return tuple(round(first + step * place, 6) for place in range(count))
 
-    subsets: tuple[Subset, ...]
-    vocabulary: Vocabulary
-    shown: str
-    confusion: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-    overlap: np.ndarray | None = None
-    seconds: float = 0.0
-    images: int = 0
-    examples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
 
-    def scores(self, method: str, subset: Subset) -> metrics.Scores:
-        """The scores of a method in a vocabulary."""
-        return metrics.scores_from_confusion(
-            self.confusion[method, subset.name], subset.vocabulary.seen
-        )
-
-    def segment_fit(self, subset: Subset) -> tuple[float, float]:
-        """Mean best-overlap IoU of the seen and of the unseen classes' regions."""
-        total, count = self.overlap[:, subset.indices]
-        seen = np.asarray(subset.vocabulary.seen)
-        return tuple(float(total[m].sum() / max(count[m].sum(), 1)) for m in (seen, ~seen))
-
-    def line(self) -> dict[str, float]:
-        """The headline's scores by `shown`, for a training's log."""
-        scores = self.scores(self.shown, self.subsets[0])
-        values = (scores.seen_iou, scores.unseen_iou, scores.harmonic_iou, scores.pixel_accuracy)
-        return dict(zip(("seen", "unseen", SCORE, "pixel_accuracy"), values, strict=True))
-
-    def add_hosts(self) -> None:
-        """Adds what the other processes counted on their pictures."""
-        if jax.process_count() == 1:
-            return
-        counts = dict(self.confusion)
-        if self.overlap is not None:
-            counts[OVERLAP] = self.overlap
-        keys = sorted(counts)  # alike on all processes
-        # As bytes: the devices have no 64-bit numbers.
-        parts = [np.ascontiguousarray(counts[key]) for key in keys]
-        gathered = multihost_utils.process_allgather([x.view(np.uint8) for x in parts])
-        for key, part, all_bytes in zip(keys, parts, gathered, strict=True):
-            total = np.ascontiguousarray(all_bytes).view(part.dtype).sum(0)
-            if key == OVERLAP:
-                self.overlap = total
-            else:
-                self.confusion[key] = total
-
-    def add(self, sums: dict[Any, np.ndarray]) -> None:
-        """Adds a step's counts."""
-        for key, counts in sums.items():
-            if key == OVERLAP:
-                self.overlap = counts + (0 if self.overlap is None else self.overlap)
-            else:
-                self.confusion[key] = counts.astype(np.int64) + self.confusion.get(key, 0)
+def sweep_name(method: str, gamma: float) -> str:
+    """The name of a method with a gamma of the sweep, among the confusion counts."""
+    return f"{method}, gamma {gamma:g}"
 
 
 class Evaluator:
     """The jitted evaluation of one model in one data set's vocabulary."""
 
-    def __init__(self, config: ConfigDict, workdir: epath.Path, variables: Any = None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: epath.Path,
+        variables: Any = None,
+        trained: Vocabulary | None = None,
+    ):
         """Loads the models and the vocabularies of an experiment.
 
         Args:
             config: the experiment.
             workdir: where its checkpoints are.
             variables: of the grouper or the baseline, on the host; None reads a checkpoint.
+            trained: the vocabulary of the training, if the config's data set is another.
         """
         self.settings = config.eval
         self.kind = config.model.kind
-        self.methods = METHODS[self.kind]
+        self.methods = choose_methods(config)
         self.shown = config.eval.scores if self.kind == "zegformer" else self.kind
         if self.shown not in self.methods:
             raise ValueError(f"eval.scores '{self.shown}': choose one of {', '.join(self.methods)}")
         self.vocabulary = experiment.dataset_vocabulary(config, workdir)
-        self.subsets = tuple(
-            load_subset(name, self.vocabulary) for name in config.eval.vocabularies
-        )
+        if trained is not None:
+            self.vocabulary = mark_seen(self.vocabulary, trained)
+        self.economy = make_economy(config, self.methods, self.vocabulary.seen)
+        self.subsets = load_subsets(config.eval.vocabularies, self.vocabulary, config.dataset.name)
+        self.sweep = parse_sweep(config.eval.sweep_gamma)
         if variables is None:
             variables = experiment.load_variables(workdir, config.eval.checkpoint)
         clip = experiment.load_clip_of(config, workdir)
@@ -261,13 +273,18 @@ class Evaluator:
             )
         )
 
+    def identity(self, config: ConfigDict) -> str:
+        """Stands for the model's numbers, the vocabulary and the settings."""
+        parts = (config.to_json_best_effort(), sum_bits(self.variables), self.vocabulary)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
     def set_variables(self, variables: Any) -> None:
         """Evaluates other variables from here on."""
         self.variables = sharding.replicate(variables, self.mesh)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> tuple[dict[Any, np.ndarray], np.ndarray]:
         """Gives a batch's counts, and label maps by `eval.scores` in the headline vocabulary."""
-        arrays = {name: array for name, array in batch.items() if name != "id"}
+        arrays = {name: array for name, array in batch.items() if name not in ("id", "index")}
         models = (self.variables, *self.fixed)
         sums, predictions = self.step(models, sharding.to_devices(arrays, self.mesh))
         return jax.device_get(sums), np.concatenate(
@@ -284,6 +301,7 @@ class Evaluator:
             queries = run_models(
                 self.model, self.clip, variables, clip_params, text, batch["image"], batch["size"],
                 crop_style=self.settings.crop_style, clip_chunk=self.settings.clip_chunk,
+                economy=self.economy,
             )  # fmt: skip
         counts, predictions = jax.lax.map(self._count_picture, (queries, batch))
         total = jax.tree.map(lambda x: jax.lax.psum(x.sum(0), "data"), counts)
@@ -304,39 +322,60 @@ class Evaluator:
                 )
                 if method == self.shown and subset is self.subsets[0]:
                     prediction = labels
+        headline = self.subsets[0]
+        truth = jnp.asarray(headline.table(ignore))[label]
+        for gamma in self.sweep:
+            labels = self._label_map(queries, example, self.shown, headline, gamma)
+            counts[sweep_name(self.shown, gamma), headline.name] = metrics.confusion_counts(
+                labels, truth, len(headline.indices), ignore
+            )
         if self.kind == "zegformer":
-            counts[OVERLAP] = self._overlap(queries.mask_logits_bqhw, example, label)
+            counts |= self._count_segments(queries, example, label)
         return counts, prediction
 
-    def _label_map(self, queries: Any, example: Any, method: str, subset: Subset) -> jax.Array:
-        """One picture's classes by one method, [H, W] at the label's padded size."""
-        sizes = {
-            "padded_size": example["image"].shape[:2],
-            "size": example["size"],
-            "original_size": example["original_size"],
-            "out_size": example["label"].shape,
-            "gamma": self.settings.gamma,
-            "seen_c": jnp.asarray(subset.vocabulary.seen),
-        }
-        if method == "per_pixel":
-            logits_chw = queries[..., subset.indices].transpose(2, 0, 1)
-            return inference.per_pixel_map(logits_chw, **sizes).argmax(0)
-        scores_qc = inference.class_scores(
+    def _count_segments(self, queries: Queries, example: Any, label: jax.Array) -> dict:
+        """The two halves of the method apart: how segments fit, and oracles in the headline.
+
+        Segments are compared at the resized size, with the nearest labels.
+        """
+        masks_qhw, headline = queries.mask_logits_bqhw, self.subsets[0]
+        sampled = self._nearest_labels(example, label)
+        overlap = segment_metrics.overlap(masks_qhw, sampled, len(self.vocabulary))
+        iou_c, present_c = segment_metrics.best_overlap_iou(overlap)
+        boundary_c = jnp.zeros(len(self.vocabulary))
+        counts = {}
+        if self.settings.oracles:
+            boundary_c, _ = segment_metrics.best_overlap_boundary_f(
+                masks_qhw, sampled, overlap, example["size"]
+            )
+            chosen = overlap.select(headline.indices)
+            truth = jnp.asarray(headline.table(self.vocabulary.ignore_label))[sampled]
+            counts[RIGHT_NAMES, headline.name] = segment_metrics.right_names_counts(
+                masks_qhw, truth, chosen
+            )
+            scores_qc = self._scores(queries, self.shown, headline)
+            classes_n = segment_metrics.largest_regions(chosen.labelled_c, len(headline.indices))
+            best_n = chosen.iou_qc().argmax(0)[classes_n]
+            counts[RIGHT_SEGMENTS, headline.name] = segment_metrics.right_segments_counts(
+                scores_qc[best_n], classes_n, chosen.labelled_c
+            )
+        counts[OVERLAP] = jnp.stack([iou_c, boundary_c, present_c.astype(jnp.float32)])
+        return counts
+
+    def _scores(self, queries: Queries, method: str, subset: Subset) -> jax.Array:
+        """One picture's scores of every query by one method, [Q, C]."""
+        return inference.class_scores(
             inference.select_classes(queries.class_logits_bqc, subset.indices),
             queries.clip_logits_bqc[:, subset.indices],
             jnp.asarray(subset.vocabulary.seen),
             mode=method,
             weight=self.settings.ensemble_weight,
+            named_q=queries.named_bq,
         )
-        return inference.label_map(scores_qc, queries.mask_logits_bqhw, **sizes)
 
-    def _overlap(self, mask_logits_qhw: jax.Array, example: Any, label: jax.Array) -> jax.Array:
-        """Best-overlap IoU and occurrence of every class, [2, C].
-
-        Segments are compared at the resized size, with the nearest labels.
-        """
+    def _nearest_labels(self, example: Any, label: jax.Array) -> jax.Array:
+        """One picture's labels at the resized and padded size, ignored in the padding."""
         height, width = example["image"].shape[:2]
-        masks = jax.nn.sigmoid(upsample_masks(mask_logits_qhw, height, width)) > 0.5
 
         def nearest(axis: int, length: int) -> tuple[jax.Array, jax.Array]:
             size, original = example["size"][axis], example["original_size"][axis]
@@ -344,26 +383,73 @@ class Evaluator:
             return jnp.minimum(index, original - 1), jnp.arange(length) < size
 
         (rows, in_rows), (columns, in_columns) = nearest(0, height), nearest(1, width)
-        sampled = label[rows[:, None], columns[None]]
         inside = in_rows[:, None] & in_columns[None]
-        sampled = jnp.where(inside, sampled, self.vocabulary.ignore_label)
-        best_c, present_c = metrics.best_overlap_iou(masks, sampled, len(self.vocabulary))
-        return jnp.stack([best_c, present_c.astype(jnp.float32)])
+        return jnp.where(inside, label[rows[:, None], columns[None]], self.vocabulary.ignore_label)
+
+    def _label_map(
+        self, queries: Any, example: Any, method: str, subset: Subset, gamma: float | None = None
+    ) -> jax.Array:
+        """One picture's classes by one method, [H, W] at the label's padded size."""
+        sizes = {
+            "padded_size": example["image"].shape[:2],
+            "size": example["size"],
+            "original_size": example["original_size"],
+            "out_size": example["label"].shape,
+            "gamma": self.settings.gamma if gamma is None else gamma,
+            "seen_c": jnp.asarray(subset.vocabulary.seen),
+        }
+        if method == "per_pixel":
+            logits_chw = queries[..., subset.indices].transpose(2, 0, 1)
+            return inference.per_pixel_map(logits_chw, **sizes).argmax(0)
+        scores_qc = self._scores(queries, method, subset)
+        return inference.label_map(scores_qc, queries.mask_logits_bqhw, **sizes)
+
+
+def on_dataset(config: ConfigDict, name: str, directory: str) -> ConfigDict:
+    """An experiment's model on another data set, as the cross-dataset tables have it: gamma is 0.
+
+    Args:
+        config: the experiment.
+        name: of the data set, see `input.datasets.NAMES`.
+        directory: of its records, or of a folder of one's own.
+    """
+    from zegformer_jax.input import builders
+
+    other = ConfigDict(config.to_dict()).unlock()
+    published = name in builders.BENCHMARKS
+    vocabulary = builders.find(name).vocabulary if published else ""
+    other.dataset.update(name=name, directory=directory, vocabulary=vocabulary, all_seen=False)
+    other.dataset.options = ConfigDict()
+    other.eval.update(vocabularies=(), gamma=0.0)
+    return other.lock()
 
 
 def evaluate(
-    config: ConfigDict, workdir: epath.PathLike, examples: int = 0, progress: bool = True
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    examples: int = 0,
+    progress: bool = True,
+    dataset: tuple[str, str] | None = None,
+    keep: Keep | None = None,
+    partial: epath.PathLike | None = None,
 ) -> Evaluation:
-    """Evaluates the newest checkpoint of a workdir on its data set's validation pictures.
+    """Evaluates a checkpoint of a workdir on its data set's validation pictures.
 
     Args:
         config: the experiment.
         workdir: where its checkpoints are.
         examples: number of pictures whose label maps are kept.
         progress: whether to show a progress bar.
+        dataset: name and directory of another data set, see `on_dataset`.
+        keep: takes each picture's id and its label map, as the examples'.
+        partial: a folder for what is counted so far; an interrupted evaluation goes on from it.
     """
-    workdir = epath.Path(workdir)
-    return run(config, workdir, Evaluator(config, workdir), examples, progress)
+    workdir, trained = epath.Path(workdir), None
+    if dataset is not None:
+        trained = experiment.dataset_vocabulary(config, workdir)
+        config = on_dataset(config, *dataset)
+    evaluator = Evaluator(config, workdir, trained=trained)
+    return run(config, workdir, evaluator, examples, progress, keep, partial)
 
 
 def run(
@@ -372,37 +458,99 @@ def run(
     evaluator: Evaluator,
     examples: int = 0,
     progress: bool = True,
+    keep: Keep | None = None,
+    partial: epath.PathLike | None = None,
 ) -> Evaluation:
     """Evaluates on the validation pictures, on several hosts together; see `evaluate`."""
     result = Evaluation(evaluator.subsets, evaluator.vocabulary, evaluator.shown)
     source = experiment.open_split(config, workdir, "validation")
+    progress_file = Progress(partial, evaluator.identity(config), len(source))
+    progress_file.load(result)
+    own = len(range(jax.process_index(), len(source), jax.process_count()))
     shapes_seen = set()
     with tqdm(
-        total=-(-len(source) // jax.process_count()),
-        desc=f"evaluate {config.model.kind}",
+        total=own,
+        initial=result.pictures,
+        desc=f"evaluate {config.model.kind} on {config.dataset.name}",
         disable=not progress or not hosts.is_first(),
         unit="picture",
     ) as bar:
-        for batch in validation_batches(config, source, evaluator.vocabulary):
-            start = time.perf_counter()
+        for batch in validation_batches(config, source, evaluator.vocabulary, progress_file.done):
+            start, count = time.perf_counter(), int(batch["valid"].sum())
             sums, predictions = evaluator(batch)
             shape = (batch["image"].shape, batch["label"].shape)
             if shape in shapes_seen:  # the first of a shape compiles
                 result.seconds += time.perf_counter() - start
-                result.images += int(batch["valid"].sum())
+                result.images += count
             shapes_seen.add(shape)
+            for row in range(count):
+                example = example_of(batch, predictions, row, evaluator)
+                if len(result.examples) < examples:
+                    result.examples.append(example)
+                if keep is not None:
+                    keep(str(batch["id"][row]), example[2].astype(batch["label"].dtype))
             result.add(sums)
-            for row in range(min(int(batch["valid"].sum()), examples - len(result.examples))):
-                result.examples.append(example_of(batch, predictions, row, evaluator))
-            bar.update(int(batch["valid"].sum()))
+            result.pictures += count
+            progress_file.note(result, batch["index"][:count])
+            bar.update(count)
     result.add_hosts()
+    progress_file.remove()
     return result
 
 
+class Progress:
+    """What this process has counted so far, in a file from time to time."""
+
+    def __init__(self, folder: epath.PathLike | None, identity: str, records: int):
+        """Begins with nothing; without a folder nothing is written.
+
+        Args:
+            folder: for the file.
+            identity: of model and settings; what others counted is not taken up.
+            records: of the data set.
+        """
+        name = f"partial_{jax.process_index()}_of_{jax.process_count()}.npz"
+        self._path = None if folder is None else epath.Path(folder) / name
+        self._identity = identity
+        self._time = time.monotonic()
+        self.done = np.zeros(records, bool)
+
+    def load(self, result: Evaluation) -> None:
+        """Takes up what an interrupted evaluation counted."""
+        if self._path is None or not self._path.exists():
+            return
+        with np.load(io.BytesIO(self._path.read_bytes())) as arrays:
+            content = dict(arrays)
+        if str(content.pop("identity")) != self._identity:
+            return
+        self.done = content.pop("done")
+        result.pictures = int(self.done.sum())
+        result.add({tuple(json.loads(key)): counts for key, counts in content.items()})
+
+    def note(self, result: Evaluation, places: np.ndarray) -> None:
+        """Notes which records were counted, and writes everything if it is time."""
+        self.done[places] = True
+        if self._path is None or time.monotonic() - self._time < SECONDS_BETWEEN_NOTES:
+            return
+        counts = {json.dumps(key): array for key, array in result.counts().items()}
+        file = io.BytesIO()
+        np.savez(file, **counts, done=self.done, identity=self._identity)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".new")
+        partial.write_bytes(file.getvalue())
+        partial.replace(self._path)
+        self._time = time.monotonic()
+
+    def remove(self) -> None:
+        """Removes the file: the evaluation is complete."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
 def validation_batches(
-    config: ConfigDict, source: Any, vocabulary: Vocabulary
+    config: ConfigDict, source: Any, vocabulary: Vocabulary, done: np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This host's batches of a source's pictures."""
+    """This host's batches of a source's pictures, without those that are done."""
     from zegformer_jax.input import pipeline
 
     return pipeline.eval_batches(
@@ -411,6 +559,7 @@ def validation_batches(
         batch_size=config.eval.batch_size,
         short_side=config.eval.short_side,
         max_long_side=config.eval.max_long_side,
+        done=done,
         num_threads=config.input.threads,
         prefetch=config.input.prefetch * config.eval.batch_size,
         shard_index=jax.process_index(),

@@ -61,7 +61,7 @@ def write_classes(
         confusion_cc.sum(axis=0).tolist(),
     )
     writer.writerows(zip(*columns, strict=True))
-    _write(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())
 
 
 def write_confusion(
@@ -80,7 +80,7 @@ def write_confusion(
         raise ValueError(f"write_confusion: {len(seen_c)} seen flags for {len(names)} classes")
     data = io.BytesIO()
     np.savez_compressed(data, confusion=confusion_cc, names=np.asarray(names, str), seen=seen_c)
-    _write(path, data.getvalue())
+    write_bytes(path, data.getvalue())
 
 
 def confused_pairs(
@@ -189,7 +189,7 @@ def write_label_png(path: epath.PathLike, labels_hw: np.ndarray) -> None:
         labels_hw = labels_hw.astype(np.uint8 if most <= np.iinfo(np.uint8).max else np.uint16)
     data = io.BytesIO()
     Image.fromarray(labels_hw).save(data, format="PNG")
-    _write(path, data.getvalue())
+    write_bytes(path, data.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +236,7 @@ def published_rows(
     )
 
 
-def _write(path: epath.PathLike, data: bytes) -> None:
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
     """Writes a file, whole or not at all; makes its folder."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

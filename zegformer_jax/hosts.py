@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 # What tells how many processes there are: set by hand, by SLURM's srun, by Open MPI.
@@ -53,6 +54,25 @@ def is_first() -> bool:
 def wait_for_all(reason: str) -> None:
     """Waits until every process is here."""
     multihost_utils.sync_global_devices(reason)
+
+
+def gather(arrays: Mapping[Any, np.ndarray]) -> list[dict[Any, np.ndarray]]:
+    """Gives every process what each of them has: arrays by key, all with the same keys and shapes.
+
+    They travel as bytes: devices may have no 64-bit numbers.
+    """
+    keys = sorted(arrays)
+    parts = [np.ascontiguousarray(arrays[key]) for key in keys]
+    gathered = multihost_utils.process_allgather(
+        [part.reshape(-1).view(np.uint8) for part in parts]
+    )
+    return [
+        {
+            key: np.ascontiguousarray(rows[process]).view(part.dtype).reshape(part.shape)
+            for key, part, rows in zip(keys, parts, gathered, strict=True)
+        }
+        for process in range(jax.process_count())
+    ]
 
 
 class StopRequest:

@@ -62,6 +62,7 @@ def class_scores(
     *,
     mode: str = MODES[0],
     weight: float = ENSEMBLE_WEIGHT,
+    named_q: jax.Array | None = None,
 ) -> jax.Array:
     """Scores every query for every class, from the grouper, CLIP or both.
 
@@ -76,6 +77,8 @@ def class_scores(
             over them, then P^l R^(1-l) for seen and P^(1-l) R^l for unseen classes.
             "ensemble_all": P^(1-l) R^l for every class.
         weight: l in [0, 1].
+        named_q: bool [q], whether CLIP's logits are the query's own; the others are scored as in
+            mode "grouper". None: all are.
 
     Returns:
         float32 [q, c] in [0, 1].
@@ -83,12 +86,32 @@ def class_scores(
     Raises:
         ValueError: if ``mode`` is unknown or CLIP's logits are missing.
     """
-    if mode not in MODES:
-        raise ValueError(f"score mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
+    check_mode(mode)
     class_logits_qc1 = class_logits_qc1.astype(jnp.float32)
     grouper_qc = jax.nn.softmax(class_logits_qc1, axis=-1)[:, :-1]
     if mode == "grouper":
         return grouper_qc
+    scores_qc = _scores_with_clip(
+        class_logits_qc1, grouper_qc, clip_logits_qc, seen_c, mode, weight
+    )
+    return scores_qc if named_q is None else jnp.where(named_q[:, None], scores_qc, grouper_qc)
+
+
+def check_mode(mode: str) -> None:
+    """Raises ValueError unless ``mode`` is one of ``MODES``."""
+    if mode not in MODES:
+        raise ValueError(f"score mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
+
+
+def _scores_with_clip(
+    class_logits_qc1: jax.Array,
+    grouper_qc: jax.Array,
+    clip_logits_qc: jax.Array | None,
+    seen_c: jax.Array,
+    mode: str,
+    weight: float,
+) -> jax.Array:
+    """Scores in a mode that CLIP takes part in; see ``class_scores``."""
     if clip_logits_qc is None:
         raise ValueError(f"score mode {mode!r} needs CLIP's logits; only 'grouper' does without")
 
@@ -106,6 +129,63 @@ def class_scores(
     seen_scores_qc = grouper_qc**weight * seen_mean_q1 ** (1 - weight)
     unseen_scores_qc = grouper_qc ** (1 - weight) * clip_qc**weight
     return jnp.where(seen_1c, seen_scores_qc, unseen_scores_qc)
+
+
+def score_bounds(
+    class_logits_qc1: jax.Array,
+    seen_c: jax.Array,
+    logit_scale: jax.Array,
+    *,
+    mode: str = MODES[0],
+    weight: float = ENSEMBLE_WEIGHT,
+) -> jax.Array:
+    """Says how large a query's scores can get, whatever CLIP will say of its segment.
+
+    CLIP's logits are at most exp(logit_scale) each, so that its probability of all c classes
+    together is at most sigmoid(log c + exp(logit_scale) - the "no object" logit).
+
+    Args:
+        class_logits_qc1: as for ``class_scores``.
+        seen_c: likewise.
+        logit_scale: CLIP's parameter of that name, the logarithm of the scale; scalar.
+        mode: as for ``class_scores``.
+        weight: likewise.
+
+    Returns:
+        float32 [q] in [0, 1]: no score of the query exceeds it.
+    """
+    check_mode(mode)
+    class_logits_qc1 = class_logits_qc1.astype(jnp.float32)
+    grouper_qc = jax.nn.softmax(class_logits_qc1, axis=-1)[:, :-1]
+    largest_q = grouper_qc.max(axis=-1)
+    if mode == "grouper":
+        return largest_q
+    most = jnp.log(grouper_qc.shape[-1]) + jnp.exp(jnp.float32(logit_scale))
+    clip_q = jax.nn.sigmoid(most - class_logits_qc1[:, -1])
+    if mode == "clip":
+        return clip_q
+    if mode == "ensemble_all":
+        return largest_q ** (1 - weight) * clip_q**weight
+    seen_1c = jnp.asarray(seen_c, bool)[None]
+    seen_q = jnp.where(seen_1c, grouper_qc, 0.0).max(axis=-1)
+    unseen_q = jnp.where(seen_1c, 0.0, grouper_qc).max(axis=-1)
+    return jnp.maximum(
+        seen_q**weight * clip_q ** (1 - weight), unseen_q ** (1 - weight) * clip_q**weight
+    )
+
+
+def foreground_weights(class_logits_qc1: jax.Array, mask_logits_qhw: jax.Array) -> jax.Array:
+    """Gives what each query covers: its mask's sum times its probability of being an object.
+
+    Args:
+        class_logits_qc1: float [q, c + 1], the grouper's, "no object" last.
+        mask_logits_qhw: float [q, h, w].
+
+    Returns:
+        float32 [q], in pixels of the masks.
+    """
+    no_object_q = jax.nn.softmax(class_logits_qc1.astype(jnp.float32), axis=-1)[:, -1]
+    return (1 - no_object_q) * jax.nn.sigmoid(mask_logits_qhw.astype(jnp.float32)).sum((1, 2))
 
 
 def semantic_map(

@@ -15,7 +15,12 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyError, AttributeError
 DEFAULT_WORKDIR = "runs/openmoji"
 INTERRUPTED = 130  # a shell's exit status for it
 MOST_LINES = 100  # of a list of bad records
-TRAIN_FLAGS = {"change_config": "go on with another config than the run began with"}
+TRAIN_FLAGS = {"change_config": (False, "go on with another config than the run began with")}
+EVALUATE_FLAGS = {
+    "datasets": ("", "other data sets, NAME=DIR by commas, in place of the experiment's own"),
+    "output": ("", "folder for the tables; default: WORKDIR/evaluation"),
+    "predictions": ("", "also write label maps: png, rle, or both by a comma"),
+}
 CONVERSIONS = """what SOURCE is, its content tells:
   a checkpoint of the authors (.pth)            DESTINATION: a workdir, with CLIP if it is inside
   CLIP: a directory, a name on the Hub, .pt     DESTINATION: a directory
@@ -25,17 +30,19 @@ CONVERSIONS = """what SOURCE is, its content tells:
 
 
 def parse_config(
-    command: str, arguments: Sequence[str], switches: Mapping[str, str] = MappingProxyType({})
-) -> tuple[Any, str, dict[str, bool]]:
-    """Reads `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE`, `--workdir=DIR` and switches.
+    command: str,
+    arguments: Sequence[str],
+    more: Mapping[str, tuple[Any, str]] = MappingProxyType({}),
+) -> tuple[Any, str, dict[str, Any]]:
+    """Reads `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE`, `--workdir=DIR` and further flags.
 
     Args:
         command: whose arguments they are.
         arguments: of the command line.
-        switches: further flags that are on or off, and what they do.
+        more: further flags: what they are if not given, a switch's False or a text; and what for.
 
     Returns:
-        The config, the workdir, and the switches' values.
+        The config, the workdir, and the further flags' values.
 
     Raises:
         ValueError: a flag or field is not known, or one that is needed is missing.
@@ -47,8 +54,9 @@ def parse_config(
     arguments = [command, *map(_find_config, arguments)]
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     workdir = flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
-    for name, text in switches.items():
-        flags.DEFINE_boolean(name, False, text, flag_values=values)
+    for name, (default, text) in more.items():
+        define = flags.DEFINE_boolean if default is False else flags.DEFINE_string
+        define(name, default, text, flag_values=values)
     try:
         rest = values(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
@@ -59,7 +67,7 @@ def parse_config(
         raise ValueError(f"{command}: '{rest[1]}' is not understood; flags begin with --")
     if config.value is None or not workdir.value:
         raise ValueError(f"{command}: needs --config=configs/NAME.py and --workdir=DIR")
-    return config.value, workdir.value, {name: values[name].value for name in switches}
+    return config.value, workdir.value, {name: values[name].value for name in more}
 
 
 def _find_config(argument: str) -> str:
@@ -104,26 +112,28 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Evaluates a trained model and prints seen, unseen and harmonic mIoU."""
-    config, workdir, _ = parse_config("evaluate", arguments)
-    from zegformer_jax import hosts
+    """Evaluates a trained model, on its data set or on others, and writes what came out."""
+    config, workdir, flags = parse_config("evaluate", arguments, EVALUATE_FLAGS)
+    from zegformer_jax import hosts, scorecard
     from zegformer_jax.evaluate import evaluate as run
 
+    kinds = scorecard.parse_predictions(flags["predictions"])
+    datasets = [_parse_dataset(text) for text in flags["datasets"].split(",") if text]
     hosts.join()
-    result = run(config, workdir)
-    if not hosts.is_first():
-        return
-    first = max(len("vocabulary"), *(len(subset.name) for subset in result.subsets)) + 2
-    titles = f"{'method':<14}{'seen':>8}{'unseen':>8}{'harmonic':>10}{'pixels':>8}"
-    print(f"{'vocabulary':<{first}}{titles}")
-    for subset in result.subsets:
-        for method in (m for m, name in result.confusion if name == subset.name):
-            scores = result.scores(method, subset)
-            row = (scores.seen_iou, scores.unseen_iou, scores.harmonic_iou, scores.pixel_accuracy)
-            numbers = [f"{100 * x:.1f}" for x in row]
-            widths = (8, 8, 10, 8)
-            cells = "".join(f"{x:>{w}}" for x, w in zip(numbers, widths, strict=True))
-            print(f"{subset.name:<{first}}{method:<14}{cells}")
+    folder = scorecard.folder_of(workdir, flags["output"])
+    for dataset in datasets or [None]:
+        name = dataset[0] if dataset else config.dataset.name
+        writer = scorecard.PredictionWriter(folder / name, kinds) if kinds else None
+        result = run(config, workdir, dataset=dataset, keep=writer, partial=folder / name)
+        if hosts.is_first():
+            print(f"{name}\n{scorecard.write(folder / name, config, result, name)}")
+
+
+def _parse_dataset(text: str) -> tuple[str, str]:
+    name, _, directory = text.partition("=")
+    if not directory:
+        raise ValueError(f"evaluate: --datasets has '{text}': give NAME=DIR, DIR with its records")
+    return name, directory
 
 
 def parse_classes(text: str) -> list[str]:

@@ -162,39 +162,3 @@ def _ratio(part: float, whole: float) -> float:
 
 def _mean(values: np.ndarray) -> float:
     return _ratio(values.sum(), values.size)
-
-
-def best_overlap_iou(
-    masks_qhw: jax.Array, label_hw: jax.Array, num_classes: int
-) -> tuple[jax.Array, jax.Array]:
-    """Says how well the segments fit the labelled regions, whatever class they are given.
-
-    Each class of the label map is compared with every query's segment; the best IoU counts.
-    Works row by row, so that no [c, h, w] array is made.
-
-    Args:
-        masks_qhw: bool [q, h, w], the segments.
-        label_hw: integer [h, w]. Pixels with a label outside 0..num_classes-1 (so also the ignore
-            label) are dropped from the segments as well.
-        num_classes: c.
-
-    Returns:
-        float32 [c]: the best IoU of each class of the label map, 0 for the others;
-        int32 [c]: 1 for each class of the label map. Add both over images, then divide.
-    """
-    labels_hw = label_hw.astype(jnp.int32)
-
-    def add_row(counts, row):
-        masks_qw, labels_w = row
-        one_hot_wc = jax.nn.one_hot(labels_w, num_classes, dtype=jnp.float32)
-        shared_qc = jnp.einsum("qw,wc->qc", masks_qw.astype(jnp.float32), one_hot_wc)
-        return (counts[0] + shared_qc, counts[1] + one_hot_wc.sum(axis=0)), None
-
-    start = (jnp.zeros((masks_qhw.shape[0], num_classes)), jnp.zeros(num_classes))
-    rows = (jnp.swapaxes(masks_qhw, 0, 1), labels_hw)
-    (intersection_qc, labelled_c), _ = jax.lax.scan(add_row, start, rows)
-    area_q1 = intersection_qc.sum(axis=-1, keepdims=True)
-    union_qc = area_q1 + labelled_c[None] - intersection_qc
-    best_c = (intersection_qc / jnp.maximum(union_qc, 1)).max(axis=0)
-    present_c = labelled_c > 0
-    return jnp.where(present_c, best_c, 0.0), present_c.astype(jnp.int32)

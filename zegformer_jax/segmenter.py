@@ -12,8 +12,14 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zegformer_jax import experiment, inference, pictures
-from zegformer_jax.evaluate import Queries, TextEmbeddings, embed_vocabulary, run_models
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.evaluate import (
+    Queries,
+    TextEmbeddings,
+    embed_vocabulary,
+    make_economy,
+    run_models,
+)
+from zegformer_jax.vocabulary import Vocabulary, mark_seen
 
 PADDING = 32  # the backbone's largest stride
 SIZE_STEP = 64  # label maps are computed at multiples of this: few shapes to compile for
@@ -128,10 +134,7 @@ class Segmenter:
         self._clip_module = self._clip.module(config.eval.dtype)
         self._model = experiment.build_model(config, self._clip.config.embed_dim, config.eval.dtype)
         self._variables = experiment.load_variables(workdir)
-        trained = experiment.dataset_vocabulary(config, workdir)
-        self._seen_synonyms = {
-            synonym.lower() for i in trained.seen_indices for synonym in trained.synonyms(i)
-        }
+        self._trained = experiment.dataset_vocabulary(config, workdir)
         self._embed = lru_cache(maxsize=16)(self._embed_names)
         self._run = jax.jit(self._label_map, static_argnames="out_size")
         self._run_models = jax.jit(self._query_models)
@@ -144,12 +147,7 @@ class Segmenter:
         Raises:
             ValueError: there is no class, or one is empty or there twice.
         """
-        names = Vocabulary.from_names(classes)
-        seen = [
-            any(synonym.lower() in self._seen_synonyms for synonym in names.synonyms(i))
-            for i in range(len(names))
-        ]
-        return dataclasses.replace(names, seen=tuple(seen))
+        return mark_seen(Vocabulary.from_names(classes), self._trained)
 
     def __call__(self, image: Picture, classes: Sequence[str]) -> Segmentation:
         """Segments a picture: every pixel gets one of the classes.
@@ -182,8 +180,9 @@ class Segmenter:
             image: as for a call.
             classes: as for a call.
         """
-        arrays = self._arrays(self.vocabulary(classes))
-        return self._run_models(*arrays, *self._pad(read_picture(image)))
+        vocabulary = self.vocabulary(classes)
+        seen_c = jnp.asarray(vocabulary.seen)
+        return self._run_models(*self._arrays(vocabulary), seen_c, *self._pad(read_picture(image)))
 
     def _arrays(self, vocabulary: Vocabulary) -> tuple:
         return self._variables, self._clip.params, self._embed(vocabulary.names)
@@ -200,12 +199,13 @@ class Segmenter:
     def _embed_names(self, names: tuple[str, ...]) -> TextEmbeddings:
         return embed_vocabulary(self.config, self._workdir, self._clip, names)
 
-    def _query_models(self, variables, clip_params, text, image_hwc, size) -> Queries:
+    def _query_models(self, variables, clip_params, text, seen_c, image_hwc, size) -> Queries:
         settings = self.config.eval
         return run_models(
             self._model, self._clip_module, variables, clip_params, text,
             image_hwc[None], size[None],
             crop_style=settings.crop_style, clip_chunk=settings.clip_chunk,
+            economy=make_economy(self.config, (settings.scores,), seen_c),
         )  # fmt: skip
 
     def _label_map(
@@ -213,13 +213,14 @@ class Segmenter:
     ) -> jax.Array:
         """Classes [out_size] of one padded picture."""
         settings = self.config.eval
-        queries = self._query_models(variables, clip_params, text, image_hwc, size)
+        queries = self._query_models(variables, clip_params, text, seen_c, image_hwc, size)
         scores_qc = inference.class_scores(
             queries.class_logits_bqc[0],
             queries.clip_logits_bqc[0],
             seen_c,
             mode=settings.scores,
             weight=settings.ensemble_weight,
+            named_q=queries.named_bq[0],
         )
         return partial(inference.label_map, scores_qc, queries.mask_logits_bqhw[0])(
             padded_size=image_hwc.shape[:2],

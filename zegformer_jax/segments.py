@@ -15,6 +15,8 @@ import jax.numpy as jnp
 STYLES = ("cropmask", "crop", "mask")  # the first is the default
 SEGMENT_THRESHOLD = 0.5  # a pixel belongs to a segment where sigmoid(mask logit) exceeds this
 
+NOTHING = -100.0  # a mask logit of no segment, wherever it is interpolated
+
 Size = int | jax.Array
 _EXACT = jax.lax.Precision.HIGHEST  # accelerators would round the weights to 8 or 10 bits
 
@@ -242,11 +244,13 @@ def segment_features(
     style: str = STYLES[0],
     side: int = 224,
     chunk: int = 25,
+    wanted_q: jax.Array | None = None,
 ) -> jax.Array:
-    """Encodes every query's segment with CLIP, a few queries at a time.
+    """Encodes the queries' segments with CLIP, a few at a time.
 
     Memory grows with ``chunk``, not with the number of queries: crops are made, encoded
-    and dropped chunk by chunk. For a batch of images wrap this in ``jax.lax.map``.
+    and dropped chunk by chunk. Empty segments all look alike, so one of them is encoded for all;
+    the time falls with the number of others. For a batch of images wrap this in ``jax.lax.map``.
 
     Args:
         encode_image: float32 [n, side, side, 3] -> float [n, d], for example a bound CLIP tower.
@@ -256,6 +260,7 @@ def segment_features(
         side: side of CLIP's input.
         chunk: largest number of segments encoded at once; made smaller where that evens out
             the chunks (100 queries in chunks of at most 32 are four times 25).
+        wanted_q: bool [q], the others get an empty segment's features, too. None: all are.
 
     Returns:
         [q, d], as ``encode_image`` gives them (its dtype, not normalised here).
@@ -267,13 +272,30 @@ def segment_features(
     if chunk < 1:
         raise ValueError(f"segment_features: chunk must be at least 1, not {chunk}")
     queries, *map_shape = mask_logits_qhw.shape
+    # Where no logit is positive, none becomes so between pixels: such a segment is empty.
+    own_q = (mask_logits_qhw > 0).any((1, 2))
+    own_q = own_q if wanted_q is None else own_q & wanted_q
+    # Those with features of their own come first, then one empty segment for all the others.
+    order_q = jnp.argsort(~own_q, stable=True)
+    count = own_q.sum()
+    ranks_q = jnp.zeros(queries, jnp.int32).at[order_q].set(jnp.arange(queries, dtype=jnp.int32))
     chunks = -(-queries // chunk)
-    per_chunk = -(-queries // chunks)
-    filler = chunks * per_chunk - queries
-    filled_qhw = jnp.pad(mask_logits_qhw, ((0, filler), (0, 0), (0, 0)))
+    chunk = -(-queries // chunks)
+    sorted_qhw = jnp.where(own_q[order_q, None, None], mask_logits_qhw[order_q], NOTHING)
+    filled = jnp.full((chunks * chunk, *map_shape), NOTHING, mask_logits_qhw.dtype)
+    filled = filled.at[:queries].set(sorted_qhw)
 
-    def encode_chunk(logits_qhw: jax.Array) -> jax.Array:
+    def encode_chunk(index: jax.Array) -> jax.Array:
+        logits_qhw = jax.lax.dynamic_slice_in_dim(filled, index * chunk, chunk)
         return encode_image(segment_images(image_hwc, logits_qhw, style=style, side=side))
 
-    features = jax.lax.map(encode_chunk, filled_qhw.reshape(chunks, per_chunk, *map_shape))
-    return features.reshape(chunks * per_chunk, -1)[:queries]
+    def add_chunk(index: jax.Array, features: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(
+            features, encode_chunk(index), index * chunk, axis=0
+        )
+
+    shape = jax.eval_shape(encode_chunk, jnp.int32(0))
+    features = jnp.zeros((chunks * chunk, *shape.shape[1:]), shape.dtype)
+    encoded = jnp.minimum(count + 1, queries)
+    features = jax.lax.fori_loop(0, -(-encoded // chunk), add_chunk, features)
+    return features[jnp.minimum(ranks_q, count)]

@@ -33,9 +33,9 @@ def make_mesh(devices: int | None = None, model: int = 1) -> Mesh:
     )
 
 
-def make_local_mesh() -> Mesh:
-    """A mesh of this process's devices alone, along `data`."""
-    devices = jax.local_devices()
+def make_local_mesh(count: int | None = None) -> Mesh:
+    """A mesh of this process's devices alone, or of the first few, along `data`."""
+    devices = jax.local_devices()[:count]
     types = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((len(devices), 1), ("data", "model"), axis_types=types, devices=devices)
 

@@ -226,3 +226,18 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
             raise ValueError(f"{where}: ignored id {id_!r} is not in 0..{IGNORE_LABEL_16BIT}")
         if id_ in first_by_id:
             raise ValueError(f"{where}: id {id_} is ignored and entry {first_by_id[id_]}'s at once")
+
+
+def mark_seen(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
+    """Gives the vocabulary with a class seen where a synonym of it names a class trained on.
+
+    Args:
+      vocabulary: of any classes.
+      trained: of a training; its seen classes count.
+    """
+    known = {name.lower() for place in trained.seen_indices for name in trained.synonyms(place)}
+    seen = tuple(
+        any(name.lower() in known for name in vocabulary.synonyms(place))
+        for place in range(len(vocabulary))
+    )
+    return dataclasses.replace(vocabulary, seen=seen)

@@ -199,6 +199,7 @@ def eval_batches(
     batch_size: int,
     short_side: int,
     max_long_side: int,
+    done: np.ndarray | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
     num_threads: int = 0,
@@ -212,6 +213,7 @@ def eval_batches(
       batch_size: rows b of a batch; a group's last batch is filled with rows that are not valid.
       short_side: of the resized picture.
       max_long_side: limit of its longer side.
+      done: bool [len(source)], records to leave out.
       shard_index: this process reads the records i with i % shard_count == shard_index.
       shard_count: number of processes.
       num_threads: that read and augment, 0 for one a core; changes speed and memory only.
@@ -222,7 +224,8 @@ def eval_batches(
       multiples of 32; `size` int32 [b, 2], height and width before padding; `label` [b, Ho, Wo] in
       the vocabulary's order at the original size, padded with the ignore label to multiples of 32;
       `original_size` int32 [b, 2]; `valid` bool [b], False in rows that only fill the batch (black,
-      ignored, of the first row's sizes); `id` texts [b], empty in those rows.
+      ignored, of the first row's sizes); `id` texts [b], empty in those rows; `index` int64 [b],
+      the records' places in `source`, -1 in those rows.
 
     Raises:
       ValueError: a label outside the vocabulary; the message names the record.
@@ -237,9 +240,11 @@ def eval_batches(
 
     calls = _Calls(example, (tf.uint8, tf.as_dtype(label_dtype), tf.string))
     num_threads = num_threads or count_cores()
-    dataset = tf.data.Dataset.range(shard_index, len(source), shard_count)
+    own = np.arange(shard_index, len(source), shard_count)
+    dataset = tf.data.Dataset.from_tensor_slices(own if done is None else own[~done[own]])
+    names = ("image", "label", "id")
     dataset = dataset.map(
-        lambda index: dict(zip(("image", "label", "id"), calls(index), strict=True)),
+        lambda index: dict(zip(names, calls(index), strict=True)) | {"index": index},
         num_parallel_calls=num_threads,
         deterministic=True,
     )
@@ -270,6 +275,7 @@ def _stack(
         "original_size": np.zeros((batch_size, 2), np.int32),
         "valid": np.arange(batch_size) < len(group),
         "id": np.array([r["id"].decode() for r in group] + [""] * (batch_size - len(group))),
+        "index": np.array([r["index"] for r in group] + [-1] * (batch_size - len(group))),
     }
     batch["size"][:] = group[0]["image"].shape[:2]
     batch["original_size"][:] = group[0]["label"].shape

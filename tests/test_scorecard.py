@@ -1,0 +1,67 @@
+"""The table and the files that an evaluation leaves."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from configs import coco_stuff
+from zegformer_jax import results, scorecard
+from zegformer_jax.vocabulary import Vocabulary
+
+
+def make_result():
+    """Three classes, one of them unseen; of "c" nothing is labelled."""
+    vocabulary = Vocabulary.from_names(["a, aa", "b", "c"], [True, False, True])
+    (subset,) = results.load_subsets((), vocabulary, "folder")
+    result = results.Evaluation((subset,), vocabulary, "ensemble", pictures=4)
+    matrix = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+    result.add({("grouper", "folder"): matrix.T, ("ensemble", "folder"): matrix})
+    result.add({(results.RIGHT_NAMES, "folder"): np.diag([8, 4, 0])})
+    result.add({(results.RIGHT_SEGMENTS, "folder"): matrix})
+    result.add({results.OVERLAP: np.array([[1.5, 0.5, 0], [1.0, 0.25, 0], [2, 1, 0]])})
+    return result
+
+
+def test_everything_is_written(tmp_path):
+    text = scorecard.write(tmp_path / "out", coco_stuff.get_config(), make_result(), "folder")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["pictures"] == 4 and report["dataset"] == "folder"
+    ours = next(row for row in report["scores"] if row["method"] == "ensemble")
+    assert ours["seen"] == pytest.approx(6 / 9) and ours["unseen"] == pytest.approx(3 / 6)
+    assert ours["mIoU"] == pytest.approx((6 / 9 + 3 / 6) / 2)
+    assert ours["harmonic"] == pytest.approx(2 / (9 / 6 + 6 / 3))
+    assert report["confused"][0]["pixels"] == 2
+    with (tmp_path / "out" / "folder_classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["kind"] for row in rows] == ["seen", "unseen", "seen"]
+    with np.load(tmp_path / "out" / "folder_confusion.npz") as arrays:
+        assert arrays["confusion"].sum() == 12
+    assert "66.7" in text and "1 seen, 0 unseen classes are not in the labels" in text
+    assert "segments that fit best, IoU: seen 75.0, unseen 50.0" in text
+    assert "segments that fit best, boundary F: seen 50.0, unseen 25.0" in text
+    assert "the segments with their right names: seen 100.0, unseen 100.0" in text
+    assert str(tmp_path / "out") in text
+
+
+def test_the_published_figure_stands_beside(tmp_path):
+    config = coco_stuff.get_config()
+    text = scorecard.write(tmp_path, config, make_result(), "coco_stuff")
+    assert "published: seen 36.6, unseen 33.2, harmonic 34.8" in text
+    supervised = coco_stuff.get_config("r101,supervised")
+    text = scorecard.write(tmp_path, supervised, make_result(), "ade20k_150")
+    assert "published: mIoU 18.0" in text
+    text = scorecard.write(tmp_path, coco_stuff.get_config("swin_b"), make_result(), "coco_stuff")
+    assert "published:" not in text
+
+
+def test_predictions_are_files_by_id(tmp_path):
+    write = scorecard.PredictionWriter(tmp_path, scorecard.parse_predictions("png, rle"))
+    write("street/1", np.array([[0, 1], [1, 1]], np.uint8))
+    assert (tmp_path / "png" / "street" / "1.png").exists()
+    (first, second) = json.loads((tmp_path / "rle" / "street" / "1.json").read_text())
+    assert first["segmentation"] == {"size": [2, 2], "counts": [0, 1, 3]}
+    assert second["segmentation"] == {"size": [2, 2], "counts": [1, 3]}
+    with pytest.raises(ValueError, match="--predictions: no 'jpg'; choose of png, rle"):
+        scorecard.parse_predictions("jpg")
