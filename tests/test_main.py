@@ -172,18 +172,28 @@ def test_predict_with_a_file_of_classes(finished, picture, tmp_path, capsys, her
 def test_evaluate_prints_the_scores(finished, capsys):
     workdir = finished.workdir / "per_pixel"
     assert main.main(["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}"]) == 0
-    heading, *rows = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["vocabulary", "method", "seen", "unseen", "harmonic", "pixels"]
-    assert [row.split()[:2] for row in rows] == [
+    name, heading, *rows = capsys.readouterr().out.splitlines()
+    scores = ["seen", "unseen", "harmonic", "mIoU", "mIoU*", "pixels"]
+    assert name == "openmoji_voc" and heading.split() == ["vocabulary", "method", *scores]
+    assert [row.split()[:2] for row in rows[:2]] == [
         ["pascal_voc_20", "per_pixel"],
         ["openmoji_voc", "per_pixel"],
     ]
-    for row in rows:
+    for row in rows[:2]:
         result = finished.report.find(demo.METHOD_NAMES["per_pixel"], row.split()[0])
         expected = (result.seen, result.unseen, result.harmonic, result.pixel_accuracy)
+        found = dict(zip(scores, map(float, row.split()[2:]), strict=True))
         np.testing.assert_allclose(
-            [float(x) for x in row.split()[2:]], [100 * x for x in expected], atol=0.051
+            [found[name] for name in ("seen", "unseen", "harmonic", "pixels")],
+            [100 * x for x in expected],
+            atol=0.051,
         )
+    assert rows[-1] == f"written: {workdir}/evaluation/openmoji_voc"
+
+
+def test_a_data_set_without_its_directory_is_refused(capsys, here):
+    arguments = ["evaluate", SHRUNK, "--workdir=w", "--datasets=ade20k_150"]
+    assert "--datasets has 'ade20k_150': give NAME=DIR" in error_of(arguments, capsys, here)
 
 
 @pytest.mark.slow

@@ -113,9 +113,10 @@ class Loop:
         return sharding.replicate(step_key, self._mesh), init_key
 
     def _start(self, key: jax.Array) -> TrainState:
-        state = make_state(self._task, self._optimiser, key, ema=self._config.train.ema > 0)
-        axis = self._config.sharding.params
-        state = sharding.place(state, sharding.shard_arrays(state, self._mesh, axis))
+        config = self._config
+        state = make_state(self._task, self._optimiser, key, ema=config.train.ema > 0)
+        shardings = sharding.shard_arrays(state, self._mesh, config.sharding.params)
+        state = sharding.place(state, shardings)
         if self._checkpoints.latest_step is None:
             return state
         return self._checkpoints.restore(state, self._say)
@@ -138,7 +139,7 @@ class Loop:
         return self._log.metrics.history
 
     def _run(self, bar: tqdm, stop: hosts.StopRequest) -> None:
-        config, last = self._config.train, self._config.train.steps
+        config, last = self._config, self._config.train.steps
         context = sharding.replicate(self._task.context, self._mesh)
         in_flight: collections.deque[Metrics] = collections.deque()
         take_step = None
@@ -154,13 +155,13 @@ class Loop:
             if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
             bar.update()
-            if step % config.log_every == 0 or step == last:
+            if step % config.train.log_every == 0 or step == last:
                 self._note(step, metrics, bar)
-            validates = config.validate_every and (
-                step % config.validate_every == 0 or step == last
+            validates = config.train.validate_every and (
+                step % config.train.validate_every == 0 or step == last
             )
             stops = stop.came(step) and step < last
-            if validates or stops or step % config.checkpoint_every == 0 or step == last:
+            if validates or stops or step % config.train.checkpoint_every == 0 or step == last:
                 self._save(step, metrics, bar, validates)
             if stops:
                 self._checkpoints.wait()
