@@ -66,10 +66,11 @@ def test_every_labelled_pixel_counts_once(whole, records, method):
 
 @pytest.mark.slow
 def test_every_class_in_every_scene_has_an_overlap(whole, records):
-    total, count = whole.overlap
+    total, boundary, count = whole.overlap
     present = sum(np.isin(np.arange(236), record["label"]) for record in records)
     np.testing.assert_array_equal(count, present)
-    assert np.all(total <= count) and np.all(total >= 0) and total.sum() > 0
+    for sums in (total, boundary):
+        assert np.all(sums <= count) and np.all(sums >= 0) and sums.sum() > 0
 
 
 @pytest.mark.slow
