@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import shrunk
 
-from zegformer_jax import evaluate, experiment, results, segmenter, sharding
+from zegformer_jax import evaluate, evaluation_progress, experiment, results, segmenter, sharding
 from zegformer_jax.vocabulary import mark_seen
 
 HEADLINE = "pascal_voc_20"
@@ -173,7 +173,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_it_had(finished, whole, tmp
     config = shrunk.get_config().unlock()
     config.eval.scores = SHOWN
     config.lock()
-    monkeypatch.setattr(evaluate, "SECONDS_BETWEEN_NOTES", 0.0)
+    monkeypatch.setattr(evaluation_progress, "SECONDS_BETWEEN_NOTES", 0.0)
     ids = []
 
     def stop(id_, labels_hw):

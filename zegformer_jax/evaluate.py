@@ -1,11 +1,9 @@
 """Evaluation: both halves of the method on every picture, several ways of scoring from one pass."""
 
 import hashlib
-import io
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +15,8 @@ from tqdm import tqdm
 
 from zegformer_jax import experiment, hosts, inference, metrics, segment_metrics, sharding
 from zegformer_jax.checkpoints import sum_bits
-from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
-from zegformer_jax.models.grouper import Grouper
+from zegformer_jax.evaluation_progress import Progress
+from zegformer_jax.halves import Queries, embed_vocabulary, make_economy, run_models
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.results import (
     OVERLAP,
@@ -28,162 +26,13 @@ from zegformer_jax.results import (
     Subset,
     load_subsets,
 )
-from zegformer_jax.segments import segment_features
 from zegformer_jax.vocabulary import Vocabulary, mark_seen
 
-SECONDS_BETWEEN_NOTES = 60.0  # of what an evaluation has counted so far
 Keep = Callable[[str, np.ndarray], None]
 METHODS = {
     "zegformer": ("grouper", "clip", "ensemble", "ensemble_all"),
     "per_pixel": ("per_pixel",),
 }
-
-
-class Queries(NamedTuple):
-    """What both halves of the method say of every query of a batch.
-
-    Attributes:
-        class_logits_bqc: the grouper's, float32 [B, Q, C + 1], "no object" last.
-        mask_logits_bqhw: float32 [B, Q, H/4, W/4].
-        clip_logits_bqc: the segment classifier's, float32 [B, Q, C].
-        named_bq: bool [B, Q], whether CLIP's logits count.
-    """
-
-    class_logits_bqc: jax.Array
-    mask_logits_bqhw: jax.Array
-    clip_logits_bqc: jax.Array
-    named_bq: jax.Array
-
-
-class Economy(NamedTuple):
-    """Which segments CLIP need not see.
-
-    Attributes:
-        skip_below: those whose weight in every pixel of the map is provably below this share one
-            encoding with the empty ones; 0 changes nothing.
-        top_segments: only so many, with the most foreground, are named by CLIP, the others by the
-            grouper; 0: all.
-        modes: the ways of scoring that the bound is for.
-        weight: of the ensemble.
-        seen_c: bool [C], which classes are seen.
-    """
-
-    skip_below: float
-    top_segments: int
-    modes: tuple[str, ...]
-    weight: float
-    seen_c: jax.Array
-
-    def choose(self, class_logits_qc: jax.Array, mask_logits_qhw: jax.Array, scale: jax.Array):
-        """Tells which queries CLIP shall see, and which it names: bool [q] each."""
-        named_q = jnp.ones(len(class_logits_qc), bool)
-        if self.top_segments:
-            weights_q = inference.foreground_weights(class_logits_qc, mask_logits_qhw)
-            ranks_q = jnp.argsort(jnp.argsort(-weights_q))
-            named_q = ranks_q < self.top_segments
-        if not self.skip_below:
-            return named_q, named_q
-        bounds = [
-            inference.score_bounds(
-                class_logits_qc, self.seen_c, scale, mode=mode, weight=self.weight
-            )
-            for mode in self.modes
-        ]
-        opacity_q = jax.nn.sigmoid(mask_logits_qhw.astype(jnp.float32)).max((1, 2))
-        needed_q = jnp.stack(bounds).max(0) * opacity_q >= self.skip_below
-        return named_q & needed_q, named_q
-
-
-class TextEmbeddings(NamedTuple):
-    """A vocabulary as the two halves of the method see it, float32 [C, D] each.
-
-    The second is None in the baseline, which has one half.
-    """
-
-    grouper_cd: jax.Array
-    classifier_cd: jax.Array | None
-
-
-def embed_vocabulary(
-    config: ConfigDict,
-    workdir: epath.Path,
-    clip: experiment.LoadedClip | None,
-    names: tuple[str, ...],
-) -> TextEmbeddings:
-    """Embeds class names for both halves of the method."""
-    grouper_cd = jnp.asarray(
-        experiment.embed_classes(config, workdir, clip, names, config.eval.grouper_prompts)
-    )
-    if config.model.kind == "per_pixel":
-        return TextEmbeddings(grouper_cd, None)
-    prompts = config.clip.classifier_prompts
-    return TextEmbeddings(grouper_cd, jnp.asarray(experiment.embed_names(clip, names, prompts)))
-
-
-def run_models(
-    grouper: Grouper,
-    clip: CLIP,
-    variables: Any,
-    clip_params: Any,
-    text: TextEmbeddings,
-    images_bhwc: jax.Array,
-    sizes_b2: jax.Array,
-    *,
-    crop_style: str,
-    clip_chunk: int,
-    economy: Economy,
-) -> Queries:
-    """Groups the pixels of a batch and lets CLIP name every segment.
-
-    Args:
-        grouper: and `clip`, the modules.
-        clip: see there.
-        variables: the grouper's.
-        clip_params: CLIP's.
-        text: embeddings of the vocabulary.
-        images_bhwc: RGB 0..255 [B, H, W, 3], padded at the bottom and right to multiples of 32.
-        sizes_b2: int [B, 2], height and width before padding.
-        crop_style: see `segments.segment_images`.
-        clip_chunk: segments that CLIP encodes at once.
-        economy: which segments it encodes.
-    """
-    output = grouper.apply(variables, normalise_images(images_bhwc, sizes_b2), text.grouper_cd)
-    mask_logits_bqhw = output.mask_logits_lbqhw[-1]
-    clip_images_bhwc = normalise_images(images_bhwc, sizes_b2, CLIP_MEAN, CLIP_STD)
-
-    class_logits_bqc = output.class_logits_lbqc[-1]
-
-    def name_segments(picture: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        image_hwc, class_logits_qc, mask_logits_qhw = picture
-        wanted_q, named_q = economy.choose(
-            class_logits_qc, mask_logits_qhw, clip_params["logit_scale"]
-        )
-        features_qd = segment_features(
-            lambda crops: clip.apply({"params": clip_params}, crops, method=CLIP.encode_image),
-            image_hwc,
-            mask_logits_qhw,
-            style=crop_style,
-            side=clip.config.image_size,
-            chunk=clip_chunk,
-            wanted_q=wanted_q,
-        )
-        scale = clip_params["logit_scale"]
-        return inference.clip_logits(features_qd, text.classifier_cd, scale), named_q
-
-    pictures = (clip_images_bhwc, class_logits_bqc, mask_logits_bqhw)
-    clip_logits_bqc, named_bq = jax.lax.map(name_segments, pictures)
-    return Queries(class_logits_bqc, mask_logits_bqhw, clip_logits_bqc, named_bq)
-
-
-def make_economy(config: ConfigDict, methods: tuple[str, ...], seen: Sequence[bool]) -> Economy:
-    """Reads from an experiment's config which segments CLIP need not see."""
-    return Economy(
-        skip_below=config.eval.skip_below,
-        top_segments=config.eval.top_segments,
-        modes=methods,
-        weight=config.eval.ensemble_weight,
-        seen_c=jnp.asarray(seen),
-    )
 
 
 def choose_methods(config: ConfigDict) -> tuple[str, ...]:
@@ -249,8 +98,9 @@ class Evaluator:
         self.vocabulary = experiment.dataset_vocabulary(config, workdir)
         if trained is not None:
             self.vocabulary = mark_seen(self.vocabulary, trained)
-        self.economy = make_economy(config, self.methods, self.vocabulary.seen)
         self.subsets = load_subsets(config.eval.vocabularies, self.vocabulary, config.dataset.name)
+        scored = [(subset.indices, subset.vocabulary.seen) for subset in self.subsets]
+        self.economy = make_economy(config, self.methods, scored)
         self.sweep = parse_sweep(config.eval.sweep_gamma)
         if variables is None:
             variables = experiment.load_variables(workdir, config.eval.checkpoint)
@@ -496,55 +346,6 @@ def run(
     result.add_hosts()
     progress_file.remove()
     return result
-
-
-class Progress:
-    """What this process has counted so far, in a file from time to time."""
-
-    def __init__(self, folder: epath.PathLike | None, identity: str, records: int):
-        """Begins with nothing; without a folder nothing is written.
-
-        Args:
-            folder: for the file.
-            identity: of model and settings; what others counted is not taken up.
-            records: of the data set.
-        """
-        name = f"partial_{jax.process_index()}_of_{jax.process_count()}.npz"
-        self._path = None if folder is None else epath.Path(folder) / name
-        self._identity = identity
-        self._time = time.monotonic()
-        self.done = np.zeros(records, bool)
-
-    def load(self, result: Evaluation) -> None:
-        """Takes up what an interrupted evaluation counted."""
-        if self._path is None or not self._path.exists():
-            return
-        with np.load(io.BytesIO(self._path.read_bytes())) as arrays:
-            content = dict(arrays)
-        if str(content.pop("identity")) != self._identity:
-            return
-        self.done = content.pop("done")
-        result.pictures = int(self.done.sum())
-        result.add({tuple(json.loads(key)): counts for key, counts in content.items()})
-
-    def note(self, result: Evaluation, places: np.ndarray) -> None:
-        """Notes which records were counted, and writes everything if it is time."""
-        self.done[places] = True
-        if self._path is None or time.monotonic() - self._time < SECONDS_BETWEEN_NOTES:
-            return
-        counts = {json.dumps(key): array for key, array in result.counts().items()}
-        file = io.BytesIO()
-        np.savez(file, **counts, done=self.done, identity=self._identity)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".new")
-        partial.write_bytes(file.getvalue())
-        partial.replace(self._path)
-        self._time = time.monotonic()
-
-    def remove(self) -> None:
-        """Removes the file: the evaluation is complete."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
 
 
 def validation_batches(

@@ -222,9 +222,6 @@ def prepare(arguments: Sequence[str]) -> None:
     except records.BadRecords as error:
         print(*error.records[:MOST_LINES], sep="\n", file=sys.stderr)
         raise
-    except FileNotFoundError:
-        print(published.guide if published else folder.GUIDE, file=sys.stderr)
-        raise
     print(report.table())
     if report.left_out:
         print("left out:", *report.left_out[:MOST_LINES], sep="\n  ")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zegformer_jax import experiment, inference, pictures
-from zegformer_jax.evaluate import (
+from zegformer_jax.halves import (
     Queries,
     TextEmbeddings,
     embed_vocabulary,
@@ -205,7 +205,9 @@ class Segmenter:
             self._model, self._clip_module, variables, clip_params, text,
             image_hwc[None], size[None],
             crop_style=settings.crop_style, clip_chunk=settings.clip_chunk,
-            economy=make_economy(self.config, (settings.scores,), seen_c),
+            economy=make_economy(
+                self.config, (settings.scores,), [(range(len(seen_c)), seen_c)]
+            ),
         )  # fmt: skip
 
     def _label_map(

@@ -1,0 +1,168 @@
+"""Both halves of the method on a batch: the grouper's queries, and CLIP's names for segments."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+
+from zegformer_jax import experiment, inference
+from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
+from zegformer_jax.models.grouper import Grouper
+from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.segments import segment_features
+
+
+class Queries(NamedTuple):
+    """What both halves of the method say of every query of a batch.
+
+    Attributes:
+        class_logits_bqc: the grouper's, float32 [B, Q, C + 1], "no object" last.
+        mask_logits_bqhw: float32 [B, Q, H/4, W/4].
+        clip_logits_bqc: the segment classifier's, float32 [B, Q, C].
+        named_bq: bool [B, Q], whether CLIP's logits count.
+    """
+
+    class_logits_bqc: jax.Array
+    mask_logits_bqhw: jax.Array
+    clip_logits_bqc: jax.Array
+    named_bq: jax.Array
+
+
+class Economy(NamedTuple):
+    """Which segments CLIP need not see.
+
+    Attributes:
+        skip_below: those whose weight in every pixel of the map is provably below this share one
+            encoding with the empty ones; 0 changes nothing.
+        top_segments: only so many, with the most foreground, are named by CLIP, the others by the
+            grouper; 0: all.
+        modes: the ways of scoring that the bound is for.
+        weight: of the ensemble.
+        vocabularies: those that are scored: places among the classes, and which of them are seen.
+    """
+
+    skip_below: float
+    top_segments: int
+    modes: tuple[str, ...]
+    weight: float
+    vocabularies: tuple[tuple[Sequence[int], jax.Array], ...]
+
+    def choose(self, class_logits_qc: jax.Array, mask_logits_qhw: jax.Array, scale: jax.Array):
+        """Tells which queries CLIP shall see, and which it names: bool [q] each."""
+        named_q = jnp.ones(len(class_logits_qc), bool)
+        if self.top_segments:
+            weights_q = inference.foreground_weights(class_logits_qc, mask_logits_qhw)
+            ranks_q = jnp.argsort(jnp.argsort(-weights_q))
+            named_q = ranks_q < self.top_segments
+        if not self.skip_below:
+            return named_q, named_q
+        bounds = [
+            inference.score_bounds(
+                inference.select_classes(class_logits_qc, indices),
+                seen_c, scale, mode=mode, weight=self.weight,
+            )
+            for indices, seen_c in self.vocabularies
+            for mode in self.modes
+        ]  # fmt: skip
+        opacity_q = jax.nn.sigmoid(mask_logits_qhw.astype(jnp.float32)).max((1, 2))
+        needed_q = jnp.stack(bounds).max(0) * opacity_q >= self.skip_below
+        return named_q & needed_q, named_q
+
+
+class TextEmbeddings(NamedTuple):
+    """A vocabulary as the two halves of the method see it, float32 [C, D] each.
+
+    The second is None in the baseline, which has one half.
+    """
+
+    grouper_cd: jax.Array
+    classifier_cd: jax.Array | None
+
+
+def embed_vocabulary(
+    config: ConfigDict,
+    workdir: epath.Path,
+    clip: experiment.LoadedClip | None,
+    names: tuple[str, ...],
+) -> TextEmbeddings:
+    """Embeds class names for both halves of the method."""
+    grouper_cd = jnp.asarray(
+        experiment.embed_classes(config, workdir, clip, names, config.eval.grouper_prompts)
+    )
+    if config.model.kind == "per_pixel":
+        return TextEmbeddings(grouper_cd, None)
+    prompts = config.clip.classifier_prompts
+    return TextEmbeddings(grouper_cd, jnp.asarray(experiment.embed_names(clip, names, prompts)))
+
+
+def run_models(
+    grouper: Grouper,
+    clip: CLIP,
+    variables: Any,
+    clip_params: Any,
+    text: TextEmbeddings,
+    images_bhwc: jax.Array,
+    sizes_b2: jax.Array,
+    *,
+    crop_style: str,
+    clip_chunk: int,
+    economy: Economy,
+) -> Queries:
+    """Groups the pixels of a batch and lets CLIP name every segment.
+
+    Args:
+        grouper: and `clip`, the modules.
+        clip: see there.
+        variables: the grouper's.
+        clip_params: CLIP's.
+        text: embeddings of the vocabulary.
+        images_bhwc: RGB 0..255 [B, H, W, 3], padded at the bottom and right to multiples of 32.
+        sizes_b2: int [B, 2], height and width before padding.
+        crop_style: see `segments.segment_images`.
+        clip_chunk: segments that CLIP encodes at once.
+        economy: which segments it encodes.
+    """
+    output = grouper.apply(variables, normalise_images(images_bhwc, sizes_b2), text.grouper_cd)
+    mask_logits_bqhw = output.mask_logits_lbqhw[-1]
+    clip_images_bhwc = normalise_images(images_bhwc, sizes_b2, CLIP_MEAN, CLIP_STD)
+
+    class_logits_bqc = output.class_logits_lbqc[-1]
+
+    def name_segments(picture: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        image_hwc, class_logits_qc, mask_logits_qhw = picture
+        wanted_q, named_q = economy.choose(
+            class_logits_qc, mask_logits_qhw, clip_params["logit_scale"]
+        )
+        features_qd = segment_features(
+            lambda crops: clip.apply({"params": clip_params}, crops, method=CLIP.encode_image),
+            image_hwc,
+            mask_logits_qhw,
+            style=crop_style,
+            side=clip.config.image_size,
+            chunk=clip_chunk,
+            wanted_q=wanted_q,
+        )
+        scale = clip_params["logit_scale"]
+        return inference.clip_logits(features_qd, text.classifier_cd, scale), named_q
+
+    pictures = (clip_images_bhwc, class_logits_bqc, mask_logits_bqhw)
+    clip_logits_bqc, named_bq = jax.lax.map(name_segments, pictures)
+    return Queries(class_logits_bqc, mask_logits_bqhw, clip_logits_bqc, named_bq)
+
+
+def make_economy(
+    config: ConfigDict,
+    methods: tuple[str, ...],
+    vocabularies: Sequence[tuple[Sequence[int], Any]],
+) -> Economy:
+    """Reads from an experiment's config which segments CLIP need not see; see `Economy`."""
+    return Economy(
+        skip_below=config.eval.skip_below,
+        top_segments=config.eval.top_segments,
+        modes=methods,
+        weight=config.eval.ensemble_weight,
+        vocabularies=tuple((indices, jnp.asarray(seen_c)) for indices, seen_c in vocabularies),
+    )
