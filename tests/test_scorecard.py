@@ -65,3 +65,14 @@ def test_predictions_are_files_by_id(tmp_path):
     assert second["segmentation"] == {"size": [2, 2], "counts": [1, 3]}
     with pytest.raises(ValueError, match="--predictions: no 'jpg'; choose of png, rle"):
         scorecard.parse_predictions("jpg")
+
+
+def test_the_best_checkpoint_is_ranked_where_no_class_is_unseen():
+    result = make_result()
+    assert result.rank() == result.line()["harmonic"] == pytest.approx(2 / (9 / 6 + 6 / 3))
+    vocabulary = Vocabulary.from_names(["a, aa", "b", "c"])
+    (subset,) = results.load_subsets((), vocabulary, "folder")
+    supervised = results.Evaluation((subset,), vocabulary, "ensemble")
+    supervised.add({("ensemble", "folder"): result.confusion["ensemble", "folder"]})
+    assert np.isnan(supervised.line()["harmonic"])
+    assert supervised.rank() == pytest.approx((6 / 9 + 3 / 6) / 2)

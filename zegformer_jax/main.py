@@ -1,11 +1,12 @@
 """The commands: demo, train, evaluate, predict, prepare and convert."""
 
 import argparse
+import contextlib
 import csv
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -90,23 +91,32 @@ def demo(arguments: Sequence[str]) -> None:
     from zegformer_jax import demo as whole_method
     from zegformer_jax.report import summary
 
-    result = whole_method.run(whole_method.load_configs(options.seed), options.workdir)
+    with _stopping(options.workdir):
+        result = whole_method.run(whole_method.load_configs(options.seed), options.workdir)
     print(f"\n{summary(result)}\nreport: {options.workdir}/report.md, scenes.png, losses.png")
+
+
+@contextlib.contextmanager
+def _stopping(workdir: str) -> Iterator[None]:
+    """Ends the program well where a training was asked to stop."""
+    from zegformer_jax.train import Preempted
+
+    try:
+        yield
+    except Preempted as stopped:
+        print(f"{workdir}: {stopped}; the same command goes on from there")
+        sys.exit(0)
 
 
 def train(arguments: Sequence[str]) -> None:
     """Trains what a config says."""
     config, workdir, flags = parse_config("train", arguments, TRAIN_FLAGS)
     from zegformer_jax import hosts
-    from zegformer_jax.train import Preempted
     from zegformer_jax.train import train as run
 
     hosts.join()
-    try:
+    with _stopping(workdir):
         history = run(config, workdir, change_config=flags["change_config"])
-    except Preempted as stopped:
-        print(f"{workdir}: {stopped}; the same command goes on from there")
-        return
     last = history[-1] if history else {}
     print(f"{workdir}: {last.get('step', 0)} steps, loss {last.get('loss', float('nan')):.4f}")
 

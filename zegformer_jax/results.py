@@ -171,8 +171,18 @@ class Evaluation:
     def line(self) -> dict[str, float]:
         """The headline's scores by `shown`, for a training's log."""
         scores = self.scores(self.shown, self.subsets[0])
-        values = (scores.seen_iou, scores.unseen_iou, scores.harmonic_iou, scores.pixel_accuracy)
-        return dict(zip(("seen", "unseen", SCORE, "pixel_accuracy"), values, strict=True))
+        return {
+            "seen": scores.seen_iou,
+            "unseen": scores.unseen_iou,
+            SCORE: scores.harmonic_iou,
+            "mIoU": scores.mean_iou_labels,
+            "pixel_accuracy": scores.pixel_accuracy,
+        }
+
+    def rank(self) -> float:
+        """What the best checkpoint has most of: harmonic mIoU, or mIoU where no class is unseen."""
+        line = self.line()
+        return line["mIoU"] if np.isnan(line[SCORE]) else line[SCORE]
 
     def add_hosts(self) -> None:
         """Adds what the other processes counted on their pictures."""

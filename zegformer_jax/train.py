@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from zegformer_jax import __version__, experiment, hosts, sharding
-from zegformer_jax.checkpoints import SCORE, Checkpoints
+from zegformer_jax.checkpoints import Checkpoints
 from zegformer_jax.optim import make_optimiser
 from zegformer_jax.tasks import Batch, Metrics, Task, make_task
 from zegformer_jax.train_step import TrainState, make_state, make_train_step
@@ -218,7 +218,7 @@ class Loop:
         self._checkpoints.save(step, self.state, notes, score)
 
     def _validate(self, step: int) -> float:
-        """Evaluates the state on the validation pictures; gives the headline's harmonic mIoU."""
+        """Evaluates the state on the validation pictures; gives its rank."""
         from zegformer_jax import evaluate
 
         state = self.state
@@ -232,7 +232,7 @@ class Loop:
         self._log.write_validation(step, line)
         self._log.start_clock()
         self._say(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in line.items()))
-        return line[SCORE]
+        return result.rank()
 
 
 def cost_of(compiled: Any) -> str:
