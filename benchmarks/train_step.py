@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from zegformer_jax import experiment, matching, sharding
-from zegformer_jax.losses import targets_from_labels
+from zegformer_jax.losses import first_targets, target_widths, targets_from_labels
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.optim import make_optimiser
 from zegformer_jax.tasks import Task, grouper_loss
@@ -143,6 +143,9 @@ class OurStep:
         images = normalise_images(self.batch["image"])
         output = jax.jit(self.model.apply)(variables, images, self.text)
         targets = targets_from_labels(self.batch["label"], len(self.text), loss.max_targets)
+        most = int(targets.valid_bn.sum(1).max())
+        width = min(w for w in target_widths(targets.valid_bn.shape[1]) if w >= most)
+        targets = first_targets(targets, width)
 
         @jax.jit
         def match(output: Any, targets: Any) -> jax.Array:

@@ -89,6 +89,19 @@ def test_more_padding_changes_nothing(matched_batch):
     np.testing.assert_allclose(few, many, rtol=1e-6)
 
 
+@pytest.mark.parametrize("most", [1, 4, 5, 15, 32, 100])
+def test_there_is_a_width_for_every_number_of_targets(most):
+    widths = losses.target_widths(most)
+    assert widths[-1] == most and list(widths) == sorted(set(widths))
+    for count in range(most + 1):
+        narrowest = min(width for width in widths if width >= count)
+        assert narrowest <= max(4, 2 * count)
+
+
+def test_there_are_no_more_targets_than_classes():
+    assert losses.targets_from_labels(jnp.asarray(LABELS, jnp.uint8), 5, 32).ids_bn.shape == (2, 5)
+
+
 def test_what_stands_in_padded_targets_changes_nothing(matched_batch):
     class_logits, mask_logits, labels = matched_batch
     targets = losses.targets_from_labels(labels, 4, 8)

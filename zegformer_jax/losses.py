@@ -1,5 +1,6 @@
 """Losses as pure functions that return sums and counts; whoever reports divides."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 FOCAL_ALPHA = 0.25  # Lin et al., 2017 (RetinaNet); gamma is 2
 NO_OBJECT_WEIGHT = 0.1  # DETR, section 4
 DICE_SMOOTH = 1.0  # added to numerator and denominator; MaskFormer
+NARROWEST = 4  # targets; a batch of fewer is padded to them
 
 
 class Targets(NamedTuple):
@@ -51,9 +53,10 @@ def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: in
     Args:
         labels_bhw: integers [B, H, W]; what is not in 0..num_classes - 1 belongs to no target.
         num_classes: number of classes C.
-        max_targets: N, to which the targets are padded. Of more classes the first N are kept and
-            the rest is counted.
+        max_targets: targets an image at most. Of more classes the first are kept and the rest is
+            counted. N, to which the targets are padded, is this or `num_classes`, the smaller.
     """
+    max_targets = min(max_targets, num_classes)
 
     def image_targets(labels_hw: jax.Array):
         known_hw = labels_hw < num_classes
@@ -66,6 +69,18 @@ def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: in
         return ids_n, masks_nhw, valid_n, overflow
 
     return Targets(*jax.vmap(image_targets)(labels_bhw))
+
+
+def target_widths(most: int) -> tuple[int, ...]:
+    """Numbers of targets to work at: `NARROWEST`, twice that and so on, and `most` itself."""
+    doubled = (NARROWEST << doublings for doublings in itertools.count())
+    return (*itertools.takewhile(lambda width: width < most, doubled), most)
+
+
+def first_targets(targets: Targets, count: int) -> Targets:
+    """Keeps the first targets of every image; all valid ones where there are no more."""
+    kept = (array_bn[:, :count] for array_bn in targets[:-1])
+    return Targets(*kept, targets.overflow_b)
 
 
 def class_loss(

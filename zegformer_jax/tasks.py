@@ -83,6 +83,33 @@ def set_loss_of_layers(
 ) -> Metrics:
     """The weighted loss of every decoder layer and its parts, each summed over the layers.
 
+    Most images have few targets: the batch is matched and compared at the narrowest of several
+    widths that holds them all, so that padding costs little.
+    """
+
+    def at_width(count: int) -> Callable[[Any, losses.Targets], tuple[jax.Array, ...]]:
+        return lambda output, targets: _loss_parts(
+            output, losses.first_targets(targets, count), weights, totals
+        )
+
+    widths = losses.target_widths(targets.valid_bn.shape[1])
+    most = targets.valid_bn.sum(1).max()
+    narrowest = jnp.searchsorted(jnp.asarray(widths), most)
+    branches = [at_width(count) for count in widths]
+    by_class, by_mask, by_dice = jax.lax.switch(narrowest, branches, output, targets)
+    parts = {
+        "loss_class": weights.class_weight * by_class,
+        "loss_mask": weights.mask_weight * by_mask,
+        "loss_dice": weights.dice_weight * by_dice,
+    }
+    return parts | {"loss": sum(parts.values())}
+
+
+def _loss_parts(
+    output: Any, targets: losses.Targets, weights: Any, totals: SetTotals
+) -> tuple[jax.Array, ...]:
+    """Class, mask and dice loss, each summed over the decoder layers.
+
     Layers are worked through one by one and again in the backward pass, so that the masks at
     full resolution are held for one layer only.
     """
@@ -99,13 +126,7 @@ def set_loss_of_layers(
         count = jnp.maximum(totals.targets, 1)
         return sums.class_sum / totals.class_weight, sums.mask_sum / count, sums.dice_sum / count
 
-    by_class, by_mask, by_dice = (part.sum() for part in jax.lax.map(layer_loss, tuple(output)))
-    parts = {
-        "loss_class": weights.class_weight * by_class,
-        "loss_mask": weights.mask_weight * by_mask,
-        "loss_dice": weights.dice_weight * by_dice,
-    }
-    return parts | {"loss": sum(parts.values())}
+    return tuple(part.sum() for part in jax.lax.map(layer_loss, tuple(output)))
 
 
 class SegmentationLoss(NamedTuple):
