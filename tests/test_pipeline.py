@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zegformer_jax.input import transforms
 from zegformer_jax.input.datasets import ArraySource, open_source
 from zegformer_jax.input.pipeline import eval_batches, train_batches
 from zegformer_jax.vocabulary import Vocabulary
@@ -73,6 +74,21 @@ def test_a_record_is_augmented_anew_in_each_epoch():
     source = make_source(1)
     images = np.concatenate([batch["image"] for batch in train(source, num_steps=2)])
     assert len({image.tobytes() for image in images}) > 4
+
+
+def test_no_random_number_is_used_twice(monkeypatch):
+    """Neither in one example, nor in two, nor with two seeds."""
+    drawn, augment = [], transforms.augment
+
+    def watched(image, label, uniform, **options):
+        drawn.append(uniform)
+        return augment(image, label, uniform, **options)
+
+    monkeypatch.setattr(transforms, "augment", watched)
+    for seed in (3, 4):
+        train(seed=seed, num_steps=10)
+    assert np.shape(drawn) == (2 * 10 * 4, transforms.NUM_RANDOM)
+    assert len(np.unique(drawn)) == np.size(drawn)
 
 
 def test_unseen_classes_become_the_ignore_label():
