@@ -228,6 +228,29 @@ def test_evaluation_shards_are_disjoint_and_complete():
     assert sorted(ids) == sorted(source.ids)
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_evaluation_leaves_out_what_is_done(shards):
+    """By the records' places in the source, whichever process reads them."""
+    source, done = make_source(), np.zeros(11, bool)
+    done[[0, 3, 4, 9]] = True
+    found = {}
+    for shard in range(shards):
+        for batch in evaluate(source, done=done, shard_index=shard, shard_count=shards):
+            rows = batch["valid"]
+            found |= dict(zip(batch["index"][rows].tolist(), batch["id"][rows], strict=True))
+            assert np.all(batch["index"][~rows] == -1)
+    assert found == {place: f"record {place}" for place in (1, 2, 5, 6, 7, 8, 10)}
+    assert evaluate(source, done=np.ones(11, bool)) == []
+
+
+def test_evaluation_keeps_16_bit_labels():
+    vocabulary = Vocabulary.from_names([f"class {i}" for i in range(400)])
+    label = np.array([[0, 399], [256, 65535]], np.uint16).repeat(16, 0).repeat(16, 1)
+    source = ArraySource([np.zeros((32, 32, 3), np.uint8)], [label], ["one"])
+    (batch,) = eval_batches(source, vocabulary, batch_size=1, short_side=32, max_long_side=60)
+    np.testing.assert_array_equal(batch["label"], label[None])
+
+
 def make_folder(root, ids_hw):
     for kind in ("images", "annotations"):
         (root / "val" / kind).mkdir(parents=True)
