@@ -114,6 +114,23 @@ def test_large_arrays_are_split_and_their_moments_too():
         sharding.make_mesh(2, model=3)
 
 
+@pytest.mark.parametrize(
+    "shape, spec",
+    [
+        ((2**14,), jax.P("data")),
+        ((2**14 - 2,), jax.P()),  # small
+        ((128, 256), jax.P(None, "data")),
+        ((256, 128), jax.P("data")),
+        ((257, 128), jax.P(None, "data")),
+        ((129, 129), jax.P()),  # no side is even
+        ((), jax.P()),
+    ],
+)
+def test_the_longest_side_that_can_be_is_split(shape, spec):
+    array = jax.ShapeDtypeStruct(shape, np.float32)
+    assert sharding.shard_arrays(array, sharding.make_mesh(2), "data").spec == spec
+
+
 def with_bad(batches, bad):
     for number, batch in enumerate(batches, 1):
         if number in bad:
