@@ -4,8 +4,12 @@ import jax
 import numpy as np
 import pytest
 import shrunk
+from clips import VIT, random_params
 
 from zegformer_jax import evaluate, evaluation_progress, experiment, results, segmenter, sharding
+from zegformer_jax.halves import TextEmbeddings
+from zegformer_jax.pretrained.clip import save_clip
+from zegformer_jax.text import train_tokenizer
 from zegformer_jax.vocabulary import mark_seen
 
 HEADLINE = "pascal_voc_20"
@@ -36,6 +40,39 @@ def test_scores_that_do_not_exist_are_refused(finished):
     config.eval.scores = "both"
     with pytest.raises(ValueError, match="eval.scores 'both': choose one of grouper, clip"):
         evaluate.evaluate(config, finished.workdir, progress=False)
+
+
+@pytest.fixture
+def make_evaluator(tmp_path, monkeypatch):
+    """Evaluators of a model without any parameters, with a small CLIP."""
+    save_clip(tmp_path / "clip", VIT, random_params(VIT), train_tokenizer(["a"], 530, 14))
+    text = TextEmbeddings(*np.zeros((2, 236, VIT.embed_dim), np.float32))
+    monkeypatch.setattr(evaluate, "embed_vocabulary", lambda *_: text)
+    return lambda config: evaluate.Evaluator(config, tmp_path, variables={})
+
+
+@pytest.mark.parametrize("own, training", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_an_evaluation_computes_in_its_own_dtype(make_evaluator, own, training):
+    config = shrunk.get_config()
+    config.dtype, config.eval.dtype = training, own
+    evaluator = make_evaluator(config)
+    assert evaluator.model.dtype == evaluator.clip.dtype == own
+    assert evaluator.model.backbone.dtype == own
+
+
+def test_an_evaluator_bounds_what_it_scores(make_evaluator):
+    """By every method that is asked for, in every vocabulary."""
+    config = shrunk.get_config().unlock()
+    config.eval.update(scores="clip", methods=("clip", "grouper"), skip_below=0.5)
+    evaluator = make_evaluator(config.lock())
+    assert evaluator.shown == "clip"
+    assert evaluator.economy.modes == ("clip", "grouper")
+    assert evaluator.economy.skip_below == 0.5
+    sizes = [(len(indices), len(seen)) for indices, seen in evaluator.economy.vocabularies]
+    assert sizes == [(20, 20), (236, 236)]
+    config.eval.scores = "ensemble"
+    with pytest.raises(ValueError, match="eval.scores 'ensemble': choose one of clip, grouper"):
+        make_evaluator(config)
 
 
 @pytest.fixture(scope="module")
