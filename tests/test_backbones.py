@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zegformer_jax.models.resnet import BLOCKS, NORM_EPSILON, ResNet
+from zegformer_jax.models.resnet import BLOCKS, NORM_EPSILON, ResNet, multiply
 from zegformer_jax.pretrained.archives import read_tensors, write_tensors
 from zegformer_jax.pretrained.detectron2 import read_resnet
 from zegformer_jax.pretrained.tables import unflatten
@@ -127,6 +127,18 @@ def assert_maps_agree(tensors, sizes, arrays, side):
         assert found.shape == wanted.shape
         assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
         assert np.std(wanted) > 0.1  # or they would agree on nothing
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 3), (3, 1)])
+def test_a_1x1_convolution_is_a_product(strides):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 7, 10, 5)), rng.normal(size=(1, 1, 5, 4))
+    x, kernel = x.astype(np.float32), kernel.astype(np.float32)
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, strides, [(0, 0), (0, 0)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    found = multiply(jnp.asarray(x), jnp.asarray(kernel), strides, [(0, 0), (0, 0)])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Checkpoints: which stay, and what becomes of damaged ones."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def spoil(workdir, step):
 
 
 def test_the_last_ones_and_the_best_stay(tmp_path):
-    save(tmp_path, range(1, 8), scores={2: 0.5, 4: 0.3})
+    save(tmp_path, range(1, 8), scores={2: 0.5, 4: 0.3, 7: 0.4})
     kept = sorted(int(x.name) for x in (tmp_path / FOLDER).iterdir())
     assert kept == [2, 6, 7]
     with Checkpoints(tmp_path, 2) as checkpoints:
@@ -64,6 +66,19 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path, damage):
     assert len(lines) == 1 and lines[0].startswith("checkpoint 2 is damaged (")
     assert lines[0].endswith("going on from 1")
     assert [x.name.split("_")[0] for x in (tmp_path / DAMAGED_FOLDER).iterdir()] == ["2"]
+
+
+def test_arrays_that_are_whole_but_not_what_was_saved_are_damaged(tmp_path):
+    """Another checkpoint's files in its place: nothing but the sums of the bits can tell."""
+    save(tmp_path, [1, 2, 3])
+    folders = [tmp_path / FOLDER / step / "state" for step in ("2", "3")]
+    shutil.rmtree(folders[1])
+    shutil.copytree(*folders)
+    lines = []
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        state = checkpoints.restore(make_state(), lines.append)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
+    assert lines == ["checkpoint 3 is damaged (its arrays are not what was saved): going on from 2"]
 
 
 def test_where_none_is_sound_nothing_is_moved(tmp_path):

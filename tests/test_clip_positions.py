@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from clips import RESNET, VIT, random_params
 
+from configs import base
+from zegformer_jax import experiment
 from zegformer_jax.models.clip import CLIP
 from zegformer_jax.pretrained.clip import load_clip, save_clip
 from zegformer_jax.pretrained.clip_positions import cubic_matrix, resize_positions
@@ -107,3 +109,14 @@ def test_features_at_another_size_are_transformers(tmp_path):
     config, resized, _ = load_clip(tmp_path, image_size=40)
     features = CLIP(config).apply({"params": resized}, images, method="encode_image")
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("input_size, expected", [(0, VIT.image_size), (40, 40)])
+def test_an_experiments_clip_sees_segments_in_its_input_size(tmp_path, input_size, expected):
+    save_clip(tmp_path / "clip", VIT, random_params(VIT), train_tokenizer(["a"], 530, 14))
+    config = base.get_config()
+    config.clip.update(source="clip", input_size=input_size)
+    loaded = experiment.load_clip_of(config, tmp_path)
+    assert loaded.config.image_size == expected
+    positions = loaded.params["visual"]["position_embedding"]
+    assert len(positions) == (expected // VIT.patch_size) ** 2 + 1

@@ -25,7 +25,7 @@ BACKBONES = tuple((name,) for name in base.BACKBONES)
 VARIANTS = {
     "base": [()],
     "openmoji": [(), *((kind,) for kind in KINDS)],
-    "coco_stuff": [(), ("per_pixel",), *BACKBONES],
+    "coco_stuff": [(), ("per_pixel",), ("r101,supervised",), *BACKBONES],
     "pascal_voc": [(), ("per_pixel",), ("r50,30k",), *BACKBONES],
     "ade20k_full": [(), ("per_pixel",), *BACKBONES],
 }
@@ -175,6 +175,33 @@ def test_only_the_published_coco_evaluation_has_other_prompts():
 def test_a_variant_that_does_not_exist_is_refused(name):
     with pytest.raises(ValueError, match="no variant 'vit': choose per_pixel or r50, r101"):
         importlib.import_module(f"configs.{name}").get_config("vit")
+
+
+@pytest.mark.parametrize(
+    "name, words", [("coco_stuff", "supervised or nothing"), ("pascal_voc", "30k or nothing")]
+)
+def test_only_what_is_known_comes_after_the_comma(name, words):
+    with pytest.raises(ValueError, match=f"configs/{name}.py:r50,40k: after the comma .* {words}"):
+        importlib.import_module(f"configs.{name}").get_config("r50,40k")
+
+
+@pytest.mark.parametrize("variant, seen", [("r101", 156), ("r101,supervised", 171)])
+def test_a_supervised_training_sees_every_class(variant, seen, tmp_path):
+    config = importlib.import_module("configs.coco_stuff").get_config(variant)
+    vocabulary = experiment.dataset_vocabulary(config, tmp_path)
+    assert len(vocabulary) == 171 and len(vocabulary.seen_indices) == seen
+    file = experiment.load_vocabulary("coco_stuff_171")
+    assert (vocabulary.names, vocabulary.ids) == (file.names, file.ids)
+    table = vocabulary.training_table()
+    assert np.count_nonzero(table[:171] != vocabulary.ignore_label) == seen
+
+
+@pytest.mark.parametrize("name", ["coco_stuff", "pascal_voc", "ade20k_full"])
+def test_the_baseline_has_the_backbone_of_the_published_model(name):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    baseline, grouper = get_config("per_pixel"), get_config()
+    assert (baseline.model.kind, grouper.model.kind) == ("per_pixel", "zegformer")
+    assert baseline.model.backbone == grouper.model.backbone
 
 
 def test_a_swins_position_biases_are_not_decayed():

@@ -83,6 +83,13 @@ def test_without_clip_the_checkpoint_has_none(converted, tmp_path):
     assert not any(name.startswith(CLIP) for name in read_tensors(tmp_path / "again.npz"))
 
 
+@pytest.mark.parametrize("flags, has_clip", [([], False), (["--with-clip"], True)])
+def test_the_command_writes_clip_when_told(converted, tmp_path, flags, has_clip):
+    path = tmp_path / "again.npz"
+    assert main.main(["convert", str(converted), str(path), *flags]) == 0
+    assert any(name.startswith(CLIP) for name in read_tensors(path)) == has_clip
+
+
 def test_training_does_not_go_on_in_a_converted_workdir(converted, capsys):
     arguments = [f"--config={COCO}", f"--workdir={converted}"]
     assert main.main(["train", *arguments]) == 1

@@ -4,8 +4,12 @@ import jax
 import numpy as np
 import pytest
 import shrunk
+from clips import VIT, random_params
 
 from zegformer_jax import evaluate, evaluation_progress, experiment, results, segmenter, sharding
+from zegformer_jax.halves import Queries, TextEmbeddings
+from zegformer_jax.pretrained.clip import save_clip
+from zegformer_jax.text import train_tokenizer
 from zegformer_jax.vocabulary import mark_seen
 
 HEADLINE = "pascal_voc_20"
@@ -36,6 +40,72 @@ def test_scores_that_do_not_exist_are_refused(finished):
     config.eval.scores = "both"
     with pytest.raises(ValueError, match="eval.scores 'both': choose one of grouper, clip"):
         evaluate.evaluate(config, finished.workdir, progress=False)
+
+
+@pytest.fixture
+def make_evaluator(tmp_path, monkeypatch):
+    """Evaluators of a model without any parameters, with a small CLIP."""
+    save_clip(tmp_path / "clip", VIT, random_params(VIT), train_tokenizer(["a"], 530, 14))
+    text = TextEmbeddings(*np.zeros((2, 236, VIT.embed_dim), np.float32))
+    monkeypatch.setattr(evaluate, "embed_vocabulary", lambda *_: text)
+    return lambda config: evaluate.Evaluator(config, tmp_path, variables={})
+
+
+@pytest.mark.parametrize("own, training", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_an_evaluation_computes_in_its_own_dtype(make_evaluator, own, training):
+    config = shrunk.get_config()
+    config.dtype, config.eval.dtype = training, own
+    evaluator = make_evaluator(config)
+    assert evaluator.model.dtype == evaluator.clip.dtype == own
+    assert evaluator.model.backbone.dtype == own
+
+
+def test_an_evaluator_bounds_what_it_scores(make_evaluator):
+    """By every method that is asked for, in every vocabulary."""
+    config = shrunk.get_config().unlock()
+    config.eval.update(scores="clip", methods=("clip", "grouper"), skip_below=0.5)
+    evaluator = make_evaluator(config.lock())
+    assert evaluator.shown == "clip"
+    assert evaluator.economy.modes == ("clip", "grouper")
+    assert evaluator.economy.skip_below == 0.5
+    sizes = [(len(indices), len(seen)) for indices, seen in evaluator.economy.vocabularies]
+    assert sizes == [(20, 20), (236, 236)]
+    config.eval.scores = "ensemble"
+    with pytest.raises(ValueError, match="eval.scores 'ensemble': choose one of clip, grouper"):
+        make_evaluator(config)
+
+
+@pytest.mark.parametrize("shown, said", [("grouper", 5), ("clip", 7)])
+def test_what_is_shown_swept_and_asked_of_oracles_is_by_eval_scores(make_evaluator, shown, said):
+    """A picture of class 3 in one segment, which the grouper takes for 5 and CLIP for 7.
+
+    Of all classes both would take it for 100, and for 9 what the other, empty segment shows.
+    """
+    config = shrunk.get_config().unlock()
+    config.eval.update(scores=shown, sweep_gamma="0:0.1:0.1")
+    evaluator = make_evaluator(config.lock())
+    classes, shape = np.arange(237), (64, 64)
+    queries = Queries(
+        class_logits_bqc=20.0 * (classes == [[5], [9]])
+        + 40.0 * (classes == 100)
+        - 20.0 * (classes == 236),
+        mask_logits_bqhw=np.full((2, 16, 16), [[[10.0]], [[-10.0]]]),
+        clip_logits_bqc=(50.0 * (classes == [[7], [9]]) + 90.0 * (classes == 100))[:, :236],
+        named_bq=np.ones(2, bool),
+    )
+    sizes = {"size": np.array(shape), "original_size": np.array(shape)}
+    label = {"label": np.full(shape, 3, np.uint8), "valid": True}
+    picture = (queries, {"image": np.zeros((*shape, 3), np.uint8)} | sizes | label)
+    counts, prediction = jax.jit(evaluator._count_picture)(picture)
+    assert np.all(prediction == said)
+    expected = {"grouper": 5, "clip": 7, results.RIGHT_NAMES: 3, results.RIGHT_SEGMENTS: said}
+    expected |= {evaluate.sweep_name(shown, gamma): said for gamma in (0.0, 0.1)}
+    for name, place in expected.items():
+        matrix = np.asarray(counts[name, HEADLINE])
+        assert matrix[3, place] == matrix.sum() == 64 * 64, name
+    assert counts[shown, "openmoji_voc"][3, 100] == 64 * 64
+    iou_c, boundary_c, present_c = np.asarray(counts[results.OVERLAP])
+    assert (iou_c[3], boundary_c[3]) == (1, 1) and present_c.sum() == present_c[3] == 1
 
 
 @pytest.fixture(scope="module")

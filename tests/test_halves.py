@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from zegformer_jax import halves, inference
+from configs import base
+from zegformer_jax import experiment, halves, inference
 
 SUBSETS = [(range(12), np.arange(12) < 7), ([2, 9], np.array([True, False]))]
 SCALE = 3.0
@@ -19,8 +20,10 @@ def make_queries(seed, queries=200):
 
 
 def economy(**fields):
-    defaults = dict(skip_below=0.0, top_segments=0, modes=inference.MODES, weight=2 / 3)
-    return halves.Economy(**defaults | fields, vocabularies=tuple(SUBSETS))
+    defaults = dict(
+        skip_below=0.0, top_segments=0, modes=inference.MODES, weight=2 / 3, vocabularies=SUBSETS
+    )
+    return halves.Economy(**defaults | fields)
 
 
 @pytest.mark.parametrize("mode", inference.MODES)
@@ -57,3 +60,78 @@ def test_only_the_segments_with_most_foreground_are_named():
     weights = np.asarray(inference.foreground_weights(class_logits, masks))
     assert set(np.flatnonzero(named)) == set(np.argsort(-weights)[:7])
     np.testing.assert_array_equal(wanted, named)
+
+
+# A query of twelve classes alike, opaque in one pixel and of no other opacity worth the name.
+ALIKE = np.zeros((1, 13))
+ONE_PIXEL = np.where(np.arange(12).reshape(1, 3, 4) == 5, 50.0, -9.0)
+
+
+@pytest.mark.parametrize("subsets", [SUBSETS, SUBSETS[::-1]])
+def test_one_vocabulary_is_enough_to_see_a_segment(subsets):
+    """One of twelve classes weighs 1/13, one of two 1/3."""
+    of_twelve = economy(skip_below=0.2, modes=("grouper",), vocabularies=SUBSETS[:1])
+    assert not of_twelve.choose(ALIKE, ONE_PIXEL, SCALE)[0].any()
+    of_both = economy(skip_below=0.2, modes=("grouper",), vocabularies=subsets)
+    assert of_both.choose(ALIKE, ONE_PIXEL, SCALE)[0].all()
+
+
+@pytest.mark.parametrize("modes", [("grouper", "clip"), ("clip", "grouper")])
+def test_one_way_of_scoring_is_enough_to_see_a_segment(modes):
+    options = dict(skip_below=0.5, vocabularies=SUBSETS[:1])
+    assert not economy(modes=("grouper",), **options).choose(ALIKE, ONE_PIXEL, SCALE)[0].any()
+    assert economy(modes=modes, **options).choose(ALIKE, ONE_PIXEL, SCALE)[0].all()
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.9])
+def test_the_bound_is_for_the_ensembles_weight(weight):
+    """The scores are 13^(weight - 1) where CLIP is sure: 0.10 and 0.77."""
+    chosen = economy(
+        skip_below=0.5, modes=("ensemble_all",), weight=weight, vocabularies=SUBSETS[:1]
+    ).choose(ALIKE, ONE_PIXEL, SCALE)
+    assert chosen[0].tolist() == [weight > 0.5]
+
+
+def test_the_most_opaque_pixel_bounds_a_query():
+    """However sure its class: where a mask is nowhere opaque, no pixel weighs much."""
+    opacity = np.array([0.5, 0.19, 0.21])[:, None, None]
+    masks = np.where(np.arange(12).reshape(1, 3, 4) == 5, np.log(opacity / (1 - opacity)), -9.0)
+    sure = np.where(np.arange(13) == 2, 50.0, np.zeros((3, 1)))
+    wanted, _ = economy(skip_below=0.2, modes=("grouper",)).choose(sure, masks, SCALE)
+    assert wanted.tolist() == [True, False, True]
+
+
+def test_of_the_named_segments_only_those_that_weigh_are_seen():
+    class_logits, _, masks = make_queries(3)
+    _, named = economy(top_segments=60).choose(class_logits, masks, SCALE)
+    heavy, _ = economy(skip_below=0.5).choose(class_logits, masks, SCALE)
+    both = economy(top_segments=60, skip_below=0.5).choose(class_logits, masks, SCALE)
+    np.testing.assert_array_equal(both[0], named & heavy)
+    np.testing.assert_array_equal(both[1], named)
+    assert 0 < both[0].sum() < min(named.sum(), heavy.sum())
+
+
+def test_the_economy_is_the_configs():
+    config = base.get_config()
+    config.eval.update(skip_below=0.25, top_segments=3, ensemble_weight=0.75)
+    made = halves.make_economy(config, ("clip", "grouper"), SUBSETS)
+    assert made[:4] == (0.25, 3, ("clip", "grouper"), 0.75)
+    for (indices, seen), expected in zip(made.vocabularies, SUBSETS, strict=True):
+        np.testing.assert_array_equal(indices, expected[0])
+        np.testing.assert_array_equal(seen, expected[1])
+
+
+@pytest.mark.parametrize("other, of_grouper", [("", "imagenet"), ("single", "single")])
+def test_each_half_has_its_own_prompts(monkeypatch, tmp_path, other, of_grouper):
+    """The grouper the training's, or those that the evaluation names; CLIP its own."""
+    sets = ("imagenet", "single", "imagenet_select_clip")
+    embeddings = {prompts: np.full((2, 3), place) for place, prompts in enumerate(sets)}
+    monkeypatch.setattr(experiment, "embed_names", lambda clip, names, prompts: embeddings[prompts])
+    config = base.get_config()
+    config.clip.update(grouper_prompts=sets[0], classifier_prompts=sets[2])
+    config.eval.grouper_prompts = other
+    text = halves.embed_vocabulary(config, tmp_path, "a CLIP", ("cat", "dog"))
+    np.testing.assert_array_equal(text.grouper_cd, embeddings[of_grouper])
+    np.testing.assert_array_equal(text.classifier_cd, embeddings[sets[2]])
+    config.model.kind = "per_pixel"
+    assert halves.embed_vocabulary(config, tmp_path, "a CLIP", ("cat", "dog"))[1] is None

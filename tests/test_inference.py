@@ -147,6 +147,26 @@ def test_no_score_exceeds_its_bound(mode, seed, no_object, weight, scale):
     assert np.all(np.asarray(scores).max(-1) <= np.asarray(bounds) * (1 + 1e-5) + 1e-30)
 
 
+@pytest.mark.parametrize("mode", inference.MODES)
+def test_a_bound_gives_each_class_all_that_clip_has_to_give(mode):
+    """Where CLIP's logits are as large as they get, to all classes together; class by class."""
+    rng, scale, weight = np.random.default_rng(0), 1.5, 0.8
+    class_logits = np.append(rng.normal(0, 8, (40, 5)), rng.uniform(-5, 15, (40, 1)), axis=1)
+    seen = np.array([True, False, False, True, False])
+    grouper = scipy.special.softmax(class_logits, axis=1)[:, :5]
+    largest = np.append(np.full((40, 5), np.exp(scale)), class_logits[:, -1:], axis=1)
+    clip = scipy.special.softmax(largest, axis=1)[:, :5].sum(1, keepdims=True)
+    on_grouper = np.broadcast_to(
+        {"grouper": 1, "clip": 0, "ensemble_all": 1 - weight}.get(
+            mode, np.where(seen, weight, 1 - weight)
+        ),
+        5,
+    )
+    expected = (grouper**on_grouper * clip ** (1 - on_grouper)).max(1)
+    bounds = inference.score_bounds(class_logits, seen, scale, mode=mode, weight=weight)
+    np.testing.assert_allclose(bounds, expected, rtol=1e-5)
+
+
 def test_bounds_tell_queries_apart():
     """A query that surely shows no object is bounded near 0, one that shows one is not."""
     class_logits = np.array([[50.0, 0, 0], [0, 0, 200]])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from zegformer_jax.input import pipeline
 from zegformer_jax.input.datasets import FileSource
 from zegformer_jax.vocabulary import Vocabulary
 
+ROOT = Path(__file__).resolve().parent.parent
 PICTURES, BATCH, CROP, STEPS, START = 7, 4, 32, 5, 2
 
 
@@ -53,7 +55,10 @@ def test_two_processes_read_what_one_reads(tmp_path):
     assert len(expected) == STEPS and len({row for batch in expected for row in batch}) == 20
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path), str(shard)], stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, str(tmp_path), str(shard)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},  # this tree, whichever is installed
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for shard in range(2)
     ]

@@ -7,7 +7,7 @@ import pytest
 import shrunk
 from PIL import Image
 
-from zegformer_jax import demo, main
+from zegformer_jax import demo, experiment, main
 
 ROOT = main.ROOT
 # ml_collections reads config files with a call that Python 3.12 calls old.
@@ -194,6 +194,25 @@ def test_evaluate_prints_the_scores(finished, capsys):
 def test_a_data_set_without_its_directory_is_refused(capsys, here):
     arguments = ["evaluate", SHRUNK, "--workdir=w", "--datasets=ade20k_150"]
     assert "--datasets has 'ade20k_150': give NAME=DIR" in error_of(arguments, capsys, here)
+
+
+def test_the_demos_data_lie_in_its_workdir(tmp_path, here, monkeypatch):
+    """Though there is a folder `data` here, as in the repository, and another beside it."""
+    (here / "data").mkdir()
+    (tmp_path / "data").mkdir()
+    found = []
+
+    def train(config, workdir):
+        found.append(experiment.dataset_directory(config, workdir).resolve())
+
+    def evaluate(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(demo, "train", train)
+    monkeypatch.setattr(demo, "evaluate", evaluate)
+    with pytest.raises(InterruptedError):
+        demo.run(demo.load_configs(0), "runs/openmoji", lambda line: None)
+    assert found == [here / "runs" / "openmoji" / "data"] * 4
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import socket
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 from zegformer_jax.input import openmoji, rasters
@@ -201,6 +202,44 @@ def test_masks_leak_and_neighbours_hide(pictures):
         openmoji._paste(patch, rng, image, hidden)
     left = np.count_nonzero(hidden) / np.count_nonzero(alpha)
     assert 0.05 < left < 1 and np.all(hidden <= alpha)
+
+
+# An opaque square, and much room beside it.
+SQUARE = np.zeros((80, 120), np.uint8)
+SQUARE[20:60, 10:50] = 255
+
+
+def rough_masks(count, region):
+    rng = np.random.default_rng(0)
+    return np.stack([openmoji._rough_mask(SQUARE, rng)[region] for _ in range(count)])
+
+
+def test_far_from_the_object_a_mask_leaks_as_its_noise_exceeds_the_threshold(monkeypatch):
+    """Noise of 0 to 70 times a deviation of 0.7 to 1 (cells, enlarged), over 60 to 150."""
+    monkeypatch.setattr(openmoji, "CUT_SHARE", 0.0)
+    leaks = rough_masks(600, np.s_[:, 75:]).mean()
+    amount, threshold = np.meshgrid(np.linspace(0.1, 70, 200), np.linspace(60, 150, 200))
+    least, most = (
+        scipy.stats.norm.sf(threshold / (amount * deviation)).mean() for deviation in (0.7, 1.0)
+    )
+    assert least < leaks < most
+
+
+def test_a_share_of_the_masks_is_cut(monkeypatch):
+    """Without noise, the square is whole but for the cuts."""
+    monkeypatch.setattr(openmoji, "MASK_NOISE", 0.0)
+    shares = []
+    for share in (0.0, openmoji.CUT_SHARE, 1.0):
+        monkeypatch.setattr(openmoji, "CUT_SHARE", share)
+        shares.append(1 - rough_masks(600, np.s_[26:54, 16:44]).all((1, 2)).mean())
+    assert shares[0] == 0 and shares[2] > 0.2
+    assert abs(shares[1] / shares[2] - 0.3) < 0.1
+
+
+def test_pairs_are_filled_by_the_rough_mask(pictures, monkeypatch):
+    monkeypatch.setattr(openmoji, "_rough_mask", lambda alpha, rng: np.ones_like(alpha, bool))
+    (batch,) = batches(pictures, num_steps=1, masked_share=1.0)
+    assert np.all(batch["image"] == openmoji.FILL_COLOUR, axis=-1).mean() < 0.001
 
 
 def test_pairs_refuse_what_does_not_fit(pictures):

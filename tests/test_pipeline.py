@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zegformer_jax.input import transforms
 from zegformer_jax.input.datasets import ArraySource, open_source
 from zegformer_jax.input.pipeline import eval_batches, train_batches
 from zegformer_jax.vocabulary import Vocabulary
@@ -73,6 +74,21 @@ def test_a_record_is_augmented_anew_in_each_epoch():
     source = make_source(1)
     images = np.concatenate([batch["image"] for batch in train(source, num_steps=2)])
     assert len({image.tobytes() for image in images}) > 4
+
+
+def test_no_random_number_is_used_twice(monkeypatch):
+    """Neither in one example, nor in two, nor with two seeds."""
+    drawn, augment = [], transforms.augment
+
+    def watched(image, label, uniform, **options):
+        drawn.append(uniform)
+        return augment(image, label, uniform, **options)
+
+    monkeypatch.setattr(transforms, "augment", watched)
+    for seed in (3, 4):
+        train(seed=seed, num_steps=10)
+    assert np.shape(drawn) == (2 * 10 * 4, transforms.NUM_RANDOM)
+    assert len(np.unique(drawn)) == np.size(drawn)
 
 
 def test_unseen_classes_become_the_ignore_label():
@@ -210,6 +226,29 @@ def test_evaluation_shards_are_disjoint_and_complete():
     shards = [evaluate(source, shard_index=i, shard_count=2) for i in range(2)]
     ids = [id_ for shard in shards for batch in shard for id_ in batch["id"][batch["valid"]]]
     assert sorted(ids) == sorted(source.ids)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_evaluation_leaves_out_what_is_done(shards):
+    """By the records' places in the source, whichever process reads them."""
+    source, done = make_source(), np.zeros(11, bool)
+    done[[0, 3, 4, 9]] = True
+    found = {}
+    for shard in range(shards):
+        for batch in evaluate(source, done=done, shard_index=shard, shard_count=shards):
+            rows = batch["valid"]
+            found |= dict(zip(batch["index"][rows].tolist(), batch["id"][rows], strict=True))
+            assert np.all(batch["index"][~rows] == -1)
+    assert found == {place: f"record {place}" for place in (1, 2, 5, 6, 7, 8, 10)}
+    assert evaluate(source, done=np.ones(11, bool)) == []
+
+
+def test_evaluation_keeps_16_bit_labels():
+    vocabulary = Vocabulary.from_names([f"class {i}" for i in range(400)])
+    label = np.array([[0, 399], [256, 65535]], np.uint16).repeat(16, 0).repeat(16, 1)
+    source = ArraySource([np.zeros((32, 32, 3), np.uint8)], [label], ["one"])
+    (batch,) = eval_batches(source, vocabulary, batch_size=1, short_side=32, max_long_side=60)
+    np.testing.assert_array_equal(batch["label"], label[None])
 
 
 def make_folder(root, ids_hw):

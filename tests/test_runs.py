@@ -183,6 +183,8 @@ def test_the_environment_tells_the_number_of_processes():
     assert hosts.count_processes({"OMPI_COMM_WORLD_SIZE": "2", "JAX_NUM_PROCESSES": ""}) == 2
     assert hosts.count_processes({"TPU_WORKER_HOSTNAMES": "a,b,c"}) == 3
     assert hosts.count_processes({"TPU_WORKER_HOSTNAMES": "localhost"}) == 1
+    assert hosts.count_processes({"TPU_WORKER_HOSTNAMES": "a,b,"}) == 2
+    assert hosts.count_processes({"SLURM_STEP_NUM_TASKS": "4(x2)"}) == 1
 
 
 def test_half_a_description_of_the_processes_is_refused():

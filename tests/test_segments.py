@@ -212,6 +212,30 @@ def test_unwanted_segments_look_empty(golden):
     np.testing.assert_array_equal(some[jnp.array([1, 4])], 0)
 
 
+@pytest.mark.parametrize("chunk, even", [(1, 1), (2, 2), (4, 3)])
+def test_no_segment_is_encoded_in_vain(chunk, even):
+    """Those that are there and wanted, one empty one for all others, and the last chunk's rest."""
+    rng, encoded = np.random.default_rng(chunk), []
+    image = rng.normal(size=(32, 32, 3)).astype(np.float32)
+
+    def encode(images_nssc):
+        jax.debug.callback(lambda: encoded.append(len(images_nssc)))
+        return images_nssc.mean((1, 2))
+
+    run = jax.jit(partial(segments.segment_features, encode, side=8, style="crop", chunk=chunk))
+    look = jax.jit(partial(segments.segment_images, side=8, style="crop"))
+    for empty, unwanted in [(0, 0), (0, 1), (1, 0), (1, 2), (2, 2), (5, 0), (0, 5)]:
+        there, wanted = np.arange(5) >= empty, rng.permutation(5) >= unwanted
+        logits = np.where(there[:, None, None], rng.normal(1, 2, (5, 8, 8)), -1.0)
+        needed = min((there & wanted).sum() + 1, 5)
+        features = run(image, logits, wanted_q=wanted)
+        jax.effects_barrier()
+        assert encoded == [even] * -(-needed // even)
+        encoded.clear()
+        shown = np.where((there & wanted)[:, None, None], logits, -1.0)
+        np.testing.assert_allclose(features, look(image, shown).mean((1, 2)), atol=1e-6)
+
+
 def test_wrong_arguments_are_named():
     image, logits = jnp.zeros((8, 8, 3)), jnp.zeros((1, 2, 2))
     with pytest.raises(ValueError, match="'blur' is unknown; choose one of cropmask, crop, mask"):

@@ -114,6 +114,23 @@ def test_large_arrays_are_split_and_their_moments_too():
         sharding.make_mesh(2, model=3)
 
 
+@pytest.mark.parametrize(
+    "shape, spec",
+    [
+        ((2**14,), jax.P("data")),
+        ((2**14 - 2,), jax.P()),  # small
+        ((128, 256), jax.P(None, "data")),
+        ((256, 128), jax.P("data")),
+        ((257, 128), jax.P(None, "data")),
+        ((129, 129), jax.P()),  # no side is even
+        ((), jax.P()),
+    ],
+)
+def test_the_longest_side_that_can_be_is_split(shape, spec):
+    array = jax.ShapeDtypeStruct(shape, np.float32)
+    assert sharding.shard_arrays(array, sharding.make_mesh(2), "data").spec == spec
+
+
 def with_bad(batches, bad):
     for number, batch in enumerate(batches, 1):
         if number in bad:
@@ -131,6 +148,80 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been():
     assert [line["skipped_in_a_row"] for line in lines] == [0, 1, 2, 0, 0, 0]
     assert lines[-1]["skipped"] == 2 and np.isfinite(lines[-1]["loss"])
     assert lines[-1]["learning_rate"] == optim.make_optimiser(**OPTIONS)[1](3)
+
+
+def test_a_line_of_the_log_is_of_its_own_finite_steps():
+    """What was skipped before counts no more, but in the learning rate; averages skip it, too."""
+    bad = (2, 4, 5)
+    batches = [batch for number, batch in enumerate(make_batches(), 1) if number not in bad]
+    good, (first, second, third) = run(batches=batches, ema=0.9)
+    states, lines = run(batches=with_bad(make_batches(), bad), most_skipped=3, log_every=3, ema=0.9)
+    for name in ("loss", "rows", "gradient_norm"):
+        np.testing.assert_allclose(lines[2][name], (first[name] + second[name]) / 2, rtol=1e-5)
+        np.testing.assert_allclose(lines[5][name], third[name], rtol=1e-5)
+    assert [line["skipped"] for line in lines] == [0, 1, 1, 1, 2, 2]
+    assert states[-1].skipped == 3
+    assert [lines[i]["learning_rate"] for i in (2, 5)] == [
+        second["learning_rate"],
+        third["learning_rate"],
+    ]
+    jax.tree.map(np.testing.assert_array_equal, good[-1].ema, states[-1].ema)
+
+
+@pytest.mark.parametrize("field", ["offset", "root"])
+def test_either_loss_or_gradient_may_be_what_is_not_finite(field):
+    """An infinite offset has no gradient; a root of 0 is finite, its gradient is not."""
+    task = make_task()
+
+    def loss(params, constants, context, batch, totals, key):
+        value, metrics = task.loss(params, constants, context, batch, totals, key)
+        moved = params["bias"][0] - jax.lax.stop_gradient(params["bias"][0])
+        return value + batch["offset"].sum() + jnp.sqrt(moved + batch["root"].sum()), metrics
+
+    def batches():
+        for number, batch in enumerate(make_batches(3), 1):
+            fields = {"offset": np.zeros(ROWS, np.float32), "root": np.ones(ROWS, np.float32)}
+            if number == 2:
+                fields[field][:] = {"offset": np.inf, "root": 0.0}[field]
+            yield batch | fields
+
+    states, lines = run(dataclasses.replace(task, loss=loss), batches(), most_skipped=3)
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+    assert [line["skipped"] for line in lines] == [0, 1, 0]
+    assert all(np.isfinite(state.params["kernel"]).all() for state in states)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_every_step_and_part_draws_its_own_numbers(accumulate):
+    """The metrics are the sums over the parts of a drawn number and of its square."""
+    task = make_task()
+
+    def loss(params, constants, context, batch, totals, key):
+        value, _ = task.loss(params, constants, context, batch, totals, key)
+        drawn = jax.random.uniform(key)
+        return value, {"loss": drawn**2, "rows": drawn}
+
+    _, lines = run(dataclasses.replace(task, loss=loss), accumulate=accumulate)
+    assert len({float(line["rows"]) for line in lines}) == len(lines)
+    means = np.array([line["rows"] for line in lines]) / accumulate
+    variances = np.array([line["loss"] for line in lines]) / accumulate - means**2
+    if accumulate > 1:
+        assert variances.min() > 1e-3
+    else:
+        np.testing.assert_allclose(variances, 0, atol=1e-6)
+
+
+def test_parts_move_no_row_to_another_device():
+    task, mesh = make_task(), sharding.make_mesh(2)
+    optimiser, schedule = optim.make_optimiser(**OPTIONS)
+    state = sharding.replicate(make_state(task, optimiser, jax.random.key(0)), mesh)
+    step = jax.jit(make_train_step(task, optimiser, schedule, mesh, accumulate=4))
+    batch = sharding.to_devices(next(make_batches()), mesh)
+    key = sharding.replicate(jax.random.key(1), mesh)
+    program = step.lower(state, None, batch, key).compile().as_text()
+    assert "all-reduce" in program  # of the gradients
+    for movement in ("all-to-all", "all-gather", "collective-permute"):
+        assert movement not in program
 
 
 def test_after_too_many_nothing_changes_any_more():

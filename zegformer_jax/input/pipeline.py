@@ -75,7 +75,8 @@ def train_batches(
 
     def example(place: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         record = _read(source, vocabulary, index)
-        stream = np.random.Philox(key=[seed, AUGMENT_STREAM], counter=int(place))
+        # The lowest word counts an example's own numbers: neighbours would share them in it.
+        stream = np.random.Philox(key=[seed, AUGMENT_STREAM], counter=[0, place, 0, 0])
         image_hw3, label_hw = transforms.augment(
             record["image"],
             record["label"].astype(label_dtype),

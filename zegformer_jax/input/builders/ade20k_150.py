@@ -33,10 +33,6 @@ class Ade20k150(Published):
         stems = files.stems(images, ".jpg", ARCHIVE)
         return [Example(stem, images / f"{stem}.jpg", labels / f"{stem}.png") for stem in stems]
 
-    def _read_label(self, example: Example) -> np.ndarray:
-        ids_hw = files.read_ids(example.label)
-        return files.map_ids(ids_hw, self._table, example.label, np.uint8)
-
     @cached_property
     def _table(self) -> np.ndarray:
         vocabulary = self.load_vocabulary()

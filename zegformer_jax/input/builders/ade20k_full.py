@@ -58,9 +58,16 @@ class Ade20kFull(Published):
         with Image.open(example.image) as image:
             return data if _resized(*image.size) is None else None
 
-    def _read_label(self, example: Example) -> np.ndarray:
-        ids_hw = _read_ids(example.label)
-        return files.map_ids(ids_hw, self._table, example.label, np.uint16)
+    def _read_ids(self, path: Path) -> np.ndarray:
+        data = decoding.read_file(path)
+        pixels_hw3 = decoding.decode_image(data, path).astype(np.int32)
+        with Image.open(io.BytesIO(data)) as picture:
+            if (picture.format, picture.mode) != ("PNG", "RGB"):
+                kind = f"{picture.format} of mode {picture.mode}"
+                raise ValueError(
+                    f"{path}: a {kind}; ADE20K's ids are in an RGB PNG's red and green"
+                )
+        return pixels_hw3[..., 0] // 10 * 256 + pixels_hw3[..., 1]
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -77,16 +84,6 @@ def _find_images(root: Path) -> list[Path]:
         images += [Path(folder, f"{stem}.jpg") for stem in found]
         children[:] = [child for child in children if child not in found]
     return images
-
-
-def _read_ids(path: Path) -> np.ndarray:
-    data = decoding.read_file(path)
-    pixels_hw3 = decoding.decode_image(data, path).astype(np.int32)
-    with Image.open(io.BytesIO(data)) as picture:
-        if (picture.format, picture.mode) != ("PNG", "RGB"):
-            kind = f"{picture.format} of mode {picture.mode}"
-            raise ValueError(f"{path}: a {kind}; ADE20K's ids are in an RGB PNG's red and green")
-    return pixels_hw3[..., 0] // 10 * 256 + pixels_hw3[..., 1]
 
 
 def _resized(width: int, height: int) -> tuple[int, int] | None:

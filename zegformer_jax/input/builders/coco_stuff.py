@@ -52,10 +52,6 @@ class CocoStuff(Published):
                 return labels
         raise files.missing(source / LABEL_PARENTS[0] / folder / "*.png", LABELS)
 
-    def _read_label(self, example: Example) -> np.ndarray:
-        ids_hw = files.read_ids(example.label)
-        return files.map_ids(ids_hw, self._table, example.label, np.uint8)
-
     @cached_property
     def _table(self) -> np.ndarray:
         vocabulary = self.load_vocabulary()

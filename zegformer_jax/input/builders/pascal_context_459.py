@@ -2,11 +2,11 @@
 
 import dataclasses
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from zegformer_jax.input.builders import files
-from zegformer_jax.input.builders.benchmark import Example
 from zegformer_jax.input.builders.pascal_context import (
     LABEL_MAPS,
     UNLABELLED,
@@ -20,9 +20,8 @@ from zegformer_jax.input.builders.published import TRAIN, VALIDATION
 class PascalContext459(PascalContext):
     """`LabelMap` of the MATLAB files: id 1..459 is class 0..458, 0 is ignored."""
 
-    def _read_label(self, example: Example) -> np.ndarray:
-        ids_hw = files.read_matlab(example.label, "LabelMap")
-        return files.map_ids(ids_hw, self._table, example.label, np.uint16)
+    def _read_ids(self, path: Path) -> np.ndarray:
+        return files.read_matlab(path, "LabelMap")
 
     @cached_property
     def _table(self) -> np.ndarray:

@@ -68,14 +68,15 @@ class PascalContext59(PascalContext):
     def _read_label(self, example: Example) -> np.ndarray:
         path = example.label
         if path.suffix == ".json":
-            return files.map_ids(_read_detail(path, example.id), self._table_459, path, np.uint8)
-        if path.suffix == ".mat":
-            ids_hw = files.read_matlab(path, "LabelMap")
-            return files.map_ids(ids_hw, self._table_459, path, np.uint8)
-        return files.map_ids(files.read_ids(path), self._list_table(path.parent), path, np.uint8)
+            ids_hw, table = _read_detail(path, example.id), self._table
+        elif path.suffix == ".mat":
+            ids_hw, table = files.read_matlab(path, "LabelMap"), self._table
+        else:
+            ids_hw, table = files.read_ids(path), self._list_table(path.parent)
+        return files.map_ids(ids_hw, table, path, self._label_dtype)
 
     @functools.cached_property
-    def _table_459(self) -> np.ndarray:
+    def _table(self) -> np.ndarray:
         vocabulary = self.load_vocabulary()
         names_459 = [NAMES_IN_459.get(n, n) for n in Vocabulary.load(VOCABULARY_459).names]
         ids = [names_459.index(name) + 1 for name in vocabulary.names]

@@ -40,12 +40,10 @@ class PascalVoc(Published):
         labels = _find_labels(source, split, ids)
         return [Example(id_, images / f"{id_}.jpg", labels[id_]) for id_ in ids]
 
-    def _read_label(self, example: Example) -> np.ndarray:
-        if example.label.suffix == ".mat":
-            ids_hw = files.read_matlab(example.label, "GTcls", "Segmentation")
-        else:
-            ids_hw = files.read_ids(example.label)
-        return files.map_ids(ids_hw, self._table, example.label, np.uint8)
+    def _read_ids(self, path: Path) -> np.ndarray:
+        if path.suffix == ".mat":
+            return files.read_matlab(path, "GTcls", "Segmentation")
+        return files.read_ids(path)
 
     @cached_property
     def _table(self) -> np.ndarray:

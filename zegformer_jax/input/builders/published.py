@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,9 +64,23 @@ class Published(Benchmark):
     def _list(self, source: Path, split: str) -> list[Example]:
         """Lists the records of a split that exists; see `examples`."""
 
-    @abc.abstractmethod
     def _read_label(self, example: Example) -> np.ndarray:
         """Reads a label; see `read`."""
+        ids_hw = self._read_ids(example.label)
+        return files.map_ids(ids_hw, self._table, example.label, self._label_dtype)
+
+    def _read_ids(self, path: Path) -> np.ndarray:
+        """Reads an annotation's ids, integers [h, w]; from a label picture where not overridden."""
+        return files.read_ids(path)
+
+    @property
+    @abc.abstractmethod
+    def _table(self) -> np.ndarray:
+        """Table from annotations' ids to labels; see `files.label_table`."""
+
+    @functools.cached_property
+    def _label_dtype(self) -> np.dtype:
+        return self.load_vocabulary().label_dtype
 
 
 def _size(array: np.ndarray) -> str:
