@@ -23,6 +23,8 @@ usage: ./run.sh [COMMAND] [OPTIONS]
 Environment variables:
   ZEGFORMER_JAX=cpu|cuda12|cuda13|tpu   jax's build (default: what the machine has)
   ZEGFORMER_VENV=DIR                    where the environment lies (default: .venv here)
+  ZEGFORMER_CACHE=DIR                   where text embeddings and compiled code are kept
+                                        (default: zegformer_jax in XDG_CACHE_HOME or ~/.cache)
 TEXT
 }
 
@@ -179,7 +181,7 @@ esac
 ensure_environment
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 export TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-0} # TensorFlow only reads input here; spares a notice
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/zegformer_jax/xla}
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${ZEGFORMER_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/zegformer_jax}/xla}
 if [[ $1 == test ]]; then
   shift
   run_tests "$@"
