@@ -97,6 +97,10 @@ class StopRequest:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
+    def asked(self) -> bool:
+        """Whether this process got the signal; where it is one of several it does not listen."""
+        return self._asked.is_set()
+
     def came(self, step: int) -> bool:
         """Whether to stop after this step."""
         if jax.process_count() == 1:

@@ -126,6 +126,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     config, workdir, flags = parse_config("evaluate", arguments, EVALUATE_FLAGS)
     from zegformer_jax import hosts, scorecard
     from zegformer_jax.evaluate import evaluate as run
+    from zegformer_jax.evaluation_progress import Interrupted
 
     kinds = scorecard.parse_predictions(flags["predictions"])
     datasets = [_parse_dataset(text) for text in flags["datasets"].split(",") if text]
@@ -134,7 +135,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     for dataset in datasets or [None]:
         name = dataset[0] if dataset else config.dataset.name
         writer = scorecard.PredictionWriter(folder / name, kinds) if kinds else None
-        result = run(config, workdir, dataset=dataset, keep=writer, partial=folder / name)
+        try:
+            result = run(config, workdir, dataset=dataset, keep=writer, partial=folder / name)
+        except Interrupted as stopped:
+            if stopped.result is not None:
+                print(f"{name}\n{scorecard.write(folder / name, config, stopped.result, name)}")
+            raise
         if hosts.is_first():
             print(f"{name}\n{scorecard.write(folder / name, config, result, name)}")
 
