@@ -16,6 +16,7 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   evaluate             --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR [--datasets=NAME=DIR,...]
   predict PICTURE      --classes "sheep, cat, sofa" | --classes-file FILE
   prepare NAME         --source=DIR --destination=DIR|gs://... [--skip-bad] [--workers=N]
+                       (NAME alone: where to get the data set)
   convert SOURCE DEST  published weights to ours, trained models to the authors' layout
   test [--fast]        lint, then the tests (--fast: without the slow ones) [pytest's options]
   help                 this text

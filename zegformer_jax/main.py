@@ -205,14 +205,14 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def prepare(arguments: Sequence[str]) -> None:
-    """Turns a data set's files into records; data/README.md says where to get them."""
+    """Turns a data set's files into records; with NAME alone, says where to get them."""
     from zegformer_jax.input import builders
 
     names = ("folder", *builders.BENCHMARKS)
     parser = argparse.ArgumentParser(prog="run.sh prepare", description=prepare.__doc__)
     parser.add_argument("name", help=", ".join(names))
-    parser.add_argument("--source", required=True, help="the folder with the unpacked archives")
-    parser.add_argument("--destination", required=True, help="a new directory; or gs://...")
+    parser.add_argument("--source", help="the folder with the unpacked archives")
+    parser.add_argument("--destination", help="a new directory; or gs://...")
     parser.add_argument("--splits", default="", help="some alone, by commas; default: all")
     parser.add_argument("--subset", action="store_true", help="take a part of the records")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad records out")
@@ -220,7 +220,24 @@ def prepare(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.name not in names:
         raise ValueError(f"prepare: no data set '{options.name}'; there are {', '.join(names)}")
-    from zegformer_jax.input import folder
+    if not options.source and not options.destination:
+        print(_guide(options.name))
+        return
+    if not options.source or not options.destination:
+        parser.error("both --source and --destination are needed; neither: what to unpack where")
+    _write_records(options)
+
+
+def _guide(name: str) -> str:
+    """Where a data set's files come from, how they lie, and the command that takes them."""
+    from zegformer_jax.input import builders, folder
+
+    text = folder.GUIDE if name == "folder" else builders.find(name).guide
+    return f"{text}\nthen: ./run.sh prepare {name} --source=DIR --destination=RECORDS"
+
+
+def _write_records(options: argparse.Namespace) -> None:
+    from zegformer_jax.input import builders, folder
     from zegformer_jax.input import prepare as records
 
     splits = [split for split in options.splits.split(",") if split]
