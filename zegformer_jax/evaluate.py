@@ -80,6 +80,7 @@ class Evaluator:
         workdir: epath.Path,
         variables: Any = None,
         trained: Vocabulary | None = None,
+        clip: experiment.LoadedClip | None = None,
     ):
         """Loads the models and the vocabularies of an experiment.
 
@@ -88,6 +89,7 @@ class Evaluator:
             workdir: where its checkpoints are.
             variables: of the grouper or the baseline, on the host; None reads a checkpoint.
             trained: the vocabulary of the training, if the config's data set is another.
+            clip: names the segments; None reads the config's.
         """
         self.settings = config.eval
         self.kind = config.model.kind
@@ -104,7 +106,7 @@ class Evaluator:
         self.sweep = parse_sweep(config.eval.sweep_gamma)
         if variables is None:
             variables = experiment.load_variables(workdir, config.eval.checkpoint)
-        clip = experiment.load_clip_of(config, workdir)
+        clip = clip or experiment.load_clip_of(config, workdir)
         text = embed_vocabulary(config, workdir, clip, self.vocabulary.names)
         self.clip = clip and clip.module(config.eval.dtype)
         self.model = experiment.build_model(config, text.grouper_cd.shape[1], config.eval.dtype)
@@ -282,6 +284,8 @@ def evaluate(
     dataset: tuple[str, str] | None = None,
     keep: Keep | None = None,
     partial: epath.PathLike | None = None,
+    variables: Any = None,
+    clip: experiment.LoadedClip | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint of a workdir on its data set's validation pictures.
 
@@ -293,6 +297,8 @@ def evaluate(
         dataset: name and directory of another data set, see `on_dataset`.
         keep: takes each picture's id and its label map, as the examples'.
         partial: a folder for what is counted so far; an interrupted evaluation goes on from it.
+        variables: of the model, see `Evaluator`; None reads the workdir's checkpoint.
+        clip: see there.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; it holds what was counted so far.
@@ -301,7 +307,7 @@ def evaluate(
     if dataset is not None:
         trained = experiment.dataset_vocabulary(config, workdir)
         config = on_dataset(config, *dataset)
-    evaluator = Evaluator(config, workdir, trained=trained)
+    evaluator = Evaluator(config, workdir, variables, trained, clip)
     with hosts.StopRequest() as stop:
         return run(config, workdir, evaluator, examples, progress, keep, partial, stop)
 

@@ -277,5 +277,15 @@ def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[
                 f"{workdir}: no checkpoint here was validated (eval.checkpoint): "
                 "train with train.validate_every"
             )
-        parts = checkpoints.read(("params", "constants", "ema"), step)
+        return _read_variables(checkpoints, step)
+
+
+def load_step(workdir: epath.PathLike, step: int) -> dict[str, Any]:
+    """Reads the variables of one step's checkpoint, as `load_variables` does."""
+    with Checkpoints(workdir) as checkpoints:
+        return _read_variables(checkpoints, step)
+
+
+def _read_variables(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    parts = checkpoints.read(("params", "constants", "ema"), step)
     return {"params": parts["ema"] or parts["params"], "constants": parts["constants"]}

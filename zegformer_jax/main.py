@@ -19,7 +19,8 @@ MOST_LINES = 100  # of a list of bad records
 TRAIN_FLAGS = {"change_config": (False, "go on with another config than the run began with")}
 EVALUATE_FLAGS = {
     "datasets": ("", "other data sets, NAME=DIR by commas, in place of the experiment's own"),
-    "output": ("", "folder for the tables; default: WORKDIR/evaluation"),
+    "checkpoint": ("", "in place of --workdir: WORKDIR/checkpoints/STEP, or the authors' file"),
+    "output": ("", "folder for the tables; default: WORKDIR/evaluation, or by the checkpoint"),
     "predictions": ("", "also write label maps: png, rle, or both by a comma"),
 }
 CONVERSIONS = """what SOURCE is, its content tells:
@@ -34,6 +35,7 @@ def parse_config(
     command: str,
     arguments: Sequence[str],
     more: Mapping[str, tuple[Any, str]] = MappingProxyType({}),
+    instead: str = "",
 ) -> tuple[Any, str, dict[str, Any]]:
     """Reads `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE`, `--workdir=DIR` and further flags.
 
@@ -41,9 +43,10 @@ def parse_config(
         command: whose arguments they are.
         arguments: of the command line.
         more: further flags: what they are if not given, a switch's False or a text; and what for.
+        instead: one of these that may be given in place of the workdir.
 
     Returns:
-        The config, the workdir, and the further flags' values.
+        The config, the workdir ("" where it is not given), and the further flags' values.
 
     Raises:
         ValueError: a flag or field is not known, or one that is needed is missing.
@@ -66,9 +69,11 @@ def parse_config(
         raise ValueError(f"{command}: {message}") from None
     if len(rest) > 1:
         raise ValueError(f"{command}: '{rest[1]}' is not understood; flags begin with --")
-    if config.value is None or not workdir.value:
-        raise ValueError(f"{command}: needs --config=configs/NAME.py and --workdir=DIR")
-    return config.value, workdir.value, {name: values[name].value for name in more}
+    found = {name: values[name].value for name in more}
+    if config.value is None or bool(workdir.value) == bool(found.get(instead)):
+        place = f"either --workdir=DIR or --{instead}=PATH" if instead else "--workdir=DIR"
+        raise ValueError(f"{command}: needs --config=configs/NAME.py and {place}")
+    return config.value, workdir.value or "", found
 
 
 def _find_config(argument: str) -> str:
@@ -123,26 +128,32 @@ def train(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluates a trained model, on its data set or on others, and writes what came out."""
-    config, workdir, flags = parse_config("evaluate", arguments, EVALUATE_FLAGS)
-    from zegformer_jax import hosts, scorecard
+    config, workdir, flags = parse_config("evaluate", arguments, EVALUATE_FLAGS, "checkpoint")
+    from etils import epath
+
+    from zegformer_jax import evaluation_source, hosts, scorecard
     from zegformer_jax.evaluate import evaluate as run
     from zegformer_jax.evaluation_progress import Interrupted
 
     kinds = scorecard.parse_predictions(flags["predictions"])
     datasets = [_parse_dataset(text) for text in flags["datasets"].split(",") if text]
     hosts.join()
-    folder = scorecard.folder_of(workdir, flags["output"])
+    source = evaluation_source.open_source(workdir, flags["checkpoint"], config)
     for dataset in datasets or [None]:
         name = dataset[0] if dataset else config.dataset.name
-        writer = scorecard.PredictionWriter(folder / name, kinds) if kinds else None
+        folder = epath.Path(flags["output"] or source.results) / name
+        writer = scorecard.PredictionWriter(folder, kinds) if kinds else None
         try:
-            result = run(config, workdir, dataset=dataset, keep=writer, partial=folder / name)
+            result = run(
+                config, source.workdir, dataset=dataset, keep=writer, partial=folder,
+                variables=source.variables, clip=source.clip,
+            )  # fmt: skip
         except Interrupted as stopped:
             if stopped.result is not None:
-                print(f"{name}\n{scorecard.write(folder / name, config, stopped.result, name)}")
+                print(f"{name}\n{scorecard.write(folder, config, stopped.result, name)}")
             raise
         if hosts.is_first():
-            print(f"{name}\n{scorecard.write(folder / name, config, result, name)}")
+            print(f"{name}\n{scorecard.write(folder, config, result, name)}")
 
 
 def _parse_dataset(text: str) -> tuple[str, str]:

@@ -30,11 +30,6 @@ FOOTNOTE = (
 )
 
 
-def folder_of(workdir: str, output: str) -> epath.Path:
-    """Where the tables go: `output`, or a folder of the workdir."""
-    return epath.Path(output) if output else epath.Path(workdir) / FOLDER
-
-
 def parse_predictions(text: str) -> tuple[str, ...]:
     """Reads kinds of label maps by commas.
 
