@@ -13,9 +13,11 @@ usage: ./run.sh [COMMAND] [OPTIONS]
 
   (none), demo         train and evaluate on the embedded benchmark, write runs/openmoji
   train                --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR
-  evaluate             --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR [--datasets=NAME=DIR,...]
+  evaluate             --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR|--checkpoint=PATH
+                       [--datasets=NAME=DIR,...]
   predict PICTURE      --classes "sheep, cat, sofa" | --classes-file FILE
   prepare NAME         --source=DIR --destination=DIR|gs://... [--skip-bad] [--workers=N]
+                       (NAME alone: where to get the data set)
   convert SOURCE DEST  published weights to ours, trained models to the authors' layout
   test [--fast]        lint, then the tests (--fast: without the slow ones) [pytest's options]
   help                 this text
@@ -23,6 +25,8 @@ usage: ./run.sh [COMMAND] [OPTIONS]
 Environment variables:
   ZEGFORMER_JAX=cpu|cuda12|cuda13|tpu   jax's build (default: what the machine has)
   ZEGFORMER_VENV=DIR                    where the environment lies (default: .venv here)
+  ZEGFORMER_CACHE=DIR                   where text embeddings and compiled code are kept
+                                        (default: zegformer_jax in XDG_CACHE_HOME or ~/.cache)
 TEXT
 }
 
@@ -179,7 +183,7 @@ esac
 ensure_environment
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 export TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-0} # TensorFlow only reads input here; spares a notice
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/zegformer_jax/xla}
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${ZEGFORMER_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/zegformer_jax}/xla}
 if [[ $1 == test ]]; then
   shift
   run_tests "$@"

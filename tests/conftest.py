@@ -24,6 +24,14 @@ hypothesis.settings.load_profile("derandomized")
 GOLDEN = Path(__file__).parent / "golden" / "small"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A folder for what is kept between runs, so that tests leave the user's alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["ZEGFORMER_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Reads a file of golden numbers by name: ``golden("training")["train/loss/total"]``."""

@@ -2,15 +2,18 @@
 
 import importlib
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import shrunk
+from folders import make_folder
 from PIL import Image
 
 import zegformer_jax
-from zegformer_jax import experiment, main
+from zegformer_jax import evaluate, evaluation_source, experiment, main
+from zegformer_jax.checkpoints import Checkpoints
 from zegformer_jax.convert import convert
 from zegformer_jax.models.clip import CLIPS
 from zegformer_jax.models.resnet import ResNet
@@ -250,3 +253,103 @@ def test_full_size_there_and_back(tmp_path, name, with_clip):
     assert again.keys() == tensors.keys()
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(again[key].reshape(tensor.shape), tensor, err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def small_config(converted, tmp_path_factory):
+    """Of the golden model's sizes, on a folder of small pictures."""
+    folder = make_folder(tmp_path_factory.mktemp("pictures"))
+    config = experiment.load_config(converted).unlock()
+    config.dataset.update(name="folder", directory=str(folder), vocabulary="")
+    config.eval.update(vocabularies=(), batch_size=2, oracles=False)
+    return config.lock()
+
+
+@pytest.mark.slow
+def test_a_checkpoints_file_is_evaluated_as_its_workdir_is(checkpoint, converted, small_config):
+    source = evaluation_source.open_checkpoint(str(checkpoint), small_config)
+    assert str(source.results) == str(checkpoint.parent / "evaluation" / "zegformer")
+    result = evaluate.evaluate(
+        small_config, source.workdir, progress=False, variables=source.variables, clip=source.clip
+    )
+    expected = evaluate.evaluate(small_config, converted, progress=False)
+    assert result.pictures == 3 and result.confusion.keys() == expected.confusion.keys()
+    for key, matrix in expected.confusion.items():
+        assert matrix.sum() > 0
+        np.testing.assert_array_equal(result.confusion[key], matrix)
+
+
+def test_the_clip_inside_a_checkpoint_takes_other_image_sizes(checkpoint, small_config):
+    config = small_config.copy_and_resolve_references().unlock()
+    size = evaluation_source.open_checkpoint(str(checkpoint), config).clip.config.image_size
+    config.clip.input_size = 2 * size
+    clip = evaluation_source.open_checkpoint(str(checkpoint), config).clip
+    assert clip.config.image_size == 2 * size and clip.config.grid_size**2 + 1 == len(
+        clip.params["visual"]["position_embedding"]
+    )
+
+
+def evaluate_error(capsys, *flags):
+    """The line that evaluation of a bad checkpoint ends with."""
+    assert main.main(["evaluate", f"--config={COCO}", *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_checkpoint_of_other_sizes_names_the_fields(checkpoint, capsys):
+    line = evaluate_error(
+        capsys, f"--checkpoint={checkpoint}", f"--config.model.transformer.heads={HEADS}"
+    )
+    assert f"{checkpoint}: has other sizes than the config" in line
+    assert "model.transformer.queries is 10, not 100" in line and "heads" not in line
+    assert "the config's variant" in line and "./run.sh convert" in line
+
+
+def test_files_that_are_no_checkpoint_of_a_model(checkpoint, tmp_path, capsys):
+    write_tensors(tmp_path / "resnet.pth", random_resnet()[0])
+    line = evaluate_error(capsys, f"--checkpoint={tmp_path}/resnet.pth")
+    assert "resnet.pth: not a whole model" in line and "--config.model.start_from=" in line
+    (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:1000])
+    assert "cut.pth" in evaluate_error(capsys, f"--checkpoint={tmp_path}/cut.pth")
+    assert "none.pth: no such checkpoint" in evaluate_error(capsys, "--checkpoint=none.pth")
+    both = "needs --config=configs/NAME.py and either --workdir=DIR or --checkpoint=PATH"
+    assert both in evaluate_error(capsys)
+    assert both in evaluate_error(capsys, "--workdir=w", "--checkpoint=none.pth")
+
+
+@pytest.fixture
+def run_of_two_steps(tmp_path):
+    workdir = tmp_path / "run"
+    with Checkpoints(workdir) as checkpoints:
+        for step in (7, 12):
+            state = {"params": {"x": np.full(3, step, np.float32)}, "constants": {}, "ema": {}}
+            checkpoints.save(step, state)
+    return workdir
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_one_step_of_a_run_is_read(run_of_two_steps, monkeypatch, ending):
+    monkeypatch.chdir(run_of_two_steps)
+    for step in (7, 12):
+        source = evaluation_source.open_checkpoint(f"checkpoints/{step}{ending}", config_of())
+        assert source.variables["params"]["x"].tolist() == [step] * 3 and source.clip is None
+        assert str(source.workdir) == str(run_of_two_steps)
+        assert str(source.results) == f"{run_of_two_steps}/evaluation/step_{step}"
+
+
+@pytest.mark.parametrize(
+    "place, words",
+    [
+        ("checkpoints/8", "no such checkpoint; there is 7, 12"),
+        ("checkpoints", "name a step's folder, WORKDIR/checkpoints/STEP (there is 7, 12)"),
+        ("", "(there is 7, 12), or a file in the authors' layout; a whole workdir is --workdir"),
+        ("..", "no single checkpoint: name a step's folder, WORKDIR/checkpoints/STEP, or a file"),
+        ("checkpoints/12", "cannot be read, name another step"),
+    ],
+)
+def test_places_without_a_checkpoint(run_of_two_steps, capsys, place, words):
+    if place.endswith("12"):
+        shutil.rmtree(run_of_two_steps / place / "state")
+    path = run_of_two_steps / place
+    line = evaluate_error(capsys, f"--checkpoint={path}")
+    assert f"{path}: " in line and words in line, line

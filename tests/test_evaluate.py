@@ -1,5 +1,8 @@
 """Evaluation: its counts against NumPy, whatever the batches and devices; parts of a vocabulary."""
 
+import os
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -237,30 +240,81 @@ def scored(result):
     return {key: matrix.tolist() for key, matrix in result.confusion.items()}
 
 
-@pytest.mark.slow
-def test_an_interrupted_evaluation_goes_on_with_what_it_had(finished, whole, tmp_path, monkeypatch):
-    """With other batches than it began with: each picture counts once."""
+@pytest.fixture
+def shown_clip():
     config = shrunk.get_config().unlock()
     config.eval.scores = SHOWN
-    config.lock()
-    monkeypatch.setattr(evaluation_progress, "SECONDS_BETWEEN_NOTES", 0.0)
-    ids = []
+    return config.lock()
 
-    def stop(id_, labels_hw):
-        ids.append(id_)
-        if len(ids) == 3:
+
+def interrupting(monkeypatch, where, ids):
+    """What takes label maps and interrupts in the second batch of two; notes pictures' ids."""
+    add, full = results.Evaluation.add, []
+
+    def keep(id_, labels_hw):
+        ids.append((id_, labels_hw))
+        if where == "before its counts" and len(ids) == 3:
             raise KeyboardInterrupt
+        if where == "by SIGTERM" and len(ids) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    arguments = dict(progress=False, partial=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(config, finished.workdir, keep=stop, **arguments)
+    def add_a_part(self, sums):
+        full.append(sums)
+        if where == "amid its counts" and len(full) == 2:
+            add(self, dict(list(sums.items())[:3]))
+            raise KeyboardInterrupt
+        add(self, sums)
+
+    monkeypatch.setattr(results.Evaluation, "add", add_a_part)
+    return keep
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["before its counts", "amid its counts", "by SIGTERM"])
+def test_an_interrupted_evaluation_goes_on_with_what_it_had(
+    finished, whole, records, shown_clip, tmp_path, monkeypatch, where
+):
+    """The batch that was counted is in the result and in the file, the one after in neither."""
+    ids, arguments = [], dict(progress=False, partial=tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as stopped:
+        keep = interrupting(patched, where, ids)
+        evaluate.evaluate(shown_clip, finished.workdir, keep=keep, **arguments)
+    part = stopped.value.result
+    assert part.partial and (part.pictures, part.of) == (2, shrunk.VALIDATION_SCENES)
+    truths = {record["id"]: record["label"] for record in records}
+    table = part.subsets[0].table(255)
+    expected = sum(counted(table[truths[id_]], labels, 20) for id_, labels in ids[:2])
+    np.testing.assert_array_equal(part.confusion[SHOWN, HEADLINE], expected)
     assert [path.name for path in tmp_path.iterdir()] == ["partial_0_of_1.npz"]
     rest = []
     keep = lambda id_, labels_hw: rest.append(id_)  # noqa: E731
-    result = evaluate.evaluate(config, finished.workdir, keep=keep, **arguments)
-    assert result.pictures == shrunk.VALIDATION_SCENES and not list(tmp_path.iterdir())
-    assert len(rest) == shrunk.VALIDATION_SCENES - 2 and not set(rest) & set(ids[:2])
+    result = evaluate.evaluate(shown_clip, finished.workdir, keep=keep, **arguments)
+    assert result.pictures == shrunk.VALIDATION_SCENES and not result.partial
+    assert not list(tmp_path.iterdir())
+    assert len(rest) == shrunk.VALIDATION_SCENES - 2 and not set(rest) & {id_ for id_, _ in ids[:2]}
     assert scored(result) == scored(whole)
+    np.testing.assert_allclose(result.overlap, whole.overlap, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_an_interruption_before_the_first_picture_leaves_nothing(finished, shown_clip, tmp_path):
+    def stop(id_, labels_hw):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        evaluate.evaluate(shown_clip, finished.workdir, progress=False, keep=stop, partial=tmp_path)
+    assert stopped.value.result is None and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_notes_are_written_in_between(finished, shown_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation_progress, "SECONDS_BETWEEN_NOTES", 0.0)
+    written, write = [], evaluation_progress.write_bytes
+    monkeypatch.setattr(
+        evaluation_progress, "write_bytes", lambda *args: [written.append(args[0]), write(*args)]
+    )
+    evaluate.evaluate(shown_clip, finished.workdir, progress=False, partial=tmp_path)
+    assert len(written) == 3 and not list(tmp_path.iterdir())  # batches of 2, 2 and 1
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The commands in process: what they print, and one line and exit status 1 for every bad input."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import shrunk
 from PIL import Image
 
-from zegformer_jax import demo, experiment, main
+from zegformer_jax import demo, experiment, main, scorecard
 
 ROOT = main.ROOT
 # ml_collections reads config files with a call that Python 3.12 calls old.
@@ -189,6 +190,33 @@ def test_evaluate_prints_the_scores(finished, capsys):
             atol=0.051,
         )
     assert rows[-1] == f"written: {workdir}/evaluation/openmoji_voc"
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_path, monkeypatch):
+    workdir, written = finished.workdir / "per_pixel", []
+    arguments = ["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}", f"--output={tmp_path}"]
+
+    def stop(self, id_, labels_hw):
+        written.append(id_)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorecard.PredictionWriter, "__call__", stop)
+        assert main.main([*arguments, "--predictions=png"]) == 130
+    out, err = capsys.readouterr()
+    assert out.splitlines()[:2] == ["openmoji_voc", "PARTIAL: 2 of 5 pictures"]
+    assert err.splitlines()[-1] == "zegformer_jax: interrupted; the same command goes on"
+    report = json.loads((tmp_path / "openmoji_voc/report.json").read_text())
+    assert report["partial"] and (report["pictures"], report["of"]) == (2, 5)
+    assert main.main(arguments) == 0
+    assert "PARTIAL" not in capsys.readouterr().out
+    report = json.loads((tmp_path / "openmoji_voc/report.json").read_text())
+    assert not report["partial"] and (report["pictures"], report["of"]) == (5, 5)
+    expected = finished.report.find(demo.METHOD_NAMES["per_pixel"], "pascal_voc_20")
+    assert report["scores"][0]["pixels"] == pytest.approx(expected.pixel_accuracy, abs=1e-3)
+    assert not list(tmp_path.glob("*/partial*"))
 
 
 def test_a_data_set_without_its_directory_is_refused(capsys, here):

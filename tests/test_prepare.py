@@ -539,3 +539,27 @@ def test_the_commands_errors_are_one_line(folder, tmp_path, capsys):
     assert all(any(line.startswith(record) for line in lines) for record in expected)
     assert run("folder", *flags, "--skip-bad") == 0
     assert "left out:\n  train 000: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["folder", *builders.BENCHMARKS])
+def test_a_name_alone_says_where_to_get_the_data_set(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["prepare", name]) == 0
+    out, err = capsys.readouterr()
+    lines, wanted = out.splitlines(), ["DIR/classes.json"]
+    if name != "folder":
+        wanted = [archive.address.split(" ")[0] for archive in builders.find(name).archives]
+    assert all(any(word in line for line in lines) for word in wanted) and wanted
+    assert lines[-1] == f"then: ./run.sh prepare {name} --source=DIR --destination=RECORDS"
+    assert not err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--source=a", "--destination=b"])
+def test_half_a_command_is_not_taken_for_a_question(flag, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["prepare", "pascal_voc", flag])
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out and "both --source and --destination are needed" in err
+    assert not list(tmp_path.iterdir())

@@ -228,6 +228,8 @@ def test_without_a_command_it_is_the_demo_and_the_users_folder_stays(sandbox):
     assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.main demo --workdir=x"]
     done = sandbox.run(JAX_COMPILATION_CACHE_DIR="/c", TF_CPP_MIN_LOG_LEVEL="0")
     assert done.stdout.endswith("|/c|0\n")
+    assert "|/d/xla|" in sandbox.run(ZEGFORMER_CACHE="/d").stdout
+    assert "ZEGFORMER_CACHE=DIR" in sandbox.run("help").stdout
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict"])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import shrunk
 
-from zegformer_jax import experiment, hosts
+from zegformer_jax import experiment, hosts, results
 from zegformer_jax.checkpoints import Checkpoints
 from zegformer_jax.training_log import METRICS_FILE, TIMINGS, read_metrics
 
@@ -190,3 +190,68 @@ def test_the_environment_tells_the_number_of_processes():
 def test_half_a_description_of_the_processes_is_refused():
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is set, but not JAX_COORDINATOR_ADD"):
         hosts.join({"JAX_NUM_PROCESSES": "2"})
+
+
+def count_command(finished, kind, path, **fields):
+    script = ROOT / "tests" / "evaluate_counts.py"
+    return [sys.executable, script, kind, finished.workdir, path, json.dumps(fields)]
+
+
+@pytest.fixture(scope="module")
+def counted_alone(finished, tmp_path_factory):
+    """What one process with one device counts: a kind of model to its counts."""
+    folder, counts = tmp_path_factory.mktemp("alone"), {}
+
+    def count(kind):
+        if kind not in counts:
+            path = folder / f"{kind}.npz"
+            finish(start(count_command(finished, kind, path)))
+            counts[kind] = read_counts(path)
+        return counts[kind]
+
+    return count
+
+
+def read_counts(path):
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def assert_same_counts(actual, expected, matrices):
+    """Every confusion matrix, how often classes occur, and the number of pictures: exactly."""
+    assert actual.keys() == expected.keys()
+    assert actual["pictures"] == shrunk.VALIDATION_SCENES
+    confusion = [key for key, array in expected.items() if array.ndim and array.dtype == np.int64]
+    assert len(confusion) == matrices and all(expected[key].sum() > 0 for key in confusion)
+    for key, counts in expected.items():
+        if key == OVERLAP_KEY:  # sums of fractions, which round by their order
+            np.testing.assert_array_equal(actual[key][2], counts[2])
+            np.testing.assert_allclose(actual[key], counts, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(actual[key], counts, err_msg=key)
+
+
+OVERLAP_KEY = json.dumps(results.OVERLAP)
+MATRICES = {"per_pixel": 2, "zegformer": 4 * 2 + 2}  # methods in two vocabularies, and two oracles
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["per_pixel", "zegformer"])
+def test_two_hosts_count_as_one_device_does(finished, counted_alone, tmp_path, kind):
+    """Of five pictures one host gets three and the other two, on two devices each."""
+    expected = counted_alone(kind)
+    path = tmp_path / "counts.npz"
+    for process in start_hosts(count_command(finished, kind, path)):
+        finish(process)
+    assert_same_counts(read_counts(path), expected, MATRICES[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices, batch_size, clip_chunk", [(1, 3, 8), (2, 4, 3), (4, 4, 100)])
+def test_neither_devices_nor_batches_nor_chunks_count(
+    finished, counted_alone, tmp_path, devices, batch_size, clip_chunk
+):
+    path = tmp_path / "counts.npz"
+    fields = {"batch_size": batch_size, "clip_chunk": clip_chunk}
+    finish(start(count_command(finished, "zegformer", path, **fields), devices))
+    assert_same_counts(read_counts(path), counted_alone("zegformer"), MATRICES["zegformer"])

@@ -45,6 +45,29 @@ def test_everything_is_written(tmp_path):
     assert str(tmp_path / "out") in text
 
 
+def test_a_part_is_marked_and_does_not_replace_the_whole(tmp_path):
+    config, whole, part = coco_stuff.get_config(), make_result(), make_result()
+    whole.of, part.of = 4, 1449
+    report = tmp_path / "report.json"
+
+    def counted():
+        content = json.loads(report.read_text())
+        return content["partial"], content["pictures"], content["of"]
+
+    lines = scorecard.write(tmp_path, config, part, "folder").splitlines()
+    assert lines[0] == "PARTIAL: 4 of 1,449 pictures" and lines[-1] == f"written: {tmp_path}"
+    assert counted() == (True, 4, 1449)
+    assert "PARTIAL" not in scorecard.write(tmp_path, config, whole, "folder")
+    assert counted() == (False, 4, 4)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    *lines, last = scorecard.write(tmp_path, config, part, "folder").splitlines()
+    assert lines[0].startswith("PARTIAL") and last.startswith(f"not written: {tmp_path}")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    report.write_text("{")
+    assert scorecard.write(tmp_path, config, part, "folder").endswith(f"written: {tmp_path}")
+    assert counted() == (True, 4, 1449)
+
+
 def test_the_published_figure_stands_beside(tmp_path):
     config = coco_stuff.get_config()
     text = scorecard.write(tmp_path, config, make_result(), "coco_stuff")

@@ -15,7 +15,7 @@ from zegformer_jax.pretrained.archives import read_tensors, write_tensors
 from zegformer_jax.pretrained.clip import from_openai_state_dict, load_clip, save_clip
 from zegformer_jax.pretrained.clip_tensors import OPENAI, published_tensors
 from zegformer_jax.pretrained.starts import is_checkpoint, read_backbone
-from zegformer_jax.pretrained.zegformer import CLIP, from_checkpoint, to_checkpoint
+from zegformer_jax.pretrained.zegformer import CLIP, Checkpoint, from_checkpoint, to_checkpoint
 from zegformer_jax.pretrained.zegformer_names import BACKBONE, backbone_table
 from zegformer_jax.text import Tokenizer
 
@@ -92,14 +92,9 @@ def _convert_checkpoint(
     tensors: tables.Tensors, where: str, workdir: Path, config: ConfigDict, heads: int | None
 ) -> str:
     _check_empty(workdir)
-    checkpoint = from_checkpoint(tensors, where, heads=heads)
-    if checkpoint.summary.new:
-        raise ValueError(
-            f"{where}: MaskFormer's, which cannot name classes it was not trained on: train "
-            f"from it with --config.model.start_from={where}"
-        )
+    checkpoint = read_model(tensors, where, heads)
     config = ConfigDict(config.to_dict())
-    _set_sizes(config.model, checkpoint.sizes)
+    set_sizes(config.model, checkpoint.sizes)
     if checkpoint.clip_tensors:
         clip_config, params = from_openai_state_dict(checkpoint.clip_tensors, where)
         save_clip(workdir / CLIP_FOLDER, clip_config, params, Tokenizer.openai())
@@ -110,6 +105,26 @@ def _convert_checkpoint(
     (workdir / experiment.CONVERTED_FILE).write_text(f"{where}\n{summary}\n")
     experiment.save_config(config, workdir)
     return summary
+
+
+def read_model(tensors: tables.Tensors, where: str, heads: int | None = None) -> Checkpoint:
+    """Reads a checkpoint in the authors' layout whose model is complete.
+
+    Args:
+        tensors: all that the file holds.
+        where: its name, for messages.
+        heads: attention heads, which nothing in it tells; None: one every 32 channels.
+
+    Raises:
+        ValueError: a tensor is missing or unknown, or it is MaskFormer's.
+    """
+    checkpoint = from_checkpoint(tensors, where, heads=heads)
+    if checkpoint.summary.new:
+        raise ValueError(
+            f"{where}: MaskFormer's, which cannot name classes it was not trained on: train "
+            f"from it with --config.model.start_from={where}"
+        )
+    return checkpoint
 
 
 def _convert_clip(source: str | Path, directory: Path) -> str:
@@ -134,7 +149,7 @@ def backbone_tensors(sizes: Mapping[str, Any], variables: Mapping) -> dict[str, 
     return {name.removeprefix(BACKBONE): tensor for name, tensor in tensors.items()}
 
 
-def _set_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> None:
+def set_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> None:
     """Writes a checkpoint's sizes over a config's."""
     backbone = dict(sizes["backbone"])
     model.kind, model.backbone.kind = sizes["kind"], backbone.pop("kind")

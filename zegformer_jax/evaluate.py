@@ -80,6 +80,7 @@ class Evaluator:
         workdir: epath.Path,
         variables: Any = None,
         trained: Vocabulary | None = None,
+        clip: experiment.LoadedClip | None = None,
     ):
         """Loads the models and the vocabularies of an experiment.
 
@@ -88,6 +89,7 @@ class Evaluator:
             workdir: where its checkpoints are.
             variables: of the grouper or the baseline, on the host; None reads a checkpoint.
             trained: the vocabulary of the training, if the config's data set is another.
+            clip: names the segments; None reads the config's.
         """
         self.settings = config.eval
         self.kind = config.model.kind
@@ -104,7 +106,7 @@ class Evaluator:
         self.sweep = parse_sweep(config.eval.sweep_gamma)
         if variables is None:
             variables = experiment.load_variables(workdir, config.eval.checkpoint)
-        clip = experiment.load_clip_of(config, workdir)
+        clip = clip or experiment.load_clip_of(config, workdir)
         text = embed_vocabulary(config, workdir, clip, self.vocabulary.names)
         self.clip = clip and clip.module(config.eval.dtype)
         self.model = experiment.build_model(config, text.grouper_cd.shape[1], config.eval.dtype)
@@ -282,6 +284,8 @@ def evaluate(
     dataset: tuple[str, str] | None = None,
     keep: Keep | None = None,
     partial: epath.PathLike | None = None,
+    variables: Any = None,
+    clip: experiment.LoadedClip | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint of a workdir on its data set's validation pictures.
 
@@ -293,13 +297,19 @@ def evaluate(
         dataset: name and directory of another data set, see `on_dataset`.
         keep: takes each picture's id and its label map, as the examples'.
         partial: a folder for what is counted so far; an interrupted evaluation goes on from it.
+        variables: of the model, see `Evaluator`; None reads the workdir's checkpoint.
+        clip: see there.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; it holds what was counted so far.
     """
     workdir, trained = epath.Path(workdir), None
     if dataset is not None:
         trained = experiment.dataset_vocabulary(config, workdir)
         config = on_dataset(config, *dataset)
-    evaluator = Evaluator(config, workdir, trained=trained)
-    return run(config, workdir, evaluator, examples, progress, keep, partial)
+    evaluator = Evaluator(config, workdir, variables, trained, clip)
+    with hosts.StopRequest() as stop:
+        return run(config, workdir, evaluator, examples, progress, keep, partial, stop)
 
 
 def run(
@@ -310,42 +320,66 @@ def run(
     progress: bool = True,
     keep: Keep | None = None,
     partial: epath.PathLike | None = None,
+    stop: hosts.StopRequest | None = None,
 ) -> Evaluation:
-    """Evaluates on the validation pictures, on several hosts together; see `evaluate`."""
-    result = Evaluation(evaluator.subsets, evaluator.vocabulary, evaluator.shown)
+    """Evaluates on the validation pictures, on several hosts together; see `evaluate`.
+
+    `stop` ends it after a batch as Ctrl-C does at any moment.
+    """
     source = experiment.open_split(config, workdir, "validation")
+    result = Evaluation(evaluator.subsets, evaluator.vocabulary, evaluator.shown, of=len(source))
     progress_file = Progress(partial, evaluator.identity(config), len(source))
     progress_file.load(result)
+    batches = validation_batches(config, source, evaluator.vocabulary, progress_file.done)
     own = len(range(jax.process_index(), len(source), jax.process_count()))
-    shapes_seen = set()
-    with tqdm(
+    bar = tqdm(
         total=own,
         initial=result.pictures,
         desc=f"evaluate {config.model.kind} on {config.dataset.name}",
         disable=not progress or not hosts.is_first(),
         unit="picture",
-    ) as bar:
-        for batch in validation_batches(config, source, evaluator.vocabulary, progress_file.done):
-            start, count = time.perf_counter(), int(batch["valid"].sum())
-            sums, predictions = evaluator(batch)
-            shape = (batch["image"].shape, batch["label"].shape)
-            if shape in shapes_seen:  # the first of a shape compiles
-                result.seconds += time.perf_counter() - start
-                result.images += count
-            shapes_seen.add(shape)
-            for row in range(count):
-                example = example_of(batch, predictions, row, evaluator)
-                if len(result.examples) < examples:
-                    result.examples.append(example)
-                if keep is not None:
-                    keep(str(batch["id"][row]), example[2].astype(batch["label"].dtype))
-            result.add(sums)
-            result.pictures += count
-            progress_file.note(result, batch["index"][:count])
-            bar.update(count)
+    )
+    try:
+        with bar:
+            for batch in _count(batches, evaluator, result, examples, keep):
+                count = int(batch["valid"].sum())
+                progress_file.note(result, batch["index"][:count])
+                bar.update(count)
+                if stop is not None and result.pictures < own and stop.asked():
+                    raise KeyboardInterrupt
+    except KeyboardInterrupt as interrupt:
+        raise progress_file.interrupt(result) from interrupt
     result.add_hosts()
     progress_file.remove()
     return result
+
+
+def _count(
+    batches: Iterator[dict[str, np.ndarray]],
+    evaluator: Evaluator,
+    result: Evaluation,
+    examples: int,
+    keep: Keep | None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Adds what the evaluator counts to a result; yields each batch when it is counted."""
+    shapes_seen = set()
+    for batch in batches:
+        start, count = time.perf_counter(), int(batch["valid"].sum())
+        sums, predictions = evaluator(batch)
+        shape = (batch["image"].shape, batch["label"].shape)
+        if shape in shapes_seen:  # the first of a shape compiles
+            result.seconds += time.perf_counter() - start
+            result.images += count
+        shapes_seen.add(shape)
+        for row in range(count):
+            example = example_of(batch, predictions, row, evaluator)
+            if len(result.examples) < examples:
+                result.examples.append(example)
+            if keep is not None:
+                keep(str(batch["id"][row]), example[2].astype(batch["label"].dtype))
+        result.add(sums)
+        result.pictures += count
+        yield batch
 
 
 def validation_batches(

@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -240,6 +241,6 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     """Writes a file, whole or not at all; makes its folder."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write it, too
     partial.write_bytes(data)
     partial.replace(path)

@@ -1,10 +1,12 @@
 """An experiment on disk: the config of a workdir, and the objects that the config names."""
 
 import dataclasses
+import functools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,11 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from zegformer_jax import models
+from zegformer_jax import embedding_cache, models
 from zegformer_jax.checkpoints import FOLDER, Checkpoints
 from zegformer_jax.models.clip import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip import HUB_NAME, load_clip
-from zegformer_jax.text import DATA, Tokenizer, load_templates, text_embeddings
+from zegformer_jax.text import DATA, Tokenizer, embed_tokens, load_templates, tokenize_classes
 from zegformer_jax.vocabulary import Vocabulary
 from zegformer_jax.word_vectors import load_word_vectors
 
@@ -25,7 +27,8 @@ CONFIG_FILE = "experiment.json"
 CONVERTED_FILE = "converted.txt"  # in a workdir of converted weights: what became of every tensor
 
 
-class LoadedClip(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class LoadedClip:
     """A CLIP that is ready to encode.
 
     Attributes:
@@ -41,6 +44,20 @@ class LoadedClip(NamedTuple):
     def module(self, dtype: str = "float32") -> CLIP:
         """The Flax module, that computes in a dtype."""
         return CLIP(self.config, jnp.dtype(dtype))
+
+    @functools.cached_property
+    def text_digest(self) -> str:
+        """Stands for the text tower's numbers; see `embedding_cache`."""
+        return embedding_cache.tower_digest(self.config, self.params["text"])
+
+    def embed_tokens(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
+        """Embeds classes of given token ids; see `text.embed_tokens`."""
+        encode = jax.jit(
+            lambda params, tokens: self.module().apply(
+                {"params": params}, tokens, method=CLIP.encode_text
+            )
+        )
+        return embed_tokens(lambda tokens: encode(self.params, tokens), tokens)
 
 
 def check_config(config: ConfigDict, workdir: epath.Path, change: bool = False) -> None:
@@ -170,14 +187,15 @@ def load_clip_of(config: ConfigDict, workdir: epath.PathLike) -> LoadedClip | No
 
 
 def embed_names(clip: LoadedClip, names: tuple[str, ...], prompts: str) -> np.ndarray:
-    """Text embeddings of class names with a prompt set, float32 [C, D] of unit length."""
-    encode = jax.jit(
-        lambda params, tokens: clip.module().apply(
-            {"params": params}, tokens, method=CLIP.encode_text
-        )
-    )
-    return text_embeddings(
-        lambda tokens: encode(clip.params, tokens), clip.tokenizer, names, load_templates(prompts)
+    """Text embeddings of class names with a prompt set, float32 [C, D] of unit length.
+
+    They are computed once, and then read from where `embedding_cache` keeps them.
+    """
+    tokens = tokenize_classes(clip.tokenizer, names, load_templates(prompts))
+    return embedding_cache.load_or_compute(
+        embedding_cache.embedding_key(clip.text_digest, tokens),
+        (len(names), clip.config.embed_dim),
+        lambda: clip.embed_tokens(tokens),
     )
 
 
@@ -259,5 +277,15 @@ def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[
                 f"{workdir}: no checkpoint here was validated (eval.checkpoint): "
                 "train with train.validate_every"
             )
-        parts = checkpoints.read(("params", "constants", "ema"), step)
+        return _read_variables(checkpoints, step)
+
+
+def load_step(workdir: epath.PathLike, step: int) -> dict[str, Any]:
+    """Reads the variables of one step's checkpoint, as `load_variables` does."""
+    with Checkpoints(workdir) as checkpoints:
+        return _read_variables(checkpoints, step)
+
+
+def _read_variables(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    parts = checkpoints.read(("params", "constants", "ema"), step)
     return {"params": parts["ema"] or parts["params"], "constants": parts["constants"]}

@@ -62,7 +62,7 @@ def gather(arrays: Mapping[Any, np.ndarray]) -> list[dict[Any, np.ndarray]]:
     They travel as bytes: devices may have no 64-bit numbers.
     """
     keys = sorted(arrays)
-    parts = [np.ascontiguousarray(arrays[key]) for key in keys]
+    parts = [np.asarray(arrays[key], order="C") for key in keys]
     gathered = multihost_utils.process_allgather(
         [part.reshape(-1).view(np.uint8) for part in parts]
     )
@@ -96,6 +96,10 @@ class StopRequest:
         """Leaves signals to who had them before."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+
+    def asked(self) -> bool:
+        """Whether this process got the signal; where it is one of several it does not listen."""
+        return self._asked.is_set()
 
     def came(self, step: int) -> bool:
         """Whether to stop after this step."""

@@ -19,7 +19,8 @@ MOST_LINES = 100  # of a list of bad records
 TRAIN_FLAGS = {"change_config": (False, "go on with another config than the run began with")}
 EVALUATE_FLAGS = {
     "datasets": ("", "other data sets, NAME=DIR by commas, in place of the experiment's own"),
-    "output": ("", "folder for the tables; default: WORKDIR/evaluation"),
+    "checkpoint": ("", "in place of --workdir: WORKDIR/checkpoints/STEP, or the authors' file"),
+    "output": ("", "folder for the tables; default: WORKDIR/evaluation, or by the checkpoint"),
     "predictions": ("", "also write label maps: png, rle, or both by a comma"),
 }
 CONVERSIONS = """what SOURCE is, its content tells:
@@ -34,6 +35,7 @@ def parse_config(
     command: str,
     arguments: Sequence[str],
     more: Mapping[str, tuple[Any, str]] = MappingProxyType({}),
+    instead: str = "",
 ) -> tuple[Any, str, dict[str, Any]]:
     """Reads `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE`, `--workdir=DIR` and further flags.
 
@@ -41,9 +43,10 @@ def parse_config(
         command: whose arguments they are.
         arguments: of the command line.
         more: further flags: what they are if not given, a switch's False or a text; and what for.
+        instead: one of these that may be given in place of the workdir.
 
     Returns:
-        The config, the workdir, and the further flags' values.
+        The config, the workdir ("" where it is not given), and the further flags' values.
 
     Raises:
         ValueError: a flag or field is not known, or one that is needed is missing.
@@ -66,9 +69,11 @@ def parse_config(
         raise ValueError(f"{command}: {message}") from None
     if len(rest) > 1:
         raise ValueError(f"{command}: '{rest[1]}' is not understood; flags begin with --")
-    if config.value is None or not workdir.value:
-        raise ValueError(f"{command}: needs --config=configs/NAME.py and --workdir=DIR")
-    return config.value, workdir.value, {name: values[name].value for name in more}
+    found = {name: values[name].value for name in more}
+    if config.value is None or bool(workdir.value) == bool(found.get(instead)):
+        place = f"either --workdir=DIR or --{instead}=PATH" if instead else "--workdir=DIR"
+        raise ValueError(f"{command}: needs --config=configs/NAME.py and {place}")
+    return config.value, workdir.value or "", found
 
 
 def _find_config(argument: str) -> str:
@@ -123,20 +128,32 @@ def train(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluates a trained model, on its data set or on others, and writes what came out."""
-    config, workdir, flags = parse_config("evaluate", arguments, EVALUATE_FLAGS)
-    from zegformer_jax import hosts, scorecard
+    config, workdir, flags = parse_config("evaluate", arguments, EVALUATE_FLAGS, "checkpoint")
+    from etils import epath
+
+    from zegformer_jax import evaluation_source, hosts, scorecard
     from zegformer_jax.evaluate import evaluate as run
+    from zegformer_jax.evaluation_progress import Interrupted
 
     kinds = scorecard.parse_predictions(flags["predictions"])
     datasets = [_parse_dataset(text) for text in flags["datasets"].split(",") if text]
     hosts.join()
-    folder = scorecard.folder_of(workdir, flags["output"])
+    source = evaluation_source.open_source(workdir, flags["checkpoint"], config)
     for dataset in datasets or [None]:
         name = dataset[0] if dataset else config.dataset.name
-        writer = scorecard.PredictionWriter(folder / name, kinds) if kinds else None
-        result = run(config, workdir, dataset=dataset, keep=writer, partial=folder / name)
+        folder = epath.Path(flags["output"] or source.results) / name
+        writer = scorecard.PredictionWriter(folder, kinds) if kinds else None
+        try:
+            result = run(
+                config, source.workdir, dataset=dataset, keep=writer, partial=folder,
+                variables=source.variables, clip=source.clip,
+            )  # fmt: skip
+        except Interrupted as stopped:
+            if stopped.result is not None:
+                print(f"{name}\n{scorecard.write(folder, config, stopped.result, name)}")
+            raise
         if hosts.is_first():
-            print(f"{name}\n{scorecard.write(folder / name, config, result, name)}")
+            print(f"{name}\n{scorecard.write(folder, config, result, name)}")
 
 
 def _parse_dataset(text: str) -> tuple[str, str]:
@@ -199,14 +216,14 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def prepare(arguments: Sequence[str]) -> None:
-    """Turns a data set's files into records; data/README.md says where to get them."""
+    """Turns a data set's files into records; with NAME alone, says where to get them."""
     from zegformer_jax.input import builders
 
     names = ("folder", *builders.BENCHMARKS)
     parser = argparse.ArgumentParser(prog="run.sh prepare", description=prepare.__doc__)
     parser.add_argument("name", help=", ".join(names))
-    parser.add_argument("--source", required=True, help="the folder with the unpacked archives")
-    parser.add_argument("--destination", required=True, help="a new directory; or gs://...")
+    parser.add_argument("--source", help="the folder with the unpacked archives")
+    parser.add_argument("--destination", help="a new directory; or gs://...")
     parser.add_argument("--splits", default="", help="some alone, by commas; default: all")
     parser.add_argument("--subset", action="store_true", help="take a part of the records")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad records out")
@@ -214,7 +231,24 @@ def prepare(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.name not in names:
         raise ValueError(f"prepare: no data set '{options.name}'; there are {', '.join(names)}")
-    from zegformer_jax.input import folder
+    if not options.source and not options.destination:
+        print(_guide(options.name))
+        return
+    if not options.source or not options.destination:
+        parser.error("both --source and --destination are needed; neither: what to unpack where")
+    _write_records(options)
+
+
+def _guide(name: str) -> str:
+    """Where a data set's files come from, how they lie, and the command that takes them."""
+    from zegformer_jax.input import builders, folder
+
+    text = folder.GUIDE if name == "folder" else builders.find(name).guide
+    return f"{text}\nthen: ./run.sh prepare {name} --source=DIR --destination=RECORDS"
+
+
+def _write_records(options: argparse.Namespace) -> None:
+    from zegformer_jax.input import builders, folder
     from zegformer_jax.input import prepare as records
 
     splits = [split for split in options.splits.split(",") if split]

@@ -106,6 +106,7 @@ class Evaluation:
         overlap: float [3, C] of each class of the data set: sums of the best-fitting segment's
             IoU and of its boundary F, and how often the class occurs.
         pictures: that were counted.
+        of: pictures that there are.
         seconds: of the steps, compilation apart.
         images: evaluated in these seconds.
         examples: a few (image, truth, prediction) by `eval.scores`, in the headline vocabulary.
@@ -117,9 +118,15 @@ class Evaluation:
     confusion: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     overlap: np.ndarray | None = None
     pictures: int = 0
+    of: int = 0
     seconds: float = 0.0
     images: int = 0
     examples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    @property
+    def partial(self) -> bool:
+        """Whether pictures are missing, as in an evaluation that was interrupted."""
+        return self.pictures < self.of
 
     def methods(self, subset: Subset) -> list[str]:
         """The methods that were counted in a vocabulary, in their order."""

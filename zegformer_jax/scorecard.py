@@ -13,6 +13,7 @@ from zegformer_jax.models.resnet import BLOCKS
 from zegformer_jax.results import Evaluation, Subset
 
 FOLDER = "evaluation"
+REPORT = "report.json"
 PREDICTIONS = ("png", "rle")
 PAIRS_SHOWN = 5
 COLUMNS = {
@@ -27,11 +28,6 @@ FOOTNOTE = (
     "mean IoU in %; mIoU: over the classes in the labels; mIoU*: the older definition, divided by "
     "the number of classes in labels or predictions; pixels: share of right ones"
 )
-
-
-def folder_of(workdir: str, output: str) -> epath.Path:
-    """Where the tables go: `output`, or a folder of the workdir."""
-    return epath.Path(output) if output else epath.Path(workdir) / FOLDER
 
 
 def parse_predictions(text: str) -> tuple[str, ...]:
@@ -68,24 +64,27 @@ class PredictionWriter:
 def write(folder: epath.Path, config: ConfigDict, result: Evaluation, dataset: str) -> str:
     """Writes an evaluation's tables, and gives what the screen shows.
 
+    A part of an evaluation is marked as such, and does not replace a whole one's tables.
+
     Args:
         folder: gets report.json and, by vocabulary, NAME_classes.csv and NAME_confusion.npz.
         config: the experiment.
         result: of the evaluation.
         dataset: that it was on.
     """
-    rows, lines = [], []
+    rows = _rows(result)
+    lines = [_table(rows), FOOTNOTE, *_notes(result), *_published(config, dataset)]
+    if result.partial:
+        lines.insert(0, f"PARTIAL: {result.pictures:,} of {result.of:,} pictures")
+    if result.partial and _is_finished(folder):
+        return "\n".join([*lines, f"not written: {folder} has a finished evaluation's tables"])
     for subset in result.subsets:
-        for method in result.methods(subset):
-            scores = result.scores(method, subset)
-            values = {name: getattr(scores, field) for name, field in COLUMNS.items()}
-            rows.append({"vocabulary": subset.name, "method": method} | values)
         _write_tables(folder, result, subset)
-    lines.append(_table(rows))
-    lines += [FOOTNOTE, *_notes(result), *_published(config, dataset)]
     content = {
         "dataset": dataset,
+        "partial": result.partial,
         "pictures": result.pictures,
+        "of": result.of,
         "scores": [{k: _json(v) for k, v in row.items()} for row in rows],
         "oracles": result.oracle_rows(),
         "confused": _pairs(result, result.subsets[0]),
@@ -93,8 +92,27 @@ def write(folder: epath.Path, config: ConfigDict, result: Evaluation, dataset: s
         "settings": json.loads(config.eval.to_json_best_effort()),
     }
     text = json.dumps(content, indent=2) + "\n"
-    evaluation_files.write_bytes(folder / "report.json", text.encode())
+    evaluation_files.write_bytes(folder / REPORT, text.encode())
     return "\n".join([*lines, f"written: {folder}"])
+
+
+def _rows(result: Evaluation) -> list[dict[str, Any]]:
+    rows = []
+    for subset in result.subsets:
+        for method in result.methods(subset):
+            scores = result.scores(method, subset)
+            values = {name: getattr(scores, field) for name, field in COLUMNS.items()}
+            rows.append({"vocabulary": subset.name, "method": method} | values)
+    return rows
+
+
+def _is_finished(folder: epath.Path) -> bool:
+    """Whether a folder has the tables of a finished evaluation."""
+    path = folder / REPORT
+    try:
+        return path.exists() and not json.loads(path.read_text()).get("partial")
+    except ValueError:  # a damaged one is no loss
+        return False
 
 
 def _write_tables(folder: epath.Path, result: Evaluation, subset: Subset) -> None:

@@ -191,23 +191,43 @@ def text_embeddings(
     templates: Sequence[str],
     batch_size: int = 256,
 ) -> np.ndarray:
-    """Embeds class names: the normalised mean over synonyms x templates of normalised features.
+    """Embeds class names: `tokenize_classes`, then `embed_tokens`."""
+    return embed_tokens(encode_text, tokenize_classes(tokenizer, names, templates), batch_size)
+
+
+def tokenize_classes(
+    tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]
+) -> list[np.ndarray]:
+    """Gives the token ids of each class, int32 [N, T]: all its synonyms in all templates.
 
     Args:
-      encode_text: token ids int32 [N, T], T <= context length, to features [N, D].
       tokenizer: texts to token ids.
       names: C class names; "sofa, couch" is two synonyms.
       templates: prompts with ``{}`` where the synonym goes.
-      batch_size: the largest N; a short batch is filled up to a multiple of 32.
 
-    Returns float32 [C, D], rows of length 1 (CLIP, section 3.1.4). Raises ValueError naming the
-    class where it has no name or a text is too long.
+    Raises ValueError naming the class where it has no name or a text is too long.
     """
     texts = [_class_texts(name, templates) for name in names]
-    tokens = np.concatenate([_class_tokens(tokenizer, *x) for x in zip(names, texts, strict=True)])
-    features = _encode_in_batches(encode_text, tokens, batch_size)
+    return [_class_tokens(tokenizer, *x) for x in zip(names, texts, strict=True)]
+
+
+def embed_tokens(
+    encode_text: Callable[[np.ndarray], np.ndarray],
+    tokens: Sequence[np.ndarray],
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Embeds classes: the normalised mean over a class's texts of normalised features.
+
+    Args:
+      encode_text: token ids int32 [N, T], T <= context length, to features [N, D].
+      tokens: of each class, see `tokenize_classes`.
+      batch_size: the largest N; a short batch is filled up to a multiple of 32.
+
+    Returns float32 [C, D], rows of length 1 (CLIP, section 3.1.4).
+    """
+    features = _encode_in_batches(encode_text, np.concatenate(tokens), batch_size)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
-    ends = np.cumsum([len(group) for group in texts])
+    ends = np.cumsum([len(group) for group in tokens])
     means = np.stack([group.mean(axis=0) for group in np.split(features, ends[:-1])])
     return means / np.linalg.norm(means, axis=-1, keepdims=True)
 

@@ -1,0 +1,28 @@
+"""Evaluates, as one of several processes where there are more, and writes all that is counted.
+
+Arguments: kind, workdir, the file to write, and further fields of `eval` as JSON.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import shrunk
+
+from zegformer_jax import evaluate, hosts
+
+
+def main(kind: str, workdir: str, path: str, fields: str = "{}") -> None:
+    hosts.join()
+    config = shrunk.beside(Path(workdir), kind).unlock()
+    config.eval.update(json.loads(fields))
+    folder = workdir if kind == "zegformer" else f"{workdir}/{kind}"
+    result = evaluate.evaluate(config.lock(), folder, progress=False)
+    if hosts.is_first():
+        counts = {json.dumps(key): array for key, array in result.counts().items()}
+        np.savez(path, **counts, pictures=result.pictures)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
