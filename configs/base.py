@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     config.dataset = ConfigDict()
     config.dataset.name = "openmoji_voc"  # see zegformer_jax/input/datasets.py
     # Prepared records, or one's own folder; relative to the workdir, or gs://...
-    config.dataset.directory = "data"
+    config.dataset.directory = "records"
     # Of the labels: a name in data/vocabularies, or a file's path; "" for the directory's own
     # classes.json.
     config.dataset.vocabulary = "openmoji_voc"

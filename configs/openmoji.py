@@ -51,17 +51,17 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
     elif kind == "per_pixel":
         config.model.start_from = "../classifier"
         config.clip.source = "../clip"
-        config.dataset.directory = "../data"
+        config.dataset.directory = "../records"
         config.train.steps = 300
         config.optimiser.learning_rate = 7e-4
     elif kind == "classifier":
         config.clip.source = "../clip"
-        config.dataset.directory = "../data"
+        config.dataset.directory = "../records"
         config.input.batch_size = 32
         config.train.steps = 600
         config.optimiser.update(learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0)
     elif kind == "clip":
-        config.dataset.directory = "../data"
+        config.dataset.directory = "../records"
         config.input.batch_size = 128
         config.train.steps = 900
         config.optimiser.update(learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0, power=1.0)

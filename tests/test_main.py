@@ -226,8 +226,8 @@ def test_a_data_set_without_its_directory_is_refused(capsys, here):
 
 def test_the_demos_data_lie_in_its_workdir(tmp_path, here, monkeypatch):
     """Though there is a folder `data` here, as in the repository, and another beside it."""
-    (here / "data").mkdir()
-    (tmp_path / "data").mkdir()
+    (here / "records").mkdir()
+    (tmp_path / "records").mkdir()
     found = []
 
     def train(config, workdir):
@@ -240,7 +240,7 @@ def test_the_demos_data_lie_in_its_workdir(tmp_path, here, monkeypatch):
     monkeypatch.setattr(demo, "evaluate", evaluate)
     with pytest.raises(InterruptedError):
         demo.run(demo.load_configs(0), "runs/openmoji", lambda line: None)
-    assert found == [here / "runs" / "openmoji" / "data"] * 4
+    assert found == [here / "runs" / "openmoji" / "records"] * 4
 
 
 @pytest.mark.slow

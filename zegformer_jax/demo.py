@@ -27,7 +27,7 @@ FOLDERS = {
     "per_pixel": "per_pixel",
     "zegformer": ".",
 }
-DATA_FOLDER = "data"  # that the four share
+RECORDS_FOLDER = "records"  # that the four share
 METHOD_NAMES = {
     "per_pixel": "per-pixel baseline",
     "grouper": "ZegFormer-seg (grouper only)",
@@ -73,7 +73,7 @@ def run(configs: Mapping[str, ConfigDict], workdir: str | Path, say: Say = print
     """
     workdir = Path(workdir)
     # There at once: a folder of that name in or beside the current folder is not meant.
-    (workdir / DATA_FOLDER).mkdir(parents=True, exist_ok=True)
+    (workdir / RECORDS_FOLDER).mkdir(parents=True, exist_ok=True)
     clock = StageClock(say)
     for kind in KINDS:
         with clock.stage(kind):
