@@ -228,6 +228,12 @@ class Picture(NamedTuple):
     size: tuple[int, int]
     original_size: tuple[int, int]
 
+    def semantic_map(self, scores, logits, **calibration) -> jax.Array:
+        """The map at the original size, from scores and mask logits; see `inference.View`."""
+        view = inference.View(scores, logits, jnp.array(self.size))
+        sizes = {"original_size": jnp.array(self.original_size), "out_size": self.original_size}
+        return inference.semantic_map([view], **sizes, **calibration)
+
 
 def open_picture(image_chw: np.ndarray, original_size: tuple[int, int]) -> Picture:
     """Pads a picture to a multiple of 32 and normalises it for CLIP."""
@@ -262,11 +268,7 @@ def map_of(
         text = case.text(case.names, CLASSIFIER_PROMPTS)
         clip_logits = inference.clip_logits(features, text, case.clip[1]["logit_scale"])
     scores = inference.class_scores(class_logits, clip_logits, case.is_seen, mode=mode)
-    return inference.semantic_map(
-        scores, mask_logits, padded_size=picture.padded_size, size=jnp.array(picture.size),
-        original_size=jnp.array(picture.original_size), out_size=picture.original_size,
-        gamma=gamma, seen_c=case.is_seen,
-    )  # fmt: skip
+    return picture.semantic_map(scores, mask_logits, gamma=gamma, seen_c=case.is_seen)
 
 
 def clip_inputs(case: GoldenCase, picture: Picture, mask_logits, style: str) -> np.ndarray:
@@ -362,11 +364,8 @@ def check_per_pixel(case: GoldenCase) -> Iterator[Row]:
     total, count = losses.per_pixel_loss(logits, jnp.asarray(label))
     yield compare("per-pixel loss", total / count, arrays["loss/loss_sem_seg"], relative=1e-5)
     logits = model.apply(variables, image, case.text(case.names, case.prompts))
-    result = inference.per_pixel_map(
-        logits[0].transpose(2, 0, 1), padded_size=picture.padded_size,
-        size=jnp.array(picture.size), original_size=jnp.array(picture.original_size),
-        out_size=picture.original_size, gamma=PER_PIXEL_GAMMA, seen_c=case.is_seen,
-    )  # fmt: skip
+    logits_chw = logits[0].transpose(2, 0, 1)
+    result = picture.semantic_map(None, logits_chw, gamma=PER_PIXEL_GAMMA, seen_c=case.is_seen)
     yield compare("per-pixel semantic map", result, arrays["sem_seg0"], absolute=1e-4)
 
 

@@ -14,11 +14,6 @@ from hypothesis import strategies as st
 from zegformer_jax import inference
 
 SEEN = np.array([True] * 5 + [False] * 2)
-STATIC = ("padded_size", "out_size", "rows_at_once")
-
-semantic_map = jax.jit(inference.semantic_map, static_argnames=STATIC)
-label_map = jax.jit(inference.label_map, static_argnames=STATIC)
-per_pixel_map = jax.jit(inference.per_pixel_map, static_argnames=STATIC)
 class_scores = jax.jit(inference.class_scores, static_argnames=("mode", "weight"))
 
 
@@ -40,6 +35,24 @@ def scipy_resize(maps, size):
     grid = np.meshgrid(*axes, indexing="ij")
     resize = partial(scipy.ndimage.map_coordinates, coordinates=grid, order=1, mode="nearest")
     return np.stack([resize(np.asarray(one, np.float64)) for one in maps])
+
+
+def jitted_map(function, *views, out_size, resize="after", rows_at_once=32, **arrays):
+    """Calls a map's function, compiled, on views (scores, logits, size[, mirrored])."""
+
+    mirrored = [len(view) > 3 for view in views]
+
+    def call(traced, arrays):
+        made = [inference.View(*x, turned) for x, turned in zip(traced, mirrored, strict=True)]
+        return function(made, out_size=out_size, resize=resize, rows_at_once=rows_at_once, **arrays)
+
+    traced = [(scores, logits, jnp.array(size)) for scores, logits, size, *_ in views]
+    arrays["original_size"] = jnp.array(arrays["original_size"])
+    return np.asarray(jax.jit(call)(traced, arrays))
+
+
+semantic_map = partial(jitted_map, inference.semantic_map)
+label_map = partial(jitted_map, inference.label_map)
 
 
 def test_ensemble_of_a_wholly_unseen_vocabulary_is_the_unseen_formula():
@@ -74,45 +87,97 @@ def test_selected_classes_equal_a_smaller_vocabulary():
     np.testing.assert_array_equal(selected, class_logits[:, [4, 1, 5]])
 
 
+def formula(scores, logits, size, original, resize="after"):
+    """The semantic map [C, *original] of a view, in float64, from the formula."""
+
+    def masks(logits):
+        if scores is None:
+            return scipy.special.softmax(logits, axis=0)
+        return scipy.special.expit(logits)
+
+    padded = scipy_resize(logits, [4 * side for side in logits.shape[1:]])
+    weights = np.eye(len(logits)) if scores is None else scores.astype(np.float64)
+    if resize == "before":
+        return np.einsum(
+            "qc,qhw->chw", weights, masks(scipy_resize(padded[:, : size[0], : size[1]], original))
+        )
+    padded_map = np.einsum("qc,qhw->chw", weights, masks(padded))
+    return scipy_resize(padded_map[:, : size[0], : size[1]], original)
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 7, 64])
-def test_semantic_map_is_the_formula_at_any_strip_height(rows_at_once):
+@pytest.mark.parametrize("resize", inference.RESIZE)
+def test_semantic_map_is_the_formula_at_any_strip_height(rows_at_once, resize):
     scores, _, mask_logits = random_case(4, classes=2)
     seen, gamma = np.array([True, False, True]), 0.3
     result = semantic_map(
-        scores, mask_logits, padded_size=(24, 32), size=jnp.array([21, 30]),
-        original_size=jnp.array([13, 41]), out_size=(16, 44), gamma=gamma, seen_c=seen,
-        rows_at_once=rows_at_once,
+        (scores, mask_logits, (21, 30)), original_size=(13, 41), out_size=(16, 44),
+        gamma=gamma, seen_c=seen, rows_at_once=rows_at_once, resize=resize,
     )  # fmt: skip
-    probabilities = scipy.special.expit(scipy_resize(mask_logits, (24, 32)))
-    padded_map = np.einsum("qc,qhw->chw", scores.astype(np.float64), probabilities)
-    expected = scipy_resize(padded_map[:, :21, :30], (13, 41)) - gamma * seen[:, None, None]
+    expected = formula(scores, mask_logits, (21, 30), (13, 41), resize)
+    expected -= gamma * seen[:, None, None]
     np.testing.assert_allclose(result[:, :13, :41], expected, atol=5e-6)
-    beyond = np.broadcast_to(-gamma * seen[:, None, None], (3, 3, 44))
-    np.testing.assert_allclose(result[:, 13:], beyond, atol=1e-7)
 
 
-def test_label_map_is_the_argmax_of_the_semantic_map():
+def test_resizing_before_the_sum_is_another_map():
+    scores, _, mask_logits = random_case(4)
+    after, before = (
+        formula(scores, mask_logits, (21, 30), (40, 60), resize) for resize in inference.RESIZE
+    )
+    assert np.abs(after - before).max() > 1e-2
+
+
+def test_views_are_averaged_and_mirrored_ones_turned_back():
+    """Three views: of the picture, of another size, and of the picture mirrored."""
+    scores, other_scores, mask_logits = random_case(7, classes=4)
+    scores = scores[:, :4]
+    larger = np.random.default_rng(8).normal(size=(4, 9, 11)).astype(np.float32)
+    result = semantic_map(
+        (scores, mask_logits, (21, 30)),
+        (other_scores, larger, (36, 43)),
+        (other_scores, mask_logits, (21, 30), "mirrored"),
+        original_size=(33, 47), out_size=(40, 50),
+    )  # fmt: skip
+    expected = (
+        formula(scores, mask_logits, (21, 30), (33, 47))
+        + formula(other_scores, larger, (36, 43), (33, 47))
+        + formula(other_scores, mask_logits, (21, 30), (33, 47))[..., ::-1]
+    ) / 3
+    np.testing.assert_allclose(result[:, :33, :47], expected, atol=5e-6)
+
+
+def test_a_picture_is_mirrored_without_its_padding():
+    image = np.zeros((8, 12, 3), np.float32)
+    image[:5, :7] = np.random.default_rng(0).random((5, 7, 3))
+    mirrored = jax.jit(inference.mirror)(image, jnp.array([5, 7]))
+    np.testing.assert_array_equal(mirrored[:5, :7], image[:5, 6::-1])
+    assert not np.any(mirrored[5:]) and not np.any(mirrored[:, 7:])
+
+
+@pytest.mark.parametrize("resize", inference.RESIZE)
+def test_label_map_is_the_argmax_of_the_semantic_map(resize):
     scores, _, mask_logits = random_case(5, queries=9, classes=6)
     arguments = dict(
-        padded_size=(24, 32), size=jnp.array([24, 27]), original_size=jnp.array([40, 33]),
-        out_size=(40, 33), gamma=0.1, seen_c=SEEN, rows_at_once=16,
+        original_size=(40, 33), out_size=(40, 33), gamma=0.1, seen_c=SEEN, rows_at_once=16,
+        resize=resize,
     )  # fmt: skip
-    labels = label_map(scores, mask_logits, **arguments)
-    expected = semantic_map(scores, mask_logits, **arguments).argmax(axis=0)
+    view = (scores, mask_logits, (24, 27))
+    labels = label_map(view, **arguments)
+    expected = semantic_map(view, **arguments).argmax(axis=0)
     np.testing.assert_array_equal(labels, expected)
     assert labels.dtype == jnp.int32 and len(np.unique(labels)) > 2
 
 
-def test_per_pixel_map_is_the_formula():
+@pytest.mark.parametrize("resize", inference.RESIZE)
+def test_the_baselines_map_is_the_formula(resize):
     _, _, logits_chw = random_case(6, queries=5)
     seen = np.array([True, False, True, False, True])
-    result = per_pixel_map(
-        logits_chw, padded_size=(24, 32), size=jnp.array([21, 30]), gamma=0.2, seen_c=seen,
-        original_size=jnp.array([30, 40]), out_size=(30, 40),
+    result = semantic_map(
+        (None, logits_chw, (21, 30)), gamma=0.2, seen_c=seen, original_size=(30, 40),
+        out_size=(30, 40), resize=resize,
     )  # fmt: skip
-    probabilities = scipy.special.softmax(scipy_resize(logits_chw, (24, 32)), axis=0)
-    expected = scipy_resize(probabilities[:, :21, :30], (30, 40)) - 0.2 * seen[:, None, None]
-    np.testing.assert_allclose(result, expected, atol=5e-6)
+    expected = formula(None, logits_chw, (21, 30), (30, 40), resize)
+    np.testing.assert_allclose(result, expected - 0.2 * seen[:, None, None], atol=5e-6)
 
 
 def test_wrong_arguments_are_named():
@@ -122,11 +187,12 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="score mode 'ensemble' needs CLIP's logits"):
         inference.class_scores(class_logits, None, SEEN[:3])
     size = jnp.array([24, 32])
+    sizes = {"original_size": size, "out_size": (24, 32)}
+    view = inference.View(class_logits, mask_logits, size)
     with pytest.raises(ValueError, match="pass seen_c"):
-        inference.semantic_map(
-            class_logits, mask_logits, padded_size=(24, 32), size=size, original_size=size,
-            out_size=(24, 32), gamma=0.1,
-        )  # fmt: skip
+        inference.semantic_map([view], **sizes, gamma=0.1)
+    with pytest.raises(ValueError, match="resize 'both' is unknown; choose one of after, before"):
+        inference.semantic_map([view], **sizes, resize="both")
 
 
 @pytest.mark.parametrize("mode", inference.MODES)

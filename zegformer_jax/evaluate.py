@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,14 @@ from tqdm import tqdm
 from zegformer_jax import experiment, hosts, inference, metrics, segment_metrics, sharding
 from zegformer_jax.checkpoints import sum_bits
 from zegformer_jax.evaluation_progress import Progress
-from zegformer_jax.halves import Queries, embed_vocabulary, make_economy, run_models
+from zegformer_jax.halves import (
+    Queries,
+    Version,
+    embed_vocabulary,
+    make_economy,
+    make_versions,
+    run_models,
+)
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.results import (
     OVERLAP,
@@ -145,29 +152,42 @@ class Evaluator:
 
     def _device_step(self, arrays: Any, batch: Any) -> tuple[dict[Any, jax.Array], jax.Array]:
         """Works on one device's part of a batch, picture by picture, and sums over devices."""
-        variables, clip_params, text = arrays
-        if self.kind == "per_pixel":
-            images = normalise_images(batch["image"], batch["size"])
-            queries = self.model.apply(variables, images, text.grouper_cd)
-        else:
-            queries = run_models(
-                self.model, self.clip, variables, clip_params, text, batch["image"], batch["size"],
-                crop_style=self.settings.crop_style, clip_chunk=self.settings.clip_chunk,
-                economy=self.economy,
-            )  # fmt: skip
-        counts, predictions = jax.lax.map(self._count_picture, (queries, batch))
+        versions = make_versions(batch, self.settings.flip)
+        outputs = [(self._run_models(*arrays, version), version.sizes_b2) for version in versions]
+
+        def count_picture(picture: Any) -> tuple[dict[Any, jax.Array], jax.Array]:
+            outputs, example = picture
+            seen_as = [
+                SeenAs(queries, size, version.mirrored)
+                for (queries, size), version in zip(outputs, versions, strict=True)
+            ]
+            return self._count_picture(seen_as, example)
+
+        counts, predictions = jax.lax.map(count_picture, (outputs, batch))
         total = jax.tree.map(lambda x: jax.lax.psum(x.sum(0), "data"), counts)
         return total, predictions
 
-    def _count_picture(self, picture: Any) -> tuple[dict[Any, jax.Array], jax.Array]:
+    def _run_models(self, variables: Any, clip_params: Any, text: Any, version: Version) -> Any:
+        """What the model says of pictures: `Queries`, or the baseline's logits."""
+        if self.kind == "per_pixel":
+            images = normalise_images(version.images_bhwc, version.sizes_b2)
+            return self.model.apply(variables, images, text.grouper_cd)
+        return run_models(
+            self.model, self.clip, variables, clip_params, text, version,
+            crop_style=self.settings.crop_style, clip_chunk=self.settings.clip_chunk,
+            one_pass_layers=self.settings.one_pass_layers, economy=self.economy,
+        )  # fmt: skip
+
+    def _count_picture(
+        self, seen_as: list["SeenAs"], example: Any
+    ) -> tuple[dict[Any, jax.Array], jax.Array]:
         """Compares one picture's label maps with the truth, by method and vocabulary."""
-        queries, example = picture
         ignore = self.vocabulary.ignore_label
         label = jnp.where(example["valid"], example["label"].astype(jnp.int32), ignore)
         counts, prediction = {}, None
         for method in self.methods:
             for subset in self.subsets:
-                labels = self._label_map(queries, example, method, subset)
+                labels = self._label_map(seen_as, example, method, subset)
                 truth = jnp.asarray(subset.table(ignore))[label]
                 counts[method, subset.name] = metrics.confusion_counts(
                     labels, truth, len(subset.indices), ignore
@@ -177,12 +197,12 @@ class Evaluator:
         headline = self.subsets[0]
         truth = jnp.asarray(headline.table(ignore))[label]
         for gamma in self.sweep:
-            labels = self._label_map(queries, example, self.shown, headline, gamma)
+            labels = self._label_map(seen_as, example, self.shown, headline, gamma)
             counts[sweep_name(self.shown, gamma), headline.name] = metrics.confusion_counts(
                 labels, truth, len(headline.indices), ignore
             )
         if self.kind == "zegformer":
-            counts |= self._count_segments(queries, example, label)
+            counts |= self._count_segments(seen_as[0].queries, example, label)
         return counts, prediction
 
     def _count_segments(self, queries: Queries, example: Any, label: jax.Array) -> dict:
@@ -239,22 +259,39 @@ class Evaluator:
         return jnp.where(inside, label[rows[:, None], columns[None]], self.vocabulary.ignore_label)
 
     def _label_map(
-        self, queries: Any, example: Any, method: str, subset: Subset, gamma: float | None = None
+        self,
+        seen_as: list["SeenAs"],
+        example: Any,
+        method: str,
+        subset: Subset,
+        gamma: float | None = None,
     ) -> jax.Array:
         """One picture's classes by one method, [H, W] at the label's padded size."""
-        sizes = {
-            "padded_size": example["image"].shape[:2],
-            "size": example["size"],
-            "original_size": example["original_size"],
-            "out_size": example["label"].shape,
-            "gamma": self.settings.gamma if gamma is None else gamma,
-            "seen_c": jnp.asarray(subset.vocabulary.seen),
-        }
+        return inference.label_map(
+            [self._view(one, method, subset) for one in seen_as],
+            original_size=example["original_size"],
+            out_size=example["label"].shape,
+            gamma=self.settings.gamma if gamma is None else gamma,
+            seen_c=jnp.asarray(subset.vocabulary.seen),
+            resize=self.settings.resize,
+        )
+
+    def _view(self, seen_as: "SeenAs", method: str, subset: Subset) -> inference.View:
+        """What one method says of one version of a picture."""
+        queries, size, mirrored = seen_as
         if method == "per_pixel":
-            logits_chw = queries[..., subset.indices].transpose(2, 0, 1)
-            return inference.per_pixel_map(logits_chw, **sizes).argmax(0)
-        scores_qc = self._scores(queries, method, subset)
-        return inference.label_map(scores_qc, queries.mask_logits_bqhw, **sizes)
+            scores_qc, logits = None, queries[..., subset.indices].transpose(2, 0, 1)
+        else:
+            scores_qc, logits = self._scores(queries, method, subset), queries.mask_logits_bqhw
+        return inference.View(scores_qc, logits, size, mirrored)
+
+
+class SeenAs(NamedTuple):
+    """What the model says of one picture, and of which version of it; see `halves.Version`."""
+
+    queries: Any
+    size: jax.Array
+    mirrored: bool
 
 
 def on_dataset(config: ConfigDict, name: str, directory: str) -> ConfigDict:
@@ -394,6 +431,7 @@ def validation_batches(
         batch_size=config.eval.batch_size,
         short_side=config.eval.short_side,
         max_long_side=config.eval.max_long_side,
+        more_short_sides=config.eval.more_short_sides,
         done=done,
         num_threads=config.input.threads,
         prefetch=config.input.prefetch * config.eval.batch_size,

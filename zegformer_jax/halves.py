@@ -1,6 +1,6 @@
 """Both halves of the method on a batch: the grouper's queries, and CLIP's names for segments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,43 @@ from zegformer_jax import experiment, inference
 from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.segments import segment_features
+from zegformer_jax.segments import STYLES, segment_features, whole_picture
+
+CHUNK = 25  # segments that CLIP encodes at once
+CHUNKS = {"cpu": 10}  # takes 0.8 times as long there, and half the memory
+ONE_PASS = "one_pass"  # a way to show segments to CLIP, without crops
+SEGMENT_STYLES = (*STYLES, ONE_PASS)
+
+
+class Version(NamedTuple):
+    """One version of a batch's pictures that the models see.
+
+    Attributes:
+        images_bhwc: RGB 0..255 [B, H, W, 3], padded at the bottom and right to multiples of 32.
+        sizes_b2: int [B, 2], height and width before padding.
+        mirrored: whether the columns are from right to left.
+    """
+
+    images_bhwc: jax.Array
+    sizes_b2: jax.Array
+    mirrored: bool = False
+
+
+def make_versions(batch: Mapping[str, jax.Array], mirrored_too: bool) -> list[Version]:
+    """The versions of a batch that test-time augmentation averages; the first is the plain one.
+
+    Args:
+        batch: `image` and `size`, `image_1` and `size_1`, ..., as `input.pipeline.eval_batches`
+            gives them.
+        mirrored_too: whether each is also seen mirrored.
+    """
+    names = sorted(name for name in batch if name.startswith("image"))
+    plain = [Version(batch[name], batch[name.replace("image", "size")]) for name in names]
+    if not mirrored_too:
+        return plain
+    turn = jax.vmap(inference.mirror)
+    turned = [Version(turn(x.images_bhwc, x.sizes_b2), x.sizes_b2, True) for x in plain]
+    return plain + turned
 
 
 class Queries(NamedTuple):
@@ -104,11 +140,11 @@ def run_models(
     variables: Any,
     clip_params: Any,
     text: TextEmbeddings,
-    images_bhwc: jax.Array,
-    sizes_b2: jax.Array,
+    version: Version,
     *,
     crop_style: str,
     clip_chunk: int,
+    one_pass_layers: int,
     economy: Economy,
 ) -> Queries:
     """Groups the pixels of a batch and lets CLIP name every segment.
@@ -119,12 +155,19 @@ def run_models(
         variables: the grouper's.
         clip_params: CLIP's.
         text: embeddings of the vocabulary.
-        images_bhwc: RGB 0..255 [B, H, W, 3], padded at the bottom and right to multiples of 32.
-        sizes_b2: int [B, 2], height and width before padding.
-        crop_style: see `segments.segment_images`.
-        clip_chunk: segments that CLIP encodes at once.
-        economy: which segments it encodes.
+        version: of the pictures.
+        crop_style: see `segments.segment_images`; or `ONE_PASS`.
+        clip_chunk: segments that CLIP encodes at once; 0: as suits the device.
+        one_pass_layers: of CLIP, in which segments are told apart in one pass.
+        economy: which segments it encodes, in crops.
+
+    Raises:
+        ValueError: `crop_style` is unknown, or one pass does not fit CLIP.
     """
+    if crop_style not in SEGMENT_STYLES:
+        known = ", ".join(SEGMENT_STYLES)
+        raise ValueError(f"eval.crop_style '{crop_style}': choose one of {known}")
+    images_bhwc, sizes_b2, _ = version
     output = grouper.apply(variables, normalise_images(images_bhwc, sizes_b2), text.grouper_cd)
     mask_logits_bqhw = output.mask_logits_lbqhw[-1]
     clip_images_bhwc = normalise_images(images_bhwc, sizes_b2, CLIP_MEAN, CLIP_STD)
@@ -132,25 +175,62 @@ def run_models(
     class_logits_bqc = output.class_logits_lbqc[-1]
 
     def name_segments(picture: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        image_hwc, class_logits_qc, mask_logits_qhw = picture
+        image_hwc, size, class_logits_qc, mask_logits_qhw = picture
         wanted_q, named_q = economy.choose(
             class_logits_qc, mask_logits_qhw, clip_params["logit_scale"]
         )
-        features_qd = segment_features(
-            lambda crops: clip.apply({"params": clip_params}, crops, method=CLIP.encode_image),
-            image_hwc,
-            mask_logits_qhw,
-            style=crop_style,
-            side=clip.config.image_size,
-            chunk=clip_chunk,
-            wanted_q=wanted_q,
-        )
+        if crop_style == ONE_PASS:
+            features_qd = encode_in_one_pass(
+                clip, clip_params, image_hwc, size, mask_logits_qhw, one_pass_layers
+            )
+        else:
+            features_qd = segment_features(
+                lambda crops: clip.apply({"params": clip_params}, crops, method=CLIP.encode_image),
+                image_hwc,
+                mask_logits_qhw,
+                style=crop_style,
+                side=clip.config.image_size,
+                chunk=clip_chunk or CHUNKS.get(jax.default_backend(), CHUNK),
+                wanted_q=wanted_q,
+            )
         scale = clip_params["logit_scale"]
         return inference.clip_logits(features_qd, text.classifier_cd, scale), named_q
 
-    pictures = (clip_images_bhwc, class_logits_bqc, mask_logits_bqhw)
+    pictures = (clip_images_bhwc, sizes_b2, class_logits_bqc, mask_logits_bqhw)
     clip_logits_bqc, named_bq = jax.lax.map(name_segments, pictures)
     return Queries(class_logits_bqc, mask_logits_bqhw, clip_logits_bqc, named_bq)
+
+
+def encode_in_one_pass(
+    clip: CLIP,
+    clip_params: Any,
+    image_hwc: jax.Array,
+    size: jax.Array,
+    mask_logits_qhw: jax.Array,
+    layers: int,
+) -> jax.Array:
+    """CLIP's features of every segment from one look at the whole picture, [Q, D].
+
+    The picture is squeezed into CLIP's square; see `VisionTransformer` for how segments are told
+    apart there (Ding et al., "Open-Vocabulary Universal Image Segmentation with MaskCLIP", 2023).
+
+    Args:
+        clip: the module.
+        clip_params: its parameters.
+        image_hwc: normalised and then padded [H, W, 3].
+        size: int [2], before padding.
+        mask_logits_qhw: [Q, H/4, W/4].
+        layers: of CLIP's image tower, the last ones, in which segments are told apart.
+    """
+    side, grid = clip.config.image_size, clip.config.grid_size
+    square_ssc, coverage_qgg = whole_picture(image_hwc, mask_logits_qhw, size, side, grid)
+    return clip.apply(
+        {"params": clip_params},
+        square_ssc[None],
+        coverage_qgg.reshape(1, len(mask_logits_qhw), -1),
+        layers,
+        method=CLIP.encode_segments,
+    )[0]
 
 
 def make_economy(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -15,8 +15,10 @@ from zegformer_jax import experiment, inference, pictures
 from zegformer_jax.halves import (
     Queries,
     TextEmbeddings,
+    Version,
     embed_vocabulary,
     make_economy,
+    make_versions,
     run_models,
 )
 from zegformer_jax.vocabulary import Vocabulary, mark_seen
@@ -166,7 +168,7 @@ class Segmenter:
         labels = self._run(
             *self._arrays(vocabulary),
             jnp.asarray(vocabulary.seen),
-            *self._pad(pixels),
+            self._pad(pixels),
             np.array(original),
             out_size=tuple(-(-side // SIZE_STEP) * SIZE_STEP for side in original),
         )
@@ -182,55 +184,64 @@ class Segmenter:
         """
         vocabulary = self.vocabulary(classes)
         seen_c = jnp.asarray(vocabulary.seen)
-        return self._run_models(*self._arrays(vocabulary), seen_c, *self._pad(read_picture(image)))
+        return self._run_models(*self._arrays(vocabulary), seen_c, self._pad(read_picture(image)))
 
     def _arrays(self, vocabulary: Vocabulary) -> tuple:
         return self._variables, self._clip.params, self._embed(vocabulary.names)
 
-    def _pad(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Resizes a picture and pads it; gives also its size before padding."""
-        settings = self.config.eval
-        height, width = resized_size(pixels.shape[:2], settings.short_side, settings.max_long_side)
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-        bottom, right = -height % PADDING, -width % PADDING
-        padded = np.pad(np.asarray(resized), ((0, bottom), (0, right), (0, 0)))
-        return padded, np.array([height, width])
+    def _pad(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Resizes a picture and pads it, to a batch of one; see `halves.make_versions`."""
+        settings, batch = self.config.eval, {}
+        for place, side in enumerate((settings.short_side, *settings.more_short_sides)):
+            number = f"_{place}" if place else ""
+            height, width = resized_size(pixels.shape[:2], side, settings.max_long_side)
+            resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+            padding = ((0, -height % PADDING), (0, -width % PADDING), (0, 0))
+            batch[f"image{number}"] = np.pad(np.asarray(resized), padding)[None]
+            batch[f"size{number}"] = np.array([[height, width]])
+        return batch
 
     def _embed_names(self, names: tuple[str, ...]) -> TextEmbeddings:
         return embed_vocabulary(self.config, self._workdir, self._clip, names)
 
-    def _query_models(self, variables, clip_params, text, seen_c, image_hwc, size) -> Queries:
+    def _query_models(self, variables, clip_params, text, seen_c, batch) -> Queries:
+        return self._queries(variables, clip_params, text, seen_c, make_versions(batch, False)[0])
+
+    def _queries(self, variables, clip_params, text, seen_c, version: Version) -> Queries:
         settings = self.config.eval
         return run_models(
-            self._model, self._clip_module, variables, clip_params, text,
-            image_hwc[None], size[None],
+            self._model, self._clip_module, variables, clip_params, text, version,
             crop_style=settings.crop_style, clip_chunk=settings.clip_chunk,
+            one_pass_layers=settings.one_pass_layers,
             economy=make_economy(
                 self.config, (settings.scores,), [(range(len(seen_c)), seen_c)]
             ),
         )  # fmt: skip
 
     def _label_map(
-        self, variables, clip_params, text, seen_c, image_hwc, size, original_size, out_size
+        self, variables, clip_params, text, seen_c, batch, original_size, out_size
     ) -> jax.Array:
-        """Classes [out_size] of one padded picture."""
-        settings = self.config.eval
-        queries = self._query_models(variables, clip_params, text, seen_c, image_hwc, size)
-        scores_qc = inference.class_scores(
-            queries.class_logits_bqc[0],
-            queries.clip_logits_bqc[0],
-            seen_c,
-            mode=settings.scores,
-            weight=settings.ensemble_weight,
-            named_q=queries.named_bq[0],
-        )
-        return partial(inference.label_map, scores_qc, queries.mask_logits_bqhw[0])(
-            padded_size=image_hwc.shape[:2],
-            size=size,
+        """Classes [out_size] of one picture."""
+        settings, views = self.config.eval, []
+        for version in make_versions(batch, settings.flip):
+            queries = self._queries(variables, clip_params, text, seen_c, version)
+            scores_qc = inference.class_scores(
+                queries.class_logits_bqc[0],
+                queries.clip_logits_bqc[0],
+                seen_c,
+                mode=settings.scores,
+                weight=settings.ensemble_weight,
+                named_q=queries.named_bq[0],
+            )
+            masks_qhw, size = queries.mask_logits_bqhw[0], version.sizes_b2[0]
+            views.append(inference.View(scores_qc, masks_qhw, size, version.mirrored))
+        return inference.label_map(
+            views,
             original_size=original_size,
             out_size=out_size,
             gamma=settings.gamma,
             seen_c=seen_c,
+            resize=settings.resize,
         )
 
 

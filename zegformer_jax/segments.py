@@ -236,6 +236,34 @@ def _crop(rows_sh: jax.Array, columns_sw: jax.Array, image_hwc: jax.Array) -> ja
     return jnp.einsum("tw,swc->stc", columns_sw, tall_swc, precision=_EXACT)
 
 
+def whole_picture(
+    image_hwc: jax.Array, mask_logits_qhw: jax.Array, size: jax.Array, side: int, grid: int
+) -> tuple[jax.Array, jax.Array]:
+    """Squeezes a picture into CLIP's square, and says where in it each segment is.
+
+    Args:
+        image_hwc: as for ``segment_images``.
+        mask_logits_qhw: as for ``segment_images``.
+        size: int32 [2], rows and columns before padding; may be traced.
+        side: of the square in pixels.
+        grid: patches on its side.
+
+    Returns:
+        the square, float32 [side, side, 3]; the share of each patch that is in each segment,
+        float32 [q, grid, grid] in [0, 1].
+    """
+    image_hwc = image_hwc.astype(jnp.float32)
+    height, width, _ = image_hwc.shape
+    rows_sh = padded_resize_matrix(size[0], side, height, side)
+    columns_sw = padded_resize_matrix(size[1], side, width, side)
+    inside_qss = _inside(
+        apply_matrices(rows_sh, columns_sw, upsample_masks(mask_logits_qhw, height, width))
+    )
+    patch = side // grid
+    patches = inside_qss.reshape(-1, grid, patch, grid, patch).astype(jnp.float32)
+    return _crop(rows_sh, columns_sw, image_hwc), patches.mean((2, 4))
+
+
 def segment_features(
     encode_image: Callable[[jax.Array], jax.Array],
     image_hwc: jax.Array,

@@ -200,6 +200,7 @@ def eval_batches(
     batch_size: int,
     short_side: int,
     max_long_side: int,
+    more_short_sides: Sequence[int] = (),
     done: np.ndarray | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -214,6 +215,7 @@ def eval_batches(
       batch_size: rows b of a batch; a group's last batch is filled with rows that are not valid.
       short_side: of the resized picture.
       max_long_side: limit of its longer side.
+      more_short_sides: of further versions of the picture.
       done: bool [len(source)], records to leave out.
       shard_index: this process reads the records i with i % shard_count == shard_index.
       shard_count: number of processes.
@@ -222,7 +224,8 @@ def eval_batches(
 
     Yields:
       `image` uint8 RGB [b, H, W, 3], resized, then padded with 0 at the bottom and right to
-      multiples of 32; `size` int32 [b, 2], height and width before padding; `label` [b, Ho, Wo] in
+      multiples of 32; `size` int32 [b, 2], height and width before padding; `image_1`, `size_1` and
+      so on likewise, for each of `more_short_sides`; `label` [b, Ho, Wo] in
       the vocabulary's order at the original size, padded with the ignore label to multiples of 32;
       `original_size` int32 [b, 2]; `valid` bool [b], False in rows that only fill the batch (black,
       ignored, of the first row's sizes); `id` texts [b], empty in those rows; `index` int64 [b],
@@ -232,18 +235,26 @@ def eval_batches(
       ValueError: a label outside the vocabulary; the message names the record.
     """
     label_dtype = vocabulary.label_dtype
+    short_sides = {"image": short_side}
+    short_sides |= {f"image_{place}": side for place, side in enumerate(more_short_sides, 1)}
 
-    def example(index: int) -> tuple[np.ndarray, np.ndarray, bytes]:
+    def example(index: int) -> tuple[np.ndarray | bytes, ...]:
         record = _read(source, vocabulary, index)
-        sides = transforms.resized_sides(*record["label"].shape, short_side, max_long_side)
-        image_hw3 = transforms.resize_image(record["image"], sides)
-        return image_hw3, record["label"].astype(label_dtype), record["id"].encode()
+        shape = record["label"].shape
+        images = [
+            transforms.resize_image(
+                record["image"], transforms.resized_sides(*shape, side, max_long_side)
+            )
+            for side in short_sides.values()
+        ]
+        return *images, record["label"].astype(label_dtype), record["id"].encode()
 
-    calls = _Calls(example, (tf.uint8, tf.as_dtype(label_dtype), tf.string))
+    types = (*[tf.uint8] * len(short_sides), tf.as_dtype(label_dtype), tf.string)
+    calls = _Calls(example, types)
     num_threads = num_threads or count_cores()
     own = np.arange(shard_index, len(source), shard_count)
     dataset = tf.data.Dataset.from_tensor_slices(own if done is None else own[~done[own]])
-    names = ("image", "label", "id")
+    names = (*short_sides, "label", "id")
     dataset = dataset.map(
         lambda index: dict(zip(names, calls(index), strict=True)) | {"index": index},
         num_parallel_calls=num_threads,
@@ -252,37 +263,41 @@ def eval_batches(
     dataset = dataset.prefetch(prefetch).with_options(_options(num_threads))
     groups: dict[tuple[int, ...], list[dict]] = {}
     for record in calls.iterate(dataset):
-        key = (*_padded(record["image"].shape[:2]), *_padded(record["label"].shape))
+        key = tuple(side for name in (*short_sides, "label") for side in _padded(record[name]))
         group = groups.setdefault(key, [])
         group.append(record)
         if len(group) == batch_size:
-            yield _stack(groups.pop(key), key, batch_size, vocabulary)
-    for key, group in groups.items():
-        yield _stack(group, key, batch_size, vocabulary)
+            yield _stack(groups.pop(key), batch_size, vocabulary)
+    for group in groups.values():
+        yield _stack(group, batch_size, vocabulary)
 
 
-def _padded(shape: tuple[int, ...]) -> tuple[int, int]:
-    return tuple(-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in shape)
+def _padded(array: np.ndarray) -> tuple[int, int]:
+    return tuple(-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in array.shape[:2])
 
 
-def _stack(
-    group: list[dict], key: tuple[int, ...], batch_size: int, vocabulary: Vocabulary
-) -> dict[str, np.ndarray]:
+def _stack(group: list[dict], batch_size: int, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
     """Pads a group's records to its shape, and fills the batch with rows that are not valid."""
+    empty = batch_size - len(group)
     batch = {
-        "image": np.zeros((batch_size, *key[:2], 3), np.uint8),
-        "size": np.zeros((batch_size, 2), np.int32),
-        "label": np.full((batch_size, *key[2:]), vocabulary.ignore_label, vocabulary.label_dtype),
-        "original_size": np.zeros((batch_size, 2), np.int32),
         "valid": np.arange(batch_size) < len(group),
-        "id": np.array([r["id"].decode() for r in group] + [""] * (batch_size - len(group))),
-        "index": np.array([r["index"] for r in group] + [-1] * (batch_size - len(group))),
+        "id": np.array([r["id"].decode() for r in group] + [""] * empty),
+        "index": np.array([r["index"] for r in group] + [-1] * empty),
     }
-    batch["size"][:] = group[0]["image"].shape[:2]
-    batch["original_size"][:] = group[0]["label"].shape
-    for row, record in enumerate(group):
-        height, width = batch["size"][row] = record["image"].shape[:2]
-        batch["image"][row, :height, :width] = record["image"]
-        height, width = batch["original_size"][row] = record["label"].shape
-        batch["label"][row, :height, :width] = record["label"]
+    for name in sorted(group[0].keys() - batch.keys()):
+        fill = vocabulary.ignore_label if name == "label" else 0
+        size = "original_size" if name == "label" else name.replace("image", "size")
+        arrays = [record[name] for record in group]
+        batch[name], batch[size] = _pad_together(arrays, batch_size, fill)
     return batch
+
+
+def _pad_together(arrays: list[np.ndarray], rows: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pads arrays of one padded shape, and fills up their number; gives also their sizes."""
+    first = arrays[0]
+    padded = np.full((rows, *_padded(first), *first.shape[2:]), fill, first.dtype)
+    sizes = np.tile(np.array(first.shape[:2], np.int32), (rows, 1))
+    for row, array in enumerate(arrays):
+        height, width = sizes[row] = array.shape[:2]
+        padded[row, :height, :width] = array
+    return padded, sizes

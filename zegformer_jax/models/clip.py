@@ -211,6 +211,18 @@ class CLIP(nn.Module):
         """
         return self.visual(images_bhwc)
 
+    def encode_segments(
+        self, images_bhwc: jax.Array, coverage_bqp: jax.Array, segment_layers: int
+    ) -> jax.Array:
+        """Encodes segments of images as float32 [B, Q, D], in one pass over each image.
+
+        Not as the published system does: another accuracy for a fraction of the work. See
+        ``VisionTransformer``. Raises ValueError where the image tower is no ViT.
+        """
+        if self.config.is_resnet:
+            raise ValueError("segments in one pass (eval.crop_style) need a CLIP with a ViT")
+        return self.visual(images_bhwc, coverage_bqp, segment_layers)
+
     def encode_text(self, tokens_bt: jax.Array) -> jax.Array:
         """Encodes token ids int32 [B, T] as float32 features [B, D], not L2-normalised."""
         return self.text(tokens_bt)

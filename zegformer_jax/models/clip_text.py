@@ -49,11 +49,12 @@ class TextTransformer(nn.Module):
             (self.context_length, self.width),
         )
         tokens += position_tw[None, :length].astype(self.dtype)
-        causal_tt = np.tril(np.ones((length, length), bool))
+        past_tt = np.tril(np.ones((length, length), bool))
+        causal_1tt = np.where(past_tt, np.float32(0), -np.float32(np.inf))[None]
         for i in range(self.layers):
             tokens = TransformerBlock(
                 self.heads, self.layers, self.activation, dtype=self.dtype, name=f"block_{i}"
-            )(tokens, causal_tt)
+            )(tokens, causal_1tt)
         end_b = _end_of_text(tokens_bt, self.eos_token_id)
         feature_bw = jnp.take_along_axis(tokens, end_b[:, None, None], axis=1)[:, 0]
         feature_bw = layer_norm("ln_final", self.dtype)(feature_bw)

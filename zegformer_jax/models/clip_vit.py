@@ -42,8 +42,12 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens_btw: jax.Array, mask_tt: jax.Array | None = None) -> jax.Array:
-        """Attends from every token to those that ``mask_tt`` (bool [T, T]; None: all) admits."""
+    def __call__(self, tokens_btw: jax.Array, bias_btt: jax.Array | None = None) -> jax.Array:
+        """Attends from every token to every one.
+
+        ``bias_btt`` (float32 [B or 1, T, T]) is added to the logits of its first T, the one that
+        attends, for the second; what is -inf is not attended to.
+        """
         width = tokens_btw.shape[-1]
         qkv = nn.DenseGeneral(
             (3, self.heads, width // self.heads),
@@ -55,8 +59,8 @@ class Attention(nn.Module):
         logits_bhqt = jnp.einsum(
             "bqhk,bthk->bhqt", query, key, preferred_element_type=jnp.float32
         ) / math.sqrt(query.shape[-1])
-        if mask_tt is not None:
-            logits_bhqt = jnp.where(mask_tt[None, None], logits_bhqt, jnp.finfo(jnp.float32).min)
+        if bias_btt is not None:
+            logits_bhqt += bias_btt[:, None]
         weights_bhqt = jax.nn.softmax(logits_bhqt, axis=-1).astype(self.dtype)
         attended = jnp.einsum("bhqt,bthk->bqhk", weights_bhqt, value)
         return nn.DenseGeneral(
@@ -83,14 +87,14 @@ class TransformerBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens_btw: jax.Array, mask_tt: jax.Array | None = None) -> jax.Array:
-        """Maps tokens [B, T, W] to tokens [B, T, W]."""
+    def __call__(self, tokens_btw: jax.Array, bias_btt: jax.Array | None = None) -> jax.Array:
+        """Maps tokens [B, T, W] to tokens [B, T, W]; see ``Attention`` for the bias."""
         width = tokens_btw.shape[-1]
         in_std = width**-0.5
         out_std = in_std * (2 * self.layers) ** -0.5
         hidden = layer_norm("ln_1", self.dtype)(tokens_btw)
         tokens_btw += Attention(self.heads, in_std, out_std, self.dtype, name="attention")(
-            hidden, mask_tt
+            hidden, bias_btt
         )
         hidden = layer_norm("ln_2", self.dtype)(tokens_btw)
         hidden = nn.Dense(
@@ -107,7 +111,7 @@ class TransformerBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """CLIP's image tower: a ViT read at its class token.
+    """CLIP's image tower: a ViT read at its class token, or at one for each segment.
 
     A patch is embedded by one matrix product over its pixels, ordered (row, column, channel).
     """
@@ -123,10 +127,26 @@ class VisionTransformer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images_bhwc: jax.Array) -> jax.Array:
-        """Encodes normalised images [B, S, S, 3] as float32 features [B, D], not normalised.
+    def __call__(
+        self,
+        images_bhwc: jax.Array,
+        coverage_bqp: jax.Array | None = None,
+        segment_layers: int = 0,
+    ) -> jax.Array:
+        """Encodes normalised images as float32 features [B, D], or their segments as [B, Q, D].
 
-        Raises ValueError where the images are not of the size that the positions were made for.
+        The features are not normalised. For segments the class token is copied before the last
+        blocks, once for each; a copy attends to itself and to its own patches there, to each in
+        proportion to its coverage, and nothing attends to it.
+
+        Args:
+            images_bhwc: [B, S, S, 3].
+            coverage_bqp: [B, Q, P], the share of each patch that is in each segment.
+            segment_layers: number of the last blocks in which the segments are apart.
+
+        Raises:
+            ValueError: the images are not of the size that the positions were made for, or the
+                tower has not so many blocks.
         """
         check_image_size(images_bhwc, self.image_size)
         normal = nn.initializers.normal(self.width**-0.5)
@@ -144,7 +164,19 @@ class VisionTransformer(nn.Module):
         class_b1w = jnp.broadcast_to(class_w[None, None], (len(images_bhwc), 1, self.width))
         tokens = jnp.concatenate([class_b1w.astype(self.dtype), patches_btw], axis=1)
         tokens = layer_norm("ln_pre", self.dtype)(tokens + position_tw[None].astype(self.dtype))
+        first_apart, bias_btt, read = self.layers, None, 0
+        if coverage_bqp is not None:
+            if not 1 <= segment_layers <= self.layers:
+                raise ValueError(
+                    f"segments are apart in {segment_layers} blocks of CLIP's image tower "
+                    f"(eval.one_pass_layers): choose 1 to {self.layers}"
+                )
+            first_apart, read = self.layers - segment_layers, slice(coverage_bqp.shape[1])
         for i in range(self.layers):
+            if i == first_apart:
+                copies_bqw = jnp.repeat(tokens[:, :1], coverage_bqp.shape[1], axis=1)
+                tokens = jnp.concatenate([copies_bqw, tokens], axis=1)
+                bias_btt = _segment_bias(coverage_bqp)
             tokens = TransformerBlock(
                 self.heads,
                 self.layers,
@@ -152,10 +184,25 @@ class VisionTransformer(nn.Module):
                 self.mlp_width,
                 self.dtype,
                 name=f"block_{i}",
-            )(tokens)
-        feature_bw = layer_norm("ln_post", self.dtype)(tokens[:, 0])
+            )(tokens, bias_btt)
+        feature = layer_norm("ln_post", self.dtype)(tokens[:, read])
         projection = self.param("projection", normal, (self.width, self.embed_dim))
-        return (feature_bw @ projection.astype(self.dtype)).astype(jnp.float32)
+        return (feature @ projection.astype(self.dtype)).astype(jnp.float32)
+
+
+def _segment_bias(coverage_bqp: jax.Array) -> jax.Array:
+    """Attention's bias where tokens are Q segments', the class's and P patches'."""
+    batch, queries, patches = coverage_bqp.shape
+    # A segment smaller than a patch weighs its patches as a large one does.
+    largest_bq1 = coverage_bqp.max(-1, keepdims=True)
+    own_bqp = jnp.log(coverage_bqp / jnp.where(largest_bq1 > 0, largest_bq1, 1.0))
+    itself_qq = jnp.where(jnp.eye(queries, dtype=bool), 0.0, -jnp.inf)
+    itself_bqq = jnp.broadcast_to(itself_qq, (batch, queries, queries))
+    class_bq1 = jnp.full((batch, queries, 1), -jnp.inf)
+    of_segments = jnp.concatenate([itself_bqq, class_bq1, own_bqp], axis=-1)
+    others = jnp.where(jnp.arange(queries + 1 + patches) < queries, -jnp.inf, 0.0)
+    of_others = jnp.broadcast_to(others, (batch, 1 + patches, len(others)))
+    return jnp.concatenate([of_segments, of_others], axis=1)
 
 
 def _split_patches(images_bhwc: jax.Array, size: int) -> jax.Array:
