@@ -230,6 +230,7 @@ class Pipeline:
         )
         opacity_q = jax.nn.sigmoid(self.made.mask_logits_qhw).max((1, 2))
         bounds = np.sort(np.asarray(bounds_q * opacity_q))
+        left = min(left, len(bounds) - 1)
         return float(bounds[-left - 1 : len(bounds) - left + 1].mean())
 
 
