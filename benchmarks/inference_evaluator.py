@@ -1,0 +1,100 @@
+"""The evaluation's step on made pictures, for `inference.py`: the real `Evaluator`, small models.
+
+Its CLIP and its grouper are tiny, so that what is left is what grows with classes and devices.
+"""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from inference_parts import Case, MadeGrouper, config_of, make
+
+from zegformer_jax import evaluate, experiment, inference
+from zegformer_jax.models.clip import CLIP, ClipConfig
+from zegformer_jax.pretrained.clip import save_clip
+from zegformer_jax.text import Tokenizer
+
+VOCABULARIES = {20: "pascal_voc_20", 171: "coco_stuff_171", 847: "ade20k_full_847"}
+SMALL_CLIP = ClipConfig(
+    image_size=32, vision_width=64, vision_layers=1, vision_heads=1,
+    text_width=64, text_layers=1, text_heads=1, embed_dim=64,
+)  # fmt: skip
+
+
+def small_config(case: Case, folder: Path, methods: tuple[str, ...], oracles: bool) -> Any:
+    """An experiment with the case's queries and classes, and small models."""
+    config = config_of(case)
+    vocabulary = VOCABULARIES[case.classes]
+    config.model.backbone.update(
+        blocks=(1, 1, 1, 1), stem_width=16, bottleneck_width=16, stage_width=32
+    )
+    config.model.pixel_decoder.update(width=32, mask_width=32, norm_groups=4)
+    config.model.transformer.update(width=32, layers=1, heads=2, mlp_width=32)
+    config.clip.update(
+        source=str(folder / "clip"), grouper_prompts="single", classifier_prompts="single"
+    )
+    config.dataset.vocabulary = vocabulary
+    config.eval.update(vocabularies=(vocabulary,), methods=methods, oracles=oracles)
+    return config.lock()
+
+
+def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> evaluate.Evaluator:
+    """Makes the evaluator, with random models; a query says what is made for it."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        init = jax.jit(CLIP(SMALL_CLIP).init)
+        side, length = SMALL_CLIP.image_size, SMALL_CLIP.context_length
+        images, tokens = jnp.zeros((1, side, side, 3)), jnp.zeros((1, length), jnp.int32)
+        params = jax.device_get(init(jax.random.key(0), images, tokens)["params"])
+        save_clip(folder / "clip", SMALL_CLIP, params, Tokenizer.openai())
+        config = small_config(case, folder, methods, oracles)
+        grouper = experiment.build_model(config, SMALL_CLIP.embed_dim)
+        text = jnp.zeros((case.classes, SMALL_CLIP.embed_dim))
+        variables = jax.jit(grouper.init)(jax.random.key(0), images, text)
+        evaluator = evaluate.Evaluator(config, folder, variables=variables)
+    made = make(case)
+    logits = (jnp.asarray(made.class_logits_qc), jnp.asarray(made.mask_logits_qhw))
+    evaluator.model = MadeGrouper(evaluator.model)
+    evaluator.set_variables((variables, logits, jnp.float32(0)))
+    return evaluator
+
+
+def make_batch(case: Case, count: int) -> dict[str, np.ndarray]:
+    """Pictures of noise with labels of noise, as `input.pipeline.eval_batches` gives them."""
+    rng = np.random.default_rng(2)
+    ignore = experiment.load_vocabulary(VOCABULARIES[case.classes]).ignore_label
+    height, width = case.original
+    label = np.full((-(-height // 32) * 32, -(-width // 32) * 32), ignore, np.int32)
+    label[:height, :width] = rng.integers(0, case.classes, case.original)
+    one = {
+        "image": make(case).image_hwc,
+        "size": np.array(case.size, np.int32),
+        "label": label.astype(np.min_scalar_type(ignore)),
+        "original_size": np.array(case.original, np.int32),
+        "valid": np.array(True),
+    }
+    return {name: np.stack([array] * count) for name, array in one.items()}
+
+
+def step_seconds(
+    case: Case, pictures: int, repeats: int, methods: tuple[str, ...], oracles: bool
+) -> float:
+    """Median seconds of the evaluator's step on a batch of pictures, over all devices."""
+    evaluator, batch = make_evaluator(case, methods, oracles), make_batch(case, pictures)
+    evaluator(batch)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        evaluator(batch)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def classes_row(case: Case, repeats: int) -> list[float]:
+    """Seconds of a picture's step: the ensemble alone, all methods, and the oracles besides."""
+    choices = ((("ensemble",), False), (inference.MODES, False), (inference.MODES, True))
+    return [step_seconds(case, 1, repeats, *choice) for choice in choices]

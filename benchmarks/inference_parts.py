@@ -1,0 +1,282 @@
+"""Inference by its parts, for `inference.py`: made pictures, our pipeline, memory at the peak."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for configs.base
+
+from configs import base  # noqa: E402
+from zegformer_jax import experiment, halves, inference, segments  # noqa: E402
+from zegformer_jax.models.clip import CLIP, ClipConfig  # noqa: E402
+from zegformer_jax.models.grouper import GrouperOutput  # noqa: E402
+from zegformer_jax.models.normalise import normalise_images  # noqa: E402
+
+VIT_B16 = ClipConfig()
+MULTIPLE, STRIDE = 32, 4  # that pictures are padded to; of the mask logits
+RADII = (0.05, 0.5)  # of the made segments, over the picture's side
+PEAK_LOGIT, LEAST_LOGIT = 4.0, -10.0  # of a made mask, at its centre and far from it
+CLASS_LOGIT_STD = 3.0  # of made class logits
+CLEAR_PEAK = "5"  # what resets VmHWM; Linux, proc(5), clear_refs
+
+
+class Case(NamedTuple):
+    """What is measured: sizes of the picture, the model's queries, classes, dtype, CLIP's chunk."""
+
+    size: tuple[int, int] = (512, 683)
+    original: tuple[int, int] = (480, 640)
+    queries: int = 100
+    classes: int = 171
+    dtype: str = "float32"
+    chunk: int = 25
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Rows and columns of the network's input."""
+        return tuple(-(-side // MULTIPLE) * MULTIPLE for side in self.size)
+
+
+class Made(NamedTuple):
+    """A made picture and what a trained grouper might say of it."""
+
+    image_hwc: np.ndarray
+    class_logits_qc: np.ndarray
+    mask_logits_qhw: np.ndarray
+    text_cd: np.ndarray
+    seen_c: np.ndarray
+
+
+def make(case: Case) -> Made:
+    """Makes noise as the picture and the logits, and ellipses of all sizes as segments."""
+    rng = np.random.default_rng(0)
+    padded, size = case.padded, case.size
+    image = np.zeros((*padded, 3), np.uint8)
+    image[: size[0], : size[1]] = rng.integers(0, 256, (*size, 3))
+    places = [np.arange(side // STRIDE) / (side // STRIDE) for side in padded]
+    centres_2q = rng.uniform(0.1, 0.9, (2, case.queries, 1, 1))
+    radii_2q = np.exp(rng.uniform(*np.log(RADII), (2, case.queries, 1, 1)))
+    down = (places[0][:, None] - centres_2q[0]) / radii_2q[0]
+    right = (places[1][None] - centres_2q[1]) / radii_2q[1]
+    masks = np.maximum(PEAK_LOGIT * (1 - down**2 - right**2), LEAST_LOGIT)
+    text = rng.normal(size=(case.classes, VIT_B16.embed_dim))
+    return Made(
+        image,
+        rng.normal(0, CLASS_LOGIT_STD, (case.queries, case.classes + 1)).astype(np.float32),
+        masks.astype(np.float32),
+        (text / np.linalg.norm(text, axis=-1, keepdims=True)).astype(np.float32),
+        np.arange(case.classes) < math.ceil(0.9 * case.classes),
+    )
+
+
+def keep_segments(masks_qhw: np.ndarray, count: int) -> np.ndarray:
+    """Leaves so many segments and empties the others."""
+    kept = np.arange(len(masks_qhw)) < count
+    return np.where(kept[:, None, None], masks_qhw, LEAST_LOGIT)
+
+
+class MadeGrouper(NamedTuple):
+    """Runs a grouper, and gives the made logits plus a share of its own.
+
+    The share is 0, but an argument, so that the compiler cannot leave the grouper out.
+    """
+
+    grouper: Any
+
+    def apply(self, variables: Any, images: jax.Array, text: jax.Array) -> GrouperOutput:
+        """As the grouper's; `variables` are its own, the made logits and the share."""
+        variables, made, share = variables
+        output = self.grouper.apply(variables, images, text)
+        mixed = (x[None, None] + share * own[-1:] for x, own in zip(made, output, strict=True))
+        return GrouperOutput(*mixed)
+
+
+def config_of(case: Case) -> Any:
+    """The published model's config with the case's sizes, unlocked."""
+    config = base.get_config().unlock()
+    config.model.transformer.queries = case.queries
+    config.eval.dtype = case.dtype
+    return config
+
+
+def economy(top: int = 0, skip_below: float = 0.0, seen_c: Any = ()) -> halves.Economy:
+    """What CLIP need not see, for the ensemble."""
+    vocabularies = ((range(len(seen_c)), jnp.asarray(seen_c)),) if skip_below else ()
+    return halves.Economy(skip_below, top, ("ensemble",), inference.ENSEMBLE_WEIGHT, vocabularies)
+
+
+class Pipeline:
+    """This project's inference on a made picture, whole and by its parts."""
+
+    def __init__(self, case: Case):
+        """Makes the models, with random parameters, and the arrays."""
+        self.case, self.made = case, make(case)
+        self.grouper = MadeGrouper(
+            experiment.build_model(config_of(case), VIT_B16.embed_dim, case.dtype)
+        )
+        self.clip = CLIP(VIT_B16, jnp.dtype(case.dtype))
+        self.image = jnp.asarray(self.made.image_hwc)[None]
+        self.size = jnp.array([case.size])
+        self.text = halves.TextEmbeddings(*[jnp.asarray(self.made.text_cd)] * 2)
+        small = jnp.zeros((1, MULTIPLE, MULTIPLE, 3))
+        variables = jax.jit(self.grouper.grouper.init)(jax.random.key(0), small, self.text[0])
+        self.variables = (variables, self._logits(self.made.mask_logits_qhw), jnp.float32(0))
+        init = jax.jit(partial(self.clip.init, method=CLIP.encode_image))
+        self.clip_params = init(jax.random.key(1), self._crops(1))["params"]
+        self.clip_hwc = normalise_images(self.image, self.size)[0]
+        rng = np.random.default_rng(1)
+        self.scores = jnp.asarray(rng.random((case.queries, case.classes), np.float32))
+
+    @property
+    def chunks(self) -> int:
+        """The chunks that all queries make."""
+        return -(-self.case.queries // self.case.chunk)
+
+    def _logits(self, masks_qhw: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        return jnp.asarray(self.made.class_logits_qc), jnp.asarray(masks_qhw)
+
+    def _crops(self, count: int) -> jax.Array:
+        side = VIT_B16.image_size
+        return jax.random.normal(jax.random.key(2), (count, side, side, 3))
+
+    def run_grouper(self) -> Callable[[], Any]:
+        """Compiles the grouper; the call runs it."""
+
+        @jax.jit
+        def group(variables: Any, image: jax.Array, size: jax.Array, text: jax.Array) -> Any:
+            return self.grouper.apply(variables, normalise_images(image, size), text)
+
+        return _bind(group, self.variables, self.image, self.size, self.text.grouper_cd)
+
+    def run_crops(self) -> Callable[[], Any]:
+        """The crops chunk by chunk; their maxima stand for CLIP, which no compiler sees through."""
+
+        @jax.jit
+        def crop(image_hwc: jax.Array, masks_qhw: jax.Array) -> jax.Array:
+            return segments.segment_features(
+                lambda crops: crops.max((1, 2)), image_hwc, masks_qhw,
+                side=VIT_B16.image_size, chunk=self.case.chunk,
+            )  # fmt: skip
+
+        return _bind(crop, self.clip_hwc, jnp.asarray(self.made.mask_logits_qhw))
+
+    def encoder(self, count: int) -> Callable[[], Any]:
+        """CLIP on so many crops at once."""
+        return _bind(self._encode, self.clip_params, self._crops(count))
+
+    @property
+    def _encode(self) -> Any:
+        return jax.jit(
+            lambda params, crops: self.clip.apply(
+                {"params": params}, crops, method=CLIP.encode_image
+            )
+        )
+
+    def flops(self) -> float:
+        """XLA's count for one crop."""
+        shapes = jax.eval_shape(lambda: (self.clip_params, self._crops(1)))
+        return self._encode.lower(*shapes).cost_analysis()["flops"]
+
+    def run_map(self) -> Callable[[], Any]:
+        """The label map from scores and mask logits."""
+        function = jax.jit(self._label_map)
+        return _bind(function, self.scores, jnp.asarray(self.made.mask_logits_qhw))
+
+    def _label_map(self, scores_qc: jax.Array, masks_qhw: jax.Array) -> jax.Array:
+        return inference.label_map(
+            scores_qc, masks_qhw, padded_size=self.case.padded, size=self.size[0],
+            original_size=jnp.array(self.case.original), out_size=self.case.original,
+        )  # fmt: skip
+
+    def whole(self, economy: halves.Economy, kept: int | None = None) -> Callable[[], Any]:
+        """Everything as one compiled function, from the picture to the label map.
+
+        Args:
+            economy: what CLIP need not see.
+            kept: segments that are not empty; None: all.
+        """
+
+        @jax.jit
+        def segment(variables: Any, clip_params: Any, text: Any, image: Any, size: Any) -> Any:
+            queries = halves.run_models(
+                self.grouper, self.clip, variables, clip_params, text, image, size,
+                crop_style="cropmask", clip_chunk=self.case.chunk, economy=economy,
+            )  # fmt: skip
+            scores_qc = inference.class_scores(
+                queries.class_logits_bqc[0], queries.clip_logits_bqc[0],
+                jnp.asarray(self.made.seen_c), named_q=queries.named_bq[0],
+            )  # fmt: skip
+            return self._label_map(scores_qc, queries.mask_logits_bqhw[0])
+
+        variables = self.variables
+        if kept is not None:
+            masks = keep_segments(self.made.mask_logits_qhw, kept)
+            variables = (variables[0], self._logits(masks), variables[2])
+        return _bind(segment, variables, self.clip_params, self.text, self.image, self.size)
+
+    def threshold(self, left: int) -> float:
+        """The `eval.skip_below` that leaves so many segments to CLIP."""
+        bounds_q = inference.score_bounds(
+            self.made.class_logits_qc, self.made.seen_c, self.clip_params["logit_scale"]
+        )
+        opacity_q = jax.nn.sigmoid(self.made.mask_logits_qhw).max((1, 2))
+        bounds = np.sort(np.asarray(bounds_q * opacity_q))
+        left = min(left, len(bounds) - 1)
+        return float(bounds[-left - 1 : len(bounds) - left + 1].mean())
+
+
+def _bind(function: Any, *arguments: Any) -> Callable[[], Any]:
+    """Compiles for the arguments; the call runs and waits. It has `allocated`: bytes, by XLA."""
+    compiled = function.lower(*arguments).compile()
+
+    def call() -> Any:
+        return jax.block_until_ready(compiled(*arguments))
+
+    memory = compiled.memory_analysis()
+    call.allocated = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return call
+
+
+def peak_bytes(run: Callable[[], Any]) -> float:
+    """The most memory that a call holds beyond what was held before; a process of its own, once.
+
+    The device's count on an accelerator, else the process's resident memory, as Linux says it.
+    """
+    if stats := jax.devices()[0].memory_stats():
+        run()
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"] - stats["bytes_in_use"]
+    return resident_peak(run)
+
+
+def resident_peak(run: Callable[[], Any]) -> float:
+    """The growth of the process's resident memory at the peak of a call; NaN where not on Linux."""
+    process = Path("/proc/self")
+    if not (process / "clear_refs").exists():
+        return float("nan")
+    (process / "clear_refs").write_text(CLEAR_PEAK)
+    held = _status("VmRSS")
+    run()
+    return _status("VmHWM") - held
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def in_process(program: str, case: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """Measures a case in a process of its own; what it says in its last line, JSON."""
+    command = [sys.executable, program, "--case", json.dumps(case)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if ran.returncode:
+        raise RuntimeError(f"{case} failed:\n{ran.stderr[-2000:]}")
+    return json.loads(ran.stdout.splitlines()[-1])

@@ -1,0 +1,184 @@
+"""Inference in PyTorch as users write it, for `inference.py`: whole masks, one batch of crops.
+
+transformers' MaskFormer (as in `torch_step.py`) and CLIP; image x mask at full resolution for all
+queries, cropped by RoIAlign with adaptive sampling, which is written with `grid_sample` and loops
+over queries, as their numbers of samples differ; all crops in one batch; the semantic map of all
+classes at the padded size, cut, resized and compared.
+"""
+
+import time
+
+import numpy as np
+import torch
+import transformers
+from inference_parts import VIT_B16, Case, Made, config_of, resident_peak
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, normalize
+from torch_step import make_model
+
+from zegformer_jax.inference import ENSEMBLE_WEIGHT
+from zegformer_jax.models.clip import CLIP_MEAN, CLIP_STD, INITIAL_LOGIT_SCALE
+from zegformer_jax.models.normalise import PIXEL_MEAN, PIXEL_STD
+
+
+def make_clip() -> torch.nn.Module:
+    """Makes transformers' image tower of ViT-B/16 with random parameters."""
+    return transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(
+            image_size=VIT_B16.image_size, patch_size=VIT_B16.patch_size,
+            hidden_size=VIT_B16.vision_width, num_hidden_layers=VIT_B16.vision_layers,
+            num_attention_heads=VIT_B16.vision_heads, projection_dim=VIT_B16.embed_dim,
+            intermediate_size=4 * VIT_B16.vision_width,
+        )
+    )  # fmt: skip
+
+
+def boxes_of(segments_qhw: torch.Tensor) -> list[tuple[int, int, int, int]]:
+    """First column and row, last column and row of each segment; the picture where that is flat."""
+    boxes = []
+    height, width = segments_qhw.shape[1:]
+    for columns, rows in zip(segments_qhw.any(1).cpu(), segments_qhw.any(2).cpu(), strict=True):
+        x, y = columns.nonzero(), rows.nonzero()
+        box = (x[0], y[0], x[-1], y[-1]) if len(x) else (0, 0, 0, 0)
+        has_area = box[2] > box[0] and box[3] > box[1]
+        boxes.append(tuple(int(side) for side in box) if has_area else (0, 0, width, height))
+    return boxes
+
+
+def roi_align(image_chw: torch.Tensor, box: tuple[int, ...], side: int) -> torch.Tensor:
+    """RoIAlign as torchvision's, `aligned=True` and adaptive sampling: [C, side, side]."""
+
+    def positions(start: int, end: int, length: int) -> tuple[torch.Tensor, int]:
+        samples = -(-(end - start) // side)
+        steps = torch.arange(side * samples, device=image_chw.device) + 0.5
+        pixels = start - 0.5 + (end - start) * steps / (side * samples)
+        return 2 * pixels / (length - 1) - 1, samples
+
+    left, top, right, bottom = box
+    y, down = positions(top, bottom, image_chw.shape[1])
+    x, across = positions(left, right, image_chw.shape[2])
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
+    samples = grid_sample(image_chw[None], grid, padding_mode="border", align_corners=True)
+    return avg_pool2d(samples, (down, across))[0]
+
+
+class TorchPipeline:
+    """The same picture, segments and sizes in PyTorch."""
+
+    def __init__(self, case: Case, made: Made, compiles: bool = False):
+        """Makes the models, with random parameters, and the arrays."""
+        torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.case = case
+        self.grouper = make_model(config_of(case), made.text_cd).eval()
+        self.grouper.to(self.device, memory_format=torch.channels_last)
+        self.clip = make_clip().eval().to(self.device)
+        if compiles:
+            self.grouper.model.compile()
+            self.clip.compile()
+        self.image, self.class_logits, self.masks, self.text, self.seen = (
+            torch.from_numpy(array).to(self.device) for array in made
+        )
+        self._autocast = torch.autocast(
+            self.device, torch.bfloat16, enabled=case.dtype == "bfloat16"
+        )
+
+    def _normalised(self, mean: tuple, std: tuple) -> torch.Tensor:
+        """The picture [3, H, W], zero where it is padded."""
+        mean, std = (torch.tensor(x, device=self.device)[:, None, None] for x in (mean, std))
+        image = (self.image.permute(2, 0, 1) - mean) / std
+        height, width = self.case.size
+        image[:, height:], image[:, :, width:] = 0, 0
+        return image
+
+    def group(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class and mask logits of the last layer; the made ones take their place."""
+        model = self.grouper
+        image = self._normalised(PIXEL_MEAN, PIXEL_STD)[None]
+        with self._autocast:
+            output = model.model(image.contiguous(memory_format=torch.channels_last))
+            states = output.transformer_decoder_last_hidden_state
+            pixels = output.pixel_decoder_last_hidden_state
+            masks = torch.einsum("bqc,bchw->bqhw", model.mask_embedder(states), pixels)
+            return model.class_predictor(states), masks
+
+    def crop(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """CLIP's inputs [Q, 3, 224, 224], and the upsampled mask logits [Q, H, W]."""
+        masks = interpolate(self.masks[None], self.case.padded, mode="bilinear")[0]
+        segments = masks.sigmoid() > 0.5
+        images = self._normalised(CLIP_MEAN, CLIP_STD)[None] * segments[:, None]
+        side = VIT_B16.image_size
+        boxes = boxes_of(segments)
+        crops = [roi_align(image, box, side) for image, box in zip(images, boxes, strict=True)]
+        return torch.stack(crops), masks
+
+    def encode(self, crops: torch.Tensor) -> torch.Tensor:
+        """CLIP's features [N, D]."""
+        with self._autocast:
+            return self.clip(crops).image_embeds.float()
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """The ensemble's scores [Q, C]."""
+        cosines = normalize(features) @ self.text.T
+        logits = torch.cat(
+            [np.exp(INITIAL_LOGIT_SCALE) * cosines, self.class_logits[:, -1:]], dim=1
+        )
+        clip, grouper = (x.softmax(-1)[:, :-1] for x in (logits, self.class_logits))
+        mean = clip[:, self.seen].mean(1, keepdim=True)
+        weight = ENSEMBLE_WEIGHT
+        seen = grouper**weight * mean ** (1 - weight)
+        return torch.where(self.seen, seen, grouper ** (1 - weight) * clip**weight)
+
+    def label_map(self, scores: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Every pixel's class at the original size."""
+        height, width = self.case.size
+        maps = torch.einsum("qc,qhw->chw", scores, masks.sigmoid())[:, :height, :width]
+        return interpolate(maps[None], self.case.original, mode="bilinear")[0].argmax(0)
+
+    @torch.inference_mode()
+    def __call__(self) -> dict[str, float]:
+        """Seconds of one picture by part and in all."""
+        start = self._now()
+        self.group()
+        grouped = self._now()
+        crops, masks = self.crop()
+        cropped = self._now()
+        features = self.encode(crops)
+        encoded = self._now()
+        self.label_map(self.scores(features), masks)
+        end = self._now()
+        return {
+            "grouper": grouped - start,
+            "crops": cropped - grouped,
+            "CLIP": encoded - cropped,
+            "map": end - encoded,
+            "all": end - start,
+        }
+
+    @torch.inference_mode()
+    def encode_seconds(self, count: int) -> float:
+        """Seconds of CLIP on so many crops at once."""
+        crops = torch.randn(count, 3, *[VIT_B16.image_size] * 2, device=self.device)
+        start = self._now()
+        self.encode(crops)
+        return self._now() - start
+
+    def peak_bytes(self) -> float:
+        """The most memory that a picture takes besides the models."""
+        if self.device == "cpu":
+            return resident_peak(self)
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        self()
+        return torch.cuda.max_memory_allocated() - held
+
+    def multiply_seconds(self, side: int) -> float:
+        """Seconds of a matmul of large squares in the case's dtype."""
+        x = torch.randn(side, side, device=self.device, dtype=getattr(torch, self.case.dtype))
+        start = self._now()
+        torch.matmul(x, x)
+        return self._now() - start
+
+    def _now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
