@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from golden_case import CLASSIFIER_PROMPTS, GoldenCase
 
-from zegformer_jax import inference, losses, matching, metrics, segments
+from zegformer_jax import halves, inference, losses, matching, metrics, segments
 from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.optim import make_optimiser
@@ -296,27 +296,35 @@ def check_inputs(name: str, arrays: dict, prefix: str, inputs: np.ndarray) -> It
         yield compare(f"{name} CLIP input {query}", actual, expected, absolute=1e-4)
 
 
-def check_inference(case: GoldenCase) -> Iterator[Row]:
-    """From pictures to semantic maps, through the grouper, every variant."""
-    arrays, training = case.arrays("inference"), case.arrays("training")
+def run_halves(case: GoldenCase, picture: Picture, image_chw: np.ndarray, style: str):
+    """Both halves of the method as evaluation and prediction run them, on one picture."""
     model, variables, _ = case.model("segmenter_weights")
-    text = case.text(case.names, case.prompts)
-    apply = jax.jit(model.apply)
+    clip, clip_params = case.clip
+    text = halves.TextEmbeddings(
+        case.text(case.names, case.prompts), case.text(case.names, CLASSIFIER_PROMPTS)
+    )
+    height, width = picture.size
+    padded = np.zeros((1, *picture.padded_size, 3), np.uint8)
+    padded[0, :height, :width] = image_chw.transpose(1, 2, 0)
+    economy = halves.Economy(0.0, 0, (), 0.0, ())
+    settings = {"crop_style": style, "clip_chunk": CHUNK, "one_pass_layers": 0, "economy": economy}
+    run = jax.jit(partial(halves.run_models, model, clip, **settings))
+    return run(variables, clip_params, text, halves.Version(padded, jnp.array([picture.size])))
+
+
+def check_inference(case: GoldenCase) -> Iterator[Row]:
+    """From pictures to semantic maps, through both halves of the method, every variant."""
+    arrays, training = case.arrays("inference"), case.arrays("training")
     count = sum(name.startswith("class_logits") for name in arrays)
     for i in range(count):
         image = training[f"image{i}"]
         picture = open_picture(image, case.output_sizes[i])
-        height, width = picture.size
-        padded = np.zeros((1, *picture.padded_size, 3), np.uint8)
-        padded[0, :height, :width] = image.transpose(1, 2, 0)
-        normalised = normalise_images(jnp.asarray(padded), jnp.array([picture.size]))
-        output = apply(variables, normalised, text)
-        class_logits = output.class_logits_lbqc[-1, 0]
-        mask_logits = output.mask_logits_lbqhw[-1, 0]
-        for name, actual in (("class_logits", class_logits), ("mask_logits", mask_logits)):
-            yield compare(f"picture {i} {name}", actual, arrays[f"{name}{i}"], relative=1e-4)
-        for variant, (style, _, _) in VARIANTS.items():
-            name, features = f"picture {i} {variant}", None
+        queries = {style: run_halves(case, picture, image, style) for style in segments.STYLES}
+        for variant, (style, mode, gamma) in VARIANTS.items():
+            name, found = f"picture {i} {variant}", queries[style or segments.STYLES[0]]
+            class_logits, mask_logits, clip_logits, _ = (array[0] for array in found)
+            for key, actual in (("class_logits", class_logits), ("mask_logits", mask_logits)):
+                yield compare(f"{name} {key}", actual, arrays[f"{key}{i}"], relative=1e-4)
             if style is not None and f"{variant}/clip_features{i}" in arrays:
                 features = features_of(case, picture, mask_logits, style)
                 expected = arrays[f"{variant}/clip_features{i}"]
@@ -324,7 +332,9 @@ def check_inference(case: GoldenCase) -> Iterator[Row]:
                 inputs = clip_inputs(case, picture, mask_logits, style)
                 yield from check_inputs(name, arrays, f"{variant}/clip_input{i}", inputs)
             if f"{variant}/sem_seg{i}" in arrays:
-                result = map_of(case, picture, class_logits, mask_logits, features, variant)
+                scores = inference.class_scores(class_logits, clip_logits, case.is_seen, mode=mode)
+                calibration = {"gamma": gamma, "seen_c": case.is_seen}
+                result = picture.semantic_map(scores, mask_logits, **calibration)
                 expected = arrays[f"{variant}/sem_seg{i}"]
                 yield compare(f"{name} semantic map", result, expected, absolute=1e-4)
 

@@ -42,7 +42,7 @@ def beside(workdir, kind: str = "zegformer", **train) -> ConfigDict:
     """A training in another folder that reads data, CLIP and start of a finished workdir."""
     config = get_config(kind).unlock()
     config.clip.source = str(workdir / "clip")
-    config.dataset.directory = str(workdir / "data")
+    config.dataset.directory = str(workdir / "records")
     if config.model.start_from:
         config.model.start_from = str(workdir / Path(config.model.start_from).name)
     config.train.update(**train)

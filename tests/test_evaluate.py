@@ -9,7 +9,15 @@ import pytest
 import shrunk
 from clips import VIT, random_params
 
-from zegformer_jax import evaluate, evaluation_progress, experiment, results, segmenter, sharding
+from zegformer_jax import (
+    evaluate,
+    evaluation_progress,
+    experiment,
+    inference,
+    results,
+    segmenter,
+    sharding,
+)
 from zegformer_jax.halves import Queries, TextEmbeddings
 from zegformer_jax.pretrained.clip import save_clip
 from zegformer_jax.text import train_tokenizer
@@ -36,6 +44,13 @@ def whole(finished):
     config = shrunk.get_config().unlock()
     config.eval.scores = SHOWN
     return evaluate.evaluate(config.lock(), finished.workdir, examples=100, progress=False)
+
+
+def test_crop_styles_that_do_not_exist_are_refused(finished):
+    config = shrunk.get_config().unlock()
+    config.eval.crop_style = "crops"
+    with pytest.raises(ValueError, match="eval.crop_style 'crops': choose one of cropmask, crop"):
+        evaluate.evaluate(config, finished.workdir, progress=False)
 
 
 def test_scores_that_do_not_exist_are_refused(finished):
@@ -195,6 +210,49 @@ def test_the_headline_is_what_the_segmenter_says_with_its_classes(finished, whol
         for image, _, prediction in whole.examples[:2]
     ]
     assert min(agreeing) > 0.99, agreeing
+
+
+@pytest.mark.slow
+def test_augmented_maps_are_averages_of_plain_ones(finished):
+    """Of two sizes, as they are and mirrored; evaluation and prediction agree on them."""
+    config = experiment.load_config(finished.workdir).unlock()
+    config.eval.update(scores=SHOWN, methods=(SHOWN,), vocabularies=(HEADLINE,), gamma=0.05)
+    sides = shrunk.SIDE, 2 * shrunk.SIDE
+    source = experiment.open_split(config, finished.workdir, "validation")
+    picture, names = source[0]["image"], experiment.load_vocabulary(HEADLINE).names
+    maps = []
+    for side in sides:
+        config.eval.short_side = side
+        plain = segmenter.Segmenter(config, finished.workdir)
+        seen = np.asarray(plain.vocabulary(names).seen)
+        for step in (1, -1):
+            queries = plain.queries(np.ascontiguousarray(picture[:, ::step]), names)
+            class_logits, mask_logits, clip_logits, _ = (np.asarray(x[0]) for x in queries)
+            scores = inference.class_scores(class_logits, clip_logits, seen, mode=SHOWN)
+            size = segmenter.resized_size(picture.shape[:2], side, config.eval.max_long_side)
+            view = inference.View(scores, mask_logits, np.array(size))
+            original = {"original_size": np.array(picture.shape[:2]), "out_size": picture.shape[:2]}
+            maps.append(np.asarray(inference.semantic_map([view], **original))[..., ::step])
+    expected = (np.mean(maps, 0) - 0.05 * seen[:, None, None]).argmax(0)
+    assert (maps[0].argmax(0) != expected).mean() > 0.02
+
+    config.eval.update(short_side=sides[0], more_short_sides=sides[1:], flip=True)
+    augmented = segmenter.Segmenter(config, finished.workdir)(picture, names).labels
+    kept = {}
+    evaluate.evaluate(config, finished.workdir, progress=False, keep=kept.__setitem__)
+    for labels in (augmented, kept[str(source[0]["id"])]):
+        assert (labels == expected).mean() > 0.995
+
+
+@pytest.mark.slow
+def test_one_pass_names_every_picture_and_differs(finished, whole):
+    """Through the whole evaluation; what a segment's token sees has tests of its own."""
+    config = experiment.load_config(finished.workdir).unlock()
+    config.eval.update(scores=SHOWN, methods=(SHOWN,), crop_style="one_pass", one_pass_layers=1)
+    result = evaluate.evaluate(config.lock(), finished.workdir, progress=False)
+    matrix, exact = (x.confusion[SHOWN, HEADLINE] for x in (result, whole))
+    np.testing.assert_array_equal(matrix.sum(1), exact.sum(1))
+    assert np.any(matrix != exact)
 
 
 @pytest.mark.slow

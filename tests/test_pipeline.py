@@ -221,6 +221,30 @@ def test_evaluation_resizes_as_pillow_and_pads():
             np.testing.assert_array_equal(batch["label"][row], padded)
 
 
+def test_evaluation_gives_further_sizes_of_each_picture():
+    source = make_source()
+    alone = {
+        str(id_): (image[:height, :width], (height, width))
+        for batch in evaluate(source, short_side=50)
+        for id_, image, (height, width) in zip(
+            batch["id"], batch["image"], batch["size"], strict=True
+        )
+    }
+    first = {
+        str(id_): size
+        for b in evaluate(source)
+        for id_, size in zip(b["id"], b["size"], strict=True)
+    }
+    for batch in evaluate(source, more_short_sides=(50, 20)):
+        assert min(batch["size_2"][0]) == 20 and batch["image_2"].shape[0] == 2
+        for row in np.flatnonzero(batch["valid"]):
+            id_ = str(batch["id"][row])
+            image, (height, width) = alone[id_]
+            assert batch["size_1"][row].tolist() == [height, width]
+            np.testing.assert_array_equal(batch["image_1"][row, :height, :width], image)
+            np.testing.assert_array_equal(batch["size"][row], first[id_])
+
+
 def test_evaluation_shards_are_disjoint_and_complete():
     source = make_source()
     shards = [evaluate(source, shard_index=i, shard_count=2) for i in range(2)]

@@ -244,3 +244,30 @@ def test_wrong_arguments_are_named():
         segments.segment_features(jnp.sum, image, logits, chunk=0)
     with pytest.raises(ValueError, match="sizes must be positive, not 0 -> 4"):
         segments.resize_matrix(0, 4)
+
+
+def test_a_whole_picture_is_squeezed_without_its_padding():
+    rng = np.random.default_rng(0)
+    image = np.zeros((24, 32, 3), np.float32)
+    image[:19, :30] = rng.normal(size=(19, 30, 3))
+    logits = np.asarray(rng.normal(size=(3, 6, 8)), np.float32)
+    logits[2] = -5
+    size = jnp.array([19, 30])
+    square, coverage = jax.jit(segments.whole_picture, static_argnums=(3, 4))(
+        image, logits, size, 12, 3
+    )
+
+    def resized(maps_nhw, size):
+        for axis, length in zip((1, 2), size, strict=True):
+            maps_nhw = np.apply_along_axis(torch_bilinear, axis, maps_nhw, length)
+        return maps_nhw
+
+    expected = resized(image[:19, :30].transpose(2, 0, 1), (12, 12))
+    np.testing.assert_allclose(square, expected.transpose(1, 2, 0), atol=1e-5)
+    wide = resized(resized(logits, (24, 32))[:, :19, :30], (12, 12)) > 0
+    shares = [
+        [[mask[4 * r : 4 * r + 4, 4 * c : 4 * c + 4].mean() for c in range(3)] for r in range(3)]
+        for mask in wide
+    ]
+    np.testing.assert_allclose(coverage, shares, atol=1e-6)
+    assert 0 < coverage[0].mean() < 1 and not coverage[2].any()

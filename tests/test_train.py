@@ -94,7 +94,7 @@ def test_the_classifier_learns_seen_classes_by_their_places(finished, monkeypatc
     task = make_task(shrunk.beside(finished.workdir, "classifier", steps=5), finished.workdir)
     vocabulary = experiment.load_vocabulary("openmoji_voc")
     seen = vocabulary.select(vocabulary.seen_indices)
-    pictures = openmoji.load_pictures(finished.workdir / "data")
+    pictures = openmoji.load_pictures(finished.workdir / "records")
     titles = set(zip(pictures.titles, pictures.picture_class.tolist(), strict=True))
     assert len(task.context) == len(seen)
     for batch in task.batches(0):
