@@ -1,0 +1,98 @@
+"""What the faster and the slower modes of evaluation cost and give: pictures a second and mIoU.
+
+    python benchmarks/modes.py --config=configs/openmoji.py --workdir=runs/openmoji
+        [--output=FILE.png] [--rounds=2]
+
+Evaluates a trained grouper once a round in every mode, by `eval.scores` alone, in the headline
+vocabulary; the first batch of a shape compiles and is not timed. Draws unseen mIoU over speed.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ml_collections import ConfigDict
+
+from zegformer_jax import evaluate, main
+
+# Name: the fields of `eval` in which a mode differs, and the side that CLIP sees.
+MODES = {
+    "exact": ({}, 0),
+    "bfloat16": ({"dtype": "bfloat16"}, 0),
+    "skip_below 0.001": ({"skip_below": 1e-3}, 0),
+    "skip_below 0.1": ({"skip_below": 0.1}, 0),
+    "top_segments 10": ({"top_segments": 10}, 0),
+    "top_segments 5": ({"top_segments": 5}, 0),
+    "crop": ({"crop_style": "crop"}, 0),
+    "mask": ({"crop_style": "mask"}, 0),
+    "one_pass": ({"crop_style": "one_pass"}, 0),
+    "one_pass, input_size 96": ({"crop_style": "one_pass"}, 96),
+    "one_pass, input_size 192": ({"crop_style": "one_pass"}, 192),
+    "resize before": ({"resize": "before"}, 0),
+    "flip": ({"flip": True}, 0),
+    "flip, 3 sizes": ({"flip": True, "more_short_sides": (72, 120)}, 0),
+}
+FLAGS = {"output": ("", "a PNG of the trade"), "rounds": ("2", "evaluations in every mode")}
+
+
+def in_mode(config: ConfigDict, fields: dict[str, Any], input_size: int) -> ConfigDict:
+    """The experiment, evaluated in a mode alone."""
+    other = ConfigDict(config.to_dict()).unlock()
+    other.eval.update(methods=(other.eval.scores,), oracles=False, **fields)
+    other.eval.vocabularies = other.eval.vocabularies[:1]
+    other.clip.input_size = input_size or other.clip.input_size
+    return other.lock()
+
+
+def measure(config: ConfigDict, workdir: str, rounds: int) -> list[dict[str, Any]]:
+    """Rows of speed and mIoU, a mode each; the modes take turns."""
+    speeds, lines = {name: [] for name in MODES}, {}
+    for _ in range(rounds):
+        for name, mode in MODES.items():
+            result = evaluate.evaluate(in_mode(config, *mode), workdir, progress=False)
+            speeds[name].append(result.images / result.seconds)
+            lines[name] = result.line()
+    return [
+        {"mode": name, "pictures": statistics.median(speeds[name])} | lines[name] for name in MODES
+    ]
+
+
+def draw(rows: list[dict[str, Any]], path: str) -> None:
+    """Draws unseen mIoU over pictures a second."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for row in rows:
+        point = row["pictures"], 100 * row["unseen"]
+        axes.plot(*point, "o", color="tab:red" if row["mode"] == "exact" else "tab:blue")
+        axes.annotate(row["mode"], point, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="pictures a second", ylabel="mIoU of unseen classes, %", xscale="log")
+    axes.margins(x=0.2)
+    axes.grid(alpha=0.3, which="both")
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def run(arguments: list[str]) -> None:
+    """Measures, prints the table and draws."""
+    config, workdir, flags = main.parse_config("modes", arguments, FLAGS)
+    rows = measure(config, workdir, int(flags["rounds"]))
+    print(f"{'mode':<26}{'pictures/s':>11}{'ratio':>7}{'seen':>7}{'unseen':>8}{'harmonic':>10}")
+    for row in rows:
+        scores = (100 * row[name] for name in ("seen", "unseen", "harmonic"))
+        ratio = row["pictures"] / rows[0]["pictures"]
+        print(
+            "{:<26}{:>11.1f}{:>7.2f}{:>7.1f}{:>8.1f}{:>10.1f}".format(
+                row["mode"], row["pictures"], ratio, *scores
+            )
+        )
+    if flags["output"]:
+        draw(rows, flags["output"])
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
