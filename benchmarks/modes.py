@@ -38,6 +38,7 @@ MODES = {
     "flip": ({"flip": True}, 0),
     "flip, 3 sizes": ({"flip": True, "more_short_sides": (72, 120)}, 0),
 }
+MARKERS = "osDv^<>"
 FLAGS = {"output": ("", "a PNG of the trade"), "rounds": ("2", "evaluations in every mode")}
 
 
@@ -68,14 +69,13 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for row in rows:
+    for place, row in enumerate(rows):
         point = row["pictures"], 100 * row["unseen"]
-        axes.plot(*point, "o", color="tab:red" if row["mode"] == "exact" else "tab:blue")
-        axes.annotate(row["mode"], point, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.plot(*point, MARKERS[place % len(MARKERS)], label=row["mode"], markersize=8, alpha=0.8)
+    figure.legend(loc="outside right upper", fontsize=8)
     axes.set(xlabel="pictures a second", ylabel="mIoU of unseen classes, %")
-    axes.margins(x=0.15)
     axes.grid(alpha=0.3)
     FigureCanvasAgg(figure).print_png(path)
 
