@@ -1,7 +1,7 @@
 """Seconds and memory of inference: this project's beside PyTorch's parts as users join them.
 
     python benchmarks/inference.py [--parts=speed,memory,classes,devices] [--dtypes float32]
-        [--queries=100] [--chunk=25] [--chunks 5 10 25 100] [--repeats=3] [--compile]
+        [--queries=100] [--chunk=10] [--chunks 5 10 25 100] [--repeats=3] [--compile]
 
 Real: the models' sizes (ResNet-50, ViT-B/16 at 224) and every operation from the picture to the
 label map. Made: parameters are random, the picture is noise, and the queries' logits, after the
@@ -36,6 +36,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 import jax
 import jax.numpy as jnp
 from inference_parts import Case, Pipeline, economy, in_process, peak_bytes
+
+from zegformer_jax import halves  # noqa: E402
 
 PARTS = ("speed", "memory", "classes", "devices")
 DTYPES = ("float32", "bfloat16")
@@ -120,6 +122,7 @@ def calls_by_mode(ours: Pipeline) -> dict[str, Callable[[], Any]]:
     calls = {f"{kept} not empty": ours.whole(economy(), kept) for kept in KEPT}
     calls[f"skip_below leaves {LEFT}"] = ours.whole(skipping)
     calls[f"top_segments = {LEFT}"] = ours.whole(economy(LEFT))
+    calls["one_pass"] = ours.whole(economy(), crop_style="one_pass")
     return calls
 
 
@@ -230,11 +233,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         return text.split(",")
 
     on_cpu = jax.default_backend() == "cpu"  # where bfloat16 is slow
+    chunk = halves.CHUNKS.get(jax.default_backend(), halves.CHUNK)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", type=parts, default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES[: 2 - on_cpu])
     parser.add_argument("--queries", type=positive, default=100)
-    parser.add_argument("--chunk", type=positive, default=25, help="eval.clip_chunk")
+    parser.add_argument("--chunk", type=positive, default=chunk, help="eval.clip_chunk")
     parser.add_argument("--chunks", type=positive, nargs="+", default=[5, 10, 25, 100])
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--compile", action="store_true", help="torch.compile besides")

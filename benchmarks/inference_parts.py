@@ -38,7 +38,7 @@ class Case(NamedTuple):
     queries: int = 100
     classes: int = 171
     dtype: str = "float32"
-    chunk: int = 25
+    chunk: int = halves.CHUNKS["cpu"]
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -192,24 +192,27 @@ class Pipeline:
         return _bind(function, self.scores, jnp.asarray(self.made.mask_logits_qhw))
 
     def _label_map(self, scores_qc: jax.Array, masks_qhw: jax.Array) -> jax.Array:
-        return inference.label_map(
-            scores_qc, masks_qhw, padded_size=self.case.padded, size=self.size[0],
-            original_size=jnp.array(self.case.original), out_size=self.case.original,
-        )  # fmt: skip
+        view = inference.View(scores_qc, masks_qhw, self.size[0])
+        original = {"original_size": jnp.array(self.case.original), "out_size": self.case.original}
+        return inference.label_map([view], **original)
 
-    def whole(self, economy: halves.Economy, kept: int | None = None) -> Callable[[], Any]:
+    def whole(
+        self, economy: halves.Economy, kept: int | None = None, crop_style: str = "cropmask"
+    ) -> Callable[[], Any]:
         """Everything as one compiled function, from the picture to the label map.
 
         Args:
             economy: what CLIP need not see.
             kept: segments that are not empty; None: all.
+            crop_style: as `eval.crop_style`.
         """
 
         @jax.jit
         def segment(variables: Any, clip_params: Any, text: Any, image: Any, size: Any) -> Any:
             queries = halves.run_models(
-                self.grouper, self.clip, variables, clip_params, text, image, size,
-                crop_style="cropmask", clip_chunk=self.case.chunk, economy=economy,
+                self.grouper, self.clip, variables, clip_params, text, halves.Version(image, size),
+                crop_style=crop_style, clip_chunk=self.case.chunk, one_pass_layers=4,
+                economy=economy,
             )  # fmt: skip
             scores_qc = inference.class_scores(
                 queries.class_logits_bqc[0], queries.clip_logits_bqc[0],
