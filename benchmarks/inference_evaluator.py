@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from inference_parts import Case, MadeGrouper, config_of, make
 
-from zegformer_jax import evaluate, experiment, inference
+from zegformer_jax import experiment, inference
+from zegformer_jax.evaluator import Evaluator
 from zegformer_jax.models.clip import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip import save_clip
 from zegformer_jax.text import Tokenizer
@@ -42,7 +43,7 @@ def small_config(case: Case, folder: Path, methods: tuple[str, ...], oracles: bo
     return config.lock()
 
 
-def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> evaluate.Evaluator:
+def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> Evaluator:
     """Makes the evaluator, with random models; a query says what is made for it."""
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -55,7 +56,7 @@ def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> evalu
         grouper = experiment.build_model(config, SMALL_CLIP.embed_dim)
         text = jnp.zeros((case.classes, SMALL_CLIP.embed_dim))
         variables = jax.jit(grouper.init)(jax.random.key(0), images, text)
-        evaluator = evaluate.Evaluator(config, folder, variables=variables)
+        evaluator = Evaluator(config, folder, variables=variables)
     made = make(case)
     logits = (jnp.asarray(made.class_logits_qc), jnp.asarray(made.mask_logits_qhw))
     evaluator.model = MadeGrouper(evaluator.model)

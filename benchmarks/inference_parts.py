@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for configs.base
 
 from configs import base  # noqa: E402
-from zegformer_jax import experiment, halves, inference, segments  # noqa: E402
+from zegformer_jax import experiment, halves, inference, label_maps, segments  # noqa: E402
 from zegformer_jax.models.clip import CLIP, ClipConfig  # noqa: E402
 from zegformer_jax.models.grouper import GrouperOutput  # noqa: E402
 from zegformer_jax.models.normalise import normalise_images  # noqa: E402
@@ -192,9 +192,9 @@ class Pipeline:
         return _bind(function, self.scores, jnp.asarray(self.made.mask_logits_qhw))
 
     def _label_map(self, scores_qc: jax.Array, masks_qhw: jax.Array) -> jax.Array:
-        view = inference.View(scores_qc, masks_qhw, self.size[0])
+        view = label_maps.View(scores_qc, masks_qhw, self.size[0])
         original = {"original_size": jnp.array(self.case.original), "out_size": self.case.original}
-        return inference.label_map([view], **original)
+        return label_maps.label_map([view], **original)
 
     def whole(
         self, economy: halves.Economy, kept: int | None = None, crop_style: str = "cropmask"

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from golden_case import CLASSIFIER_PROMPTS, GoldenCase
 
-from zegformer_jax import halves, inference, losses, matching, metrics, segments
+from zegformer_jax import halves, inference, label_maps, losses, matching, metrics, segments
 from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.optim import make_optimiser
@@ -229,10 +229,10 @@ class Picture(NamedTuple):
     original_size: tuple[int, int]
 
     def semantic_map(self, scores, logits, **calibration) -> jax.Array:
-        """The map at the original size, from scores and mask logits; see `inference.View`."""
-        view = inference.View(scores, logits, jnp.array(self.size))
+        """The map at the original size, from scores and mask logits; see `label_maps.View`."""
+        view = label_maps.View(scores, logits, jnp.array(self.size))
         sizes = {"original_size": jnp.array(self.original_size), "out_size": self.original_size}
-        return inference.semantic_map([view], **sizes, **calibration)
+        return label_maps.semantic_map([view], **sizes, **calibration)
 
 
 def open_picture(image_chw: np.ndarray, original_size: tuple[int, int]) -> Picture:

@@ -15,10 +15,12 @@ from zegformer_jax import (
     evaluation_progress,
     experiment,
     inference,
+    label_maps,
     results,
     segmenter,
     sharding,
 )
+from zegformer_jax.evaluator import Evaluator, SeenAs, parse_sweep, sweep_name
 from zegformer_jax.halves import Queries, TextEmbeddings, encode_in_one_pass
 from zegformer_jax.models.clip import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
@@ -68,8 +70,8 @@ def make_evaluator(tmp_path, monkeypatch):
     """Evaluators of a model without any parameters, with a small CLIP."""
     save_clip(tmp_path / "clip", VIT, random_params(VIT), train_tokenizer(["a"], 530, 14))
     text = TextEmbeddings(*np.zeros((2, 236, VIT.embed_dim), np.float32))
-    monkeypatch.setattr(evaluate, "embed_vocabulary", lambda *_: text)
-    return lambda config: evaluate.Evaluator(config, tmp_path, variables={})
+    monkeypatch.setattr("zegformer_jax.evaluator.embed_vocabulary", lambda *_: text)
+    return lambda config: Evaluator(config, tmp_path, variables={})
 
 
 @pytest.mark.parametrize("own, training", [("bfloat16", "float32"), ("float32", "bfloat16")])
@@ -120,12 +122,12 @@ def test_what_is_shown_swept_and_asked_of_oracles_is_by_eval_scores(make_evaluat
 
     @jax.jit
     def count(queries, example):
-        return evaluator._count_picture([evaluate.SeenAs(queries, example["size"], False)], example)
+        return evaluator._count_picture([SeenAs(queries, example["size"], False)], example)
 
     counts, prediction = count(queries, example)
     assert np.all(prediction == said)
     expected = {"grouper": 5, "clip": 7, results.RIGHT_NAMES: 3, results.RIGHT_SEGMENTS: said}
-    expected |= {evaluate.sweep_name(shown, gamma): said for gamma in (0.0, 0.1)}
+    expected |= {sweep_name(shown, gamma): said for gamma in (0.0, 0.1)}
     for name, place in expected.items():
         matrix = np.asarray(counts[name, HEADLINE])
         assert matrix[3, place] == matrix.sum() == 64 * 64, name
@@ -193,7 +195,7 @@ def test_neither_batches_nor_devices_matter(finished, monkeypatch, devices, batc
 def test_a_row_that_is_not_valid_does_not_count(finished):
     config = shrunk.get_config("per_pixel")
     workdir = finished.workdir / "per_pixel"
-    evaluator = evaluate.Evaluator(config, workdir)
+    evaluator = Evaluator(config, workdir)
     source = experiment.open_split(config, workdir, "validation")
     vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
     batches = evaluate.validation_batches(config, source, vocabulary)
@@ -238,8 +240,8 @@ def queries_by_colour(grouper, clip, variables, clip_params, text, version, **_)
 @pytest.mark.slow
 def test_augmented_maps_are_averages_of_plain_ones(finished, monkeypatch):
     """Of two sizes, as they are and mirrored; evaluation and prediction agree on them."""
-    for module in (evaluate, segmenter):
-        monkeypatch.setattr(module, "run_models", queries_by_colour)
+    for module in ("evaluator", "segmenter"):
+        monkeypatch.setattr(f"zegformer_jax.{module}.run_models", queries_by_colour)
     config = experiment.load_config(finished.workdir).unlock()
     config.eval.update(scores=SHOWN, methods=(SHOWN,), vocabularies=(HEADLINE,), gamma=1e-4)
     sides = shrunk.SIDE, 2 * shrunk.SIDE
@@ -255,9 +257,9 @@ def test_augmented_maps_are_averages_of_plain_ones(finished, monkeypatch):
             class_logits, mask_logits, clip_logits, _ = (np.asarray(x[0]) for x in queries)
             scores = inference.class_scores(class_logits, clip_logits, seen, mode=SHOWN)
             size = segmenter.resized_size(picture.shape[:2], side, config.eval.max_long_side)
-            view = inference.View(scores, mask_logits, np.array(size))
+            view = label_maps.View(scores, mask_logits, np.array(size))
             original = {"original_size": np.array(picture.shape[:2]), "out_size": picture.shape[:2]}
-            maps.append(np.asarray(inference.semantic_map([view], **original))[..., ::step])
+            maps.append(np.asarray(label_maps.semantic_map([view], **original))[..., ::step])
     expected = (np.mean(maps, 0) - 1e-4 * seen[:, None, None]).argmax(0)
     assert (maps[0].argmax(0) != expected).mean() > 0.01
 
@@ -434,8 +436,8 @@ def test_a_sweep_of_gamma_is_as_many_evaluations(finished, whole):
 @pytest.mark.parametrize("text", ["0.1", "a:b:c", "0:1:0"])
 def test_a_sweep_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match="eval.sweep_gamma .*give first:last:step"):
-        evaluate.parse_sweep(text)
-    assert evaluate.parse_sweep("0:0.3:0.1") == (0.0, 0.1, 0.2, 0.3)
+        parse_sweep(text)
+    assert parse_sweep("0:0.3:0.1") == (0.0, 0.1, 0.2, 0.3)
 
 
 @pytest.mark.slow

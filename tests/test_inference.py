@@ -11,7 +11,7 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zegformer_jax import inference
+from zegformer_jax import inference, label_maps
 
 SEEN = np.array([True] * 5 + [False] * 2)
 class_scores = jax.jit(inference.class_scores, static_argnames=("mode", "weight"))
@@ -43,7 +43,7 @@ def jitted_map(function, *views, out_size, resize="after", rows_at_once=32, **ar
     mirrored = [len(view) > 3 for view in views]
 
     def call(traced, arrays):
-        made = [inference.View(*x, turned) for x, turned in zip(traced, mirrored, strict=True)]
+        made = [label_maps.View(*x, turned) for x, turned in zip(traced, mirrored, strict=True)]
         return function(made, out_size=out_size, resize=resize, rows_at_once=rows_at_once, **arrays)
 
     traced = [(scores, logits, jnp.array(size)) for scores, logits, size, *_ in views]
@@ -51,8 +51,8 @@ def jitted_map(function, *views, out_size, resize="after", rows_at_once=32, **ar
     return np.asarray(jax.jit(call)(traced, arrays))
 
 
-semantic_map = partial(jitted_map, inference.semantic_map)
-label_map = partial(jitted_map, inference.label_map)
+semantic_map = partial(jitted_map, label_maps.semantic_map)
+label_map = partial(jitted_map, label_maps.label_map)
 
 
 def test_ensemble_of_a_wholly_unseen_vocabulary_is_the_unseen_formula():
@@ -106,7 +106,7 @@ def formula(scores, logits, size, original, resize="after"):
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 7, 64])
-@pytest.mark.parametrize("resize", inference.RESIZE)
+@pytest.mark.parametrize("resize", label_maps.RESIZE)
 def test_semantic_map_is_the_formula_at_any_strip_height(rows_at_once, resize):
     scores, _, mask_logits = random_case(4, classes=2)
     seen, gamma = np.array([True, False, True]), 0.3
@@ -122,7 +122,7 @@ def test_semantic_map_is_the_formula_at_any_strip_height(rows_at_once, resize):
 def test_resizing_before_the_sum_is_another_map():
     scores, _, mask_logits = random_case(4)
     after, before = (
-        formula(scores, mask_logits, (21, 30), (40, 60), resize) for resize in inference.RESIZE
+        formula(scores, mask_logits, (21, 30), (40, 60), resize) for resize in label_maps.RESIZE
     )
     assert np.abs(after - before).max() > 1e-2
 
@@ -149,12 +149,12 @@ def test_views_are_averaged_and_mirrored_ones_turned_back():
 def test_a_picture_is_mirrored_without_its_padding():
     image = np.zeros((8, 12, 3), np.float32)
     image[:5, :7] = np.random.default_rng(0).random((5, 7, 3))
-    mirrored = jax.jit(inference.mirror)(image, jnp.array([5, 7]))
+    mirrored = jax.jit(label_maps.mirror)(image, jnp.array([5, 7]))
     np.testing.assert_array_equal(mirrored[:5, :7], image[:5, 6::-1])
     assert not np.any(mirrored[5:]) and not np.any(mirrored[:, 7:])
 
 
-@pytest.mark.parametrize("resize", inference.RESIZE)
+@pytest.mark.parametrize("resize", label_maps.RESIZE)
 def test_label_map_is_the_argmax_of_the_semantic_map(resize):
     scores, _, mask_logits = random_case(5, queries=9, classes=6)
     arguments = dict(
@@ -168,7 +168,7 @@ def test_label_map_is_the_argmax_of_the_semantic_map(resize):
     assert labels.dtype == jnp.int32 and len(np.unique(labels)) > 2
 
 
-@pytest.mark.parametrize("resize", inference.RESIZE)
+@pytest.mark.parametrize("resize", label_maps.RESIZE)
 def test_the_baselines_map_is_the_formula(resize):
     _, _, logits_chw = random_case(6, queries=5)
     seen = np.array([True, False, True, False, True])
@@ -188,11 +188,11 @@ def test_wrong_arguments_are_named():
         inference.class_scores(class_logits, None, SEEN[:3])
     size = jnp.array([24, 32])
     sizes = {"original_size": size, "out_size": (24, 32)}
-    view = inference.View(class_logits, mask_logits, size)
+    view = label_maps.View(class_logits, mask_logits, size)
     with pytest.raises(ValueError, match="pass seen_c"):
-        inference.semantic_map([view], **sizes, gamma=0.1)
+        label_maps.semantic_map([view], **sizes, gamma=0.1)
     with pytest.raises(ValueError, match="resize 'both' is unknown; choose one of after, before"):
-        inference.semantic_map([view], **sizes, resize="both")
+        label_maps.semantic_map([view], **sizes, resize="both")
 
 
 @pytest.mark.parametrize("mode", inference.MODES)

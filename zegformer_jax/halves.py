@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from zegformer_jax import experiment, inference
+from zegformer_jax import experiment, inference, label_maps
 from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.normalise import normalise_images
@@ -46,7 +46,7 @@ def make_versions(batch: Mapping[str, jax.Array], mirrored_too: bool) -> list[Ve
     plain = [Version(batch[name], batch[name.replace("image", "size")]) for name in names]
     if not mirrored_too:
         return plain
-    turn = jax.vmap(inference.mirror)
+    turn = jax.vmap(label_maps.mirror)
     turned = [Version(turn(x.images_bhwc, x.sizes_b2), x.sizes_b2, True) for x in plain]
     return plain + turned
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from zegformer_jax import experiment, inference, pictures
+from zegformer_jax import experiment, inference, label_maps, pictures
 from zegformer_jax.halves import (
     Queries,
     TextEmbeddings,
@@ -234,8 +234,8 @@ class Segmenter:
                 named_q=queries.named_bq[0],
             )
             masks_qhw, size = queries.mask_logits_bqhw[0], version.sizes_b2[0]
-            views.append(inference.View(scores_qc, masks_qhw, size, version.mirrored))
-        return inference.label_map(
+            views.append(label_maps.View(scores_qc, masks_qhw, size, version.mirrored))
+        return label_maps.label_map(
             views,
             original_size=original_size,
             out_size=out_size,

@@ -220,12 +220,13 @@ class Loop:
     def _validate(self, step: int) -> float:
         """Evaluates the state on the validation pictures; gives its rank."""
         from zegformer_jax import evaluate
+        from zegformer_jax.evaluator import Evaluator
 
         state = self.state
         variables = {"params": state.ema or state.params, "constants": state.constants}
         variables = sharding.to_host(variables, self._mesh)
         if self._evaluator is None:
-            self._evaluator = evaluate.Evaluator(self._config, self._workdir, variables)
+            self._evaluator = Evaluator(self._config, self._workdir, variables)
         self._evaluator.set_variables(variables)
         result = evaluate.run(self._config, self._workdir, self._evaluator, progress=False)
         line = result.line()

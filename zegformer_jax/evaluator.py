@@ -1,0 +1,282 @@
+"""The compiled evaluation of one model: what it counts on a batch of pictures."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
+from zegformer_jax import experiment, inference, label_maps, metrics, segment_metrics, sharding
+from zegformer_jax.checkpoints import sum_bits
+from zegformer_jax.halves import (
+    Queries,
+    Version,
+    embed_vocabulary,
+    make_economy,
+    make_versions,
+    run_models,
+)
+from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.results import OVERLAP, RIGHT_NAMES, RIGHT_SEGMENTS, Subset, load_subsets
+from zegformer_jax.vocabulary import Vocabulary, mark_seen
+
+METHODS = {
+    "zegformer": ("grouper", "clip", "ensemble", "ensemble_all"),
+    "per_pixel": ("per_pixel",),
+}
+
+
+def choose_methods(config: ConfigDict) -> tuple[str, ...]:
+    """The ways of scoring that the config asks for; all of its model's where it names none.
+
+    Raises:
+        ValueError: it names another.
+    """
+    known = METHODS[config.model.kind]
+    wrong = [method for method in config.eval.methods if method not in known]
+    if wrong:
+        raise ValueError(f"eval.methods '{wrong[0]}': choose some of {', '.join(known)}")
+    return tuple(config.eval.methods) or known
+
+
+def parse_sweep(text: str) -> tuple[float, ...]:
+    """Reads `first:last:step`; none of an empty text.
+
+    Raises:
+        ValueError: it is not three such numbers.
+    """
+    if not text:
+        return ()
+    try:
+        first, last, step = (float(part) for part in text.split(":"))
+        count = int((last - first) / step + 1e-6) + 1
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"eval.sweep_gamma '{text}': give first:last:step, as 0:0.3:0.05"
+        ) from None
+    return tuple(round(first + step * place, 6) for place in range(count))
+
+
+def sweep_name(method: str, gamma: float) -> str:
+    """The name of a method with a gamma of the sweep, among the confusion counts."""
+    return f"{method}, gamma {gamma:g}"
+
+
+class SeenAs(NamedTuple):
+    """What the model says of one picture, and of which version of it; see `halves.Version`."""
+
+    queries: Any
+    size: jax.Array
+    mirrored: bool
+
+
+class Evaluator:
+    """The jitted evaluation of one model in one data set's vocabulary."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: epath.Path,
+        variables: Any = None,
+        trained: Vocabulary | None = None,
+        clip: experiment.LoadedClip | None = None,
+    ):
+        """Loads the models and the vocabularies of an experiment.
+
+        Args:
+            config: the experiment.
+            workdir: where its checkpoints are.
+            variables: of the grouper or the baseline, on the host; None reads a checkpoint.
+            trained: the vocabulary of the training, if the config's data set is another.
+            clip: names the segments; None reads the config's.
+        """
+        self.settings = config.eval
+        self.kind = config.model.kind
+        self.methods = choose_methods(config)
+        self.shown = config.eval.scores if self.kind == "zegformer" else self.kind
+        if self.shown not in self.methods:
+            raise ValueError(f"eval.scores '{self.shown}': choose one of {', '.join(self.methods)}")
+        self.vocabulary = experiment.dataset_vocabulary(config, workdir)
+        if trained is not None:
+            self.vocabulary = mark_seen(self.vocabulary, trained)
+        self.subsets = load_subsets(config.eval.vocabularies, self.vocabulary, config.dataset.name)
+        scored = [(subset.indices, subset.vocabulary.seen) for subset in self.subsets]
+        self.economy = make_economy(config, self.methods, scored)
+        self.sweep = parse_sweep(config.eval.sweep_gamma)
+        if variables is None:
+            variables = experiment.load_variables(workdir, config.eval.checkpoint)
+        clip = clip or experiment.load_clip_of(config, workdir)
+        text = embed_vocabulary(config, workdir, clip, self.vocabulary.names)
+        self.clip = clip and clip.module(config.eval.dtype)
+        self.model = experiment.build_model(config, text.grouper_cd.shape[1], config.eval.dtype)
+        # Each process works on its own pictures; their shapes differ, so its devices are alone.
+        self.mesh = mesh = sharding.make_local_mesh()
+        self.fixed = sharding.replicate((clip and clip.params, text), mesh)
+        self.set_variables(variables)
+        split, whole = PartitionSpec("data"), PartitionSpec()
+        self.step = jax.jit(
+            jax.shard_map(
+                self._device_step,
+                mesh=mesh,
+                in_specs=(whole, split),
+                out_specs=(whole, split),
+                check_vma=False,
+            )
+        )
+
+    def identity(self, config: ConfigDict) -> str:
+        """Stands for the model's numbers, the vocabulary and the settings."""
+        parts = (config.to_json_best_effort(), sum_bits(self.variables), self.vocabulary)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def set_variables(self, variables: Any) -> None:
+        """Evaluates other variables from here on."""
+        self.variables = sharding.replicate(variables, self.mesh)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> tuple[dict[Any, np.ndarray], np.ndarray]:
+        """Gives a batch's counts, and label maps by `eval.scores` in the headline vocabulary."""
+        arrays = {name: array for name, array in batch.items() if name not in ("id", "index")}
+        models = (self.variables, *self.fixed)
+        sums, predictions = self.step(models, sharding.to_devices(arrays, self.mesh))
+        return jax.device_get(sums), np.concatenate(
+            [np.asarray(shard.data) for shard in predictions.addressable_shards]
+        )
+
+    def _device_step(self, arrays: Any, batch: Any) -> tuple[dict[Any, jax.Array], jax.Array]:
+        """Works on one device's part of a batch, picture by picture, and sums over devices."""
+        versions = make_versions(batch, self.settings.flip)
+        outputs = [(self._run_models(*arrays, version), version.sizes_b2) for version in versions]
+
+        def count_picture(picture: Any) -> tuple[dict[Any, jax.Array], jax.Array]:
+            outputs, example = picture
+            seen_as = [
+                SeenAs(queries, size, version.mirrored)
+                for (queries, size), version in zip(outputs, versions, strict=True)
+            ]
+            return self._count_picture(seen_as, example)
+
+        counts, predictions = jax.lax.map(count_picture, (outputs, batch))
+        total = jax.tree.map(lambda x: jax.lax.psum(x.sum(0), "data"), counts)
+        return total, predictions
+
+    def _run_models(self, variables: Any, clip_params: Any, text: Any, version: Version) -> Any:
+        """What the model says of pictures: `Queries`, or the baseline's logits."""
+        if self.kind == "per_pixel":
+            images = normalise_images(version.images_bhwc, version.sizes_b2)
+            return self.model.apply(variables, images, text.grouper_cd)
+        return run_models(
+            self.model, self.clip, variables, clip_params, text, version,
+            crop_style=self.settings.crop_style, clip_chunk=self.settings.clip_chunk,
+            one_pass_layers=self.settings.one_pass_layers, economy=self.economy,
+        )  # fmt: skip
+
+    def _count_picture(
+        self, seen_as: list[SeenAs], example: Any
+    ) -> tuple[dict[Any, jax.Array], jax.Array]:
+        """Compares one picture's label maps with the truth, by method and vocabulary."""
+        ignore = self.vocabulary.ignore_label
+        label = jnp.where(example["valid"], example["label"].astype(jnp.int32), ignore)
+        counts, prediction = {}, None
+        for method in self.methods:
+            for subset in self.subsets:
+                labels = self._label_map(seen_as, example, method, subset)
+                truth = jnp.asarray(subset.table(ignore))[label]
+                counts[method, subset.name] = metrics.confusion_counts(
+                    labels, truth, len(subset.indices), ignore
+                )
+                if method == self.shown and subset is self.subsets[0]:
+                    prediction = labels
+        headline = self.subsets[0]
+        truth = jnp.asarray(headline.table(ignore))[label]
+        for gamma in self.sweep:
+            labels = self._label_map(seen_as, example, self.shown, headline, gamma)
+            counts[sweep_name(self.shown, gamma), headline.name] = metrics.confusion_counts(
+                labels, truth, len(headline.indices), ignore
+            )
+        if self.kind == "zegformer":
+            counts |= self._count_segments(seen_as[0].queries, example, label)
+        return counts, prediction
+
+    def _count_segments(self, queries: Queries, example: Any, label: jax.Array) -> dict:
+        """The two halves of the method apart: how segments fit, and oracles in the headline.
+
+        Segments are compared at the resized size, with the nearest labels.
+        """
+        masks_qhw, headline = queries.mask_logits_bqhw, self.subsets[0]
+        sampled = self._nearest_labels(example, label)
+        overlap = segment_metrics.overlap(masks_qhw, sampled, len(self.vocabulary))
+        iou_c, present_c = segment_metrics.best_overlap_iou(overlap)
+        boundary_c = jnp.zeros(len(self.vocabulary))
+        counts = {}
+        if self.settings.oracles:
+            boundary_c, _ = segment_metrics.best_overlap_boundary_f(
+                masks_qhw, sampled, overlap, example["size"]
+            )
+            chosen = overlap.select(headline.indices)
+            truth = jnp.asarray(headline.table(self.vocabulary.ignore_label))[sampled]
+            counts[RIGHT_NAMES, headline.name] = segment_metrics.right_names_counts(
+                masks_qhw, truth, chosen
+            )
+            scores_qc = self._scores(queries, self.shown, headline)
+            classes_n = segment_metrics.largest_regions(chosen.labelled_c, len(headline.indices))
+            best_n = chosen.iou_qc().argmax(0)[classes_n]
+            counts[RIGHT_SEGMENTS, headline.name] = segment_metrics.right_segments_counts(
+                scores_qc[best_n], classes_n, chosen.labelled_c
+            )
+        counts[OVERLAP] = jnp.stack([iou_c, boundary_c, present_c.astype(jnp.float32)])
+        return counts
+
+    def _scores(self, queries: Queries, method: str, subset: Subset) -> jax.Array:
+        """One picture's scores of every query by one method, [Q, C]."""
+        return inference.class_scores(
+            inference.select_classes(queries.class_logits_bqc, subset.indices),
+            queries.clip_logits_bqc[:, subset.indices],
+            jnp.asarray(subset.vocabulary.seen),
+            mode=method,
+            weight=self.settings.ensemble_weight,
+            named_q=queries.named_bq,
+        )
+
+    def _nearest_labels(self, example: Any, label: jax.Array) -> jax.Array:
+        """One picture's labels at the resized and padded size, ignored in the padding."""
+        height, width = example["image"].shape[:2]
+
+        def nearest(axis: int, length: int) -> tuple[jax.Array, jax.Array]:
+            size, original = example["size"][axis], example["original_size"][axis]
+            index = (2 * jnp.arange(length) + 1) * original // (2 * size)
+            return jnp.minimum(index, original - 1), jnp.arange(length) < size
+
+        (rows, in_rows), (columns, in_columns) = nearest(0, height), nearest(1, width)
+        inside = in_rows[:, None] & in_columns[None]
+        return jnp.where(inside, label[rows[:, None], columns[None]], self.vocabulary.ignore_label)
+
+    def _label_map(
+        self,
+        seen_as: list[SeenAs],
+        example: Any,
+        method: str,
+        subset: Subset,
+        gamma: float | None = None,
+    ) -> jax.Array:
+        """One picture's classes by one method, [H, W] at the label's padded size."""
+        return label_maps.label_map(
+            [self._view(one, method, subset) for one in seen_as],
+            original_size=example["original_size"],
+            out_size=example["label"].shape,
+            gamma=self.settings.gamma if gamma is None else gamma,
+            seen_c=jnp.asarray(subset.vocabulary.seen),
+            resize=self.settings.resize,
+        )
+
+    def _view(self, seen_as: SeenAs, method: str, subset: Subset) -> label_maps.View:
+        """What one method says of one version of a picture."""
+        queries, size, mirrored = seen_as
+        if method == "per_pixel":
+            scores_qc, logits = None, queries[..., subset.indices].transpose(2, 0, 1)
+        else:
+            scores_qc, logits = self._scores(queries, method, subset), queries.mask_logits_bqhw
+        return label_maps.View(scores_qc, logits, size, mirrored)
