@@ -22,6 +22,7 @@ from zegformer_jax import (
 )
 from zegformer_jax.evaluator import Evaluator, SeenAs, parse_sweep, sweep_name
 from zegformer_jax.halves import Queries, TextEmbeddings, encode_in_one_pass
+from zegformer_jax.input.transforms import resized_sides
 from zegformer_jax.models.clip import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.pretrained.clip import save_clip
@@ -256,7 +257,7 @@ def test_augmented_maps_are_averages_of_plain_ones(finished, monkeypatch):
             queries = plain.queries(np.ascontiguousarray(picture[:, ::step]), names)
             class_logits, mask_logits, clip_logits, _ = (np.asarray(x[0]) for x in queries)
             scores = inference.class_scores(class_logits, clip_logits, seen, mode=SHOWN)
-            size = segmenter.resized_size(picture.shape[:2], side, config.eval.max_long_side)
+            size = resized_sides(*picture.shape[:2], side, config.eval.max_long_side)
             view = label_maps.View(scores, mask_logits, np.array(size))
             original = {"original_size": np.array(picture.shape[:2]), "out_size": picture.shape[:2]}
             maps.append(np.asarray(label_maps.semantic_map([view], **original))[..., ::step])

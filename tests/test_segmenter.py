@@ -9,7 +9,7 @@ from PIL import Image
 
 import zegformer_jax
 from zegformer_jax import experiment
-from zegformer_jax.segmenter import Segmentation, Segmenter, read_picture, resized_size
+from zegformer_jax.segmenter import Segmentation, Segmenter, read_picture
 from zegformer_jax.vocabulary import Vocabulary
 
 CLASSES = ["sheep", "tvmonitor, couch", "cat"]
@@ -106,17 +106,6 @@ def test_a_file_that_is_no_picture(tmp_path):
 def test_an_array_of_another_kind(array):
     with pytest.raises(ValueError, match="^image is .*(needed|no pixels)$"):
         read_picture(array)
-
-
-@pytest.mark.parametrize(
-    "size, expected",
-    [((480, 640), (512, 683)), ((1, 1), (512, 512)), ((300, 5000), (123, 2048)), ((512, 9), None)],
-)
-def test_the_size_that_pictures_are_resized_to(size, expected):
-    height, width = resized_size(size, 512, 2048)
-    if expected:
-        assert (height, width) == expected
-    assert min(height, width) >= 1 and max(height, width) <= 2048
 
 
 @pytest.mark.parametrize("classes, mode", [(3, "L"), (256, "L"), (300, "I;16")])

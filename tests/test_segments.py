@@ -198,7 +198,8 @@ def test_empty_segments_are_encoded_once_and_no_bit_changes(golden, style, empty
     np.testing.assert_allclose(features, expected, atol=2e-5)
     for one, other in zip(places, places[1:], strict=False):
         np.testing.assert_array_equal(features[one], features[other])
-    assert sum(encoded) == 3 * -(-min(9 - empty + 1, 9) // 3)
+    own = (logits > 0).any((1, 2)).sum()  # one of the golden segments is empty, too
+    assert sum(encoded) == min(own + 1, 9)
 
 
 def test_unwanted_segments_look_empty(golden):
@@ -212,9 +213,9 @@ def test_unwanted_segments_look_empty(golden):
     np.testing.assert_array_equal(some[jnp.array([1, 4])], 0)
 
 
-@pytest.mark.parametrize("chunk, even", [(1, 1), (2, 2), (4, 3)])
-def test_no_segment_is_encoded_in_vain(chunk, even):
-    """Those that are there and wanted, one empty one for all others, and the last chunk's rest."""
+@pytest.mark.parametrize("chunk, part", [(1, 1), (2, 1), (4, 1), (6, 2), (7, 2), (99, 3)])
+def test_no_segment_is_encoded_in_vain(chunk, part):
+    """Those that are there and wanted, one empty one for all others, and the last part's rest."""
     rng, encoded = np.random.default_rng(chunk), []
     image = rng.normal(size=(32, 32, 3)).astype(np.float32)
 
@@ -224,13 +225,14 @@ def test_no_segment_is_encoded_in_vain(chunk, even):
 
     run = jax.jit(partial(segments.segment_features, encode, side=8, style="crop", chunk=chunk))
     look = jax.jit(partial(segments.segment_images, side=8, style="crop"))
-    for empty, unwanted in [(0, 0), (0, 1), (1, 0), (1, 2), (2, 2), (5, 0), (0, 5)]:
-        there, wanted = np.arange(5) >= empty, rng.permutation(5) >= unwanted
-        logits = np.where(there[:, None, None], rng.normal(1, 2, (5, 8, 8)), -1.0)
-        needed = min((there & wanted).sum() + 1, 5)
+    for empty, unwanted in [(0, 0), (0, 1), (1, 0), (1, 2), (4, 3), (5, 5), (11, 0), (0, 11)]:
+        there, wanted = np.arange(11) >= empty, rng.permutation(11) >= unwanted
+        logits = np.where(there[:, None, None], rng.normal(1, 2, (11, 8, 8)), -1.0)
+        needed = min((there & wanted).sum() + 1, 11)
+        whole, rest = divmod(needed, min(chunk, 11))
         features = run(image, logits, wanted_q=wanted)
         jax.effects_barrier()
-        assert encoded == [even] * -(-needed // even)
+        assert encoded == [min(chunk, 11)] * whole + [part] * -(-rest // part)
         encoded.clear()
         shown = np.where((there & wanted)[:, None, None], logits, -1.0)
         np.testing.assert_allclose(features, look(image, shown).mean((1, 2)), atol=1e-6)

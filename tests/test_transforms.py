@@ -71,6 +71,13 @@ def test_resized_sides(height, width, short_side, max_long_side):
 def test_resized_sides_round_half_up():
     assert [int(side) for side in transforms.resized_sides(4, 6, 3, 100)] == [3, 5]  # 4.5
     assert [int(side) for side in transforms.resized_sides(375, 500, 512, 2048)] == [512, 683]
+    assert transforms.resized_sides(300, 5000, 512, 2048) == (123, 2048)
+
+
+@pytest.mark.parametrize("sides", [("72x", 2048), (0, 2048), (72.0, 2048), (72, -1)])
+def test_sides_that_are_no_sizes_are_refused(sides):
+    with pytest.raises(ValueError, match="side of pictures .*: give an integer above 0"):
+        transforms.resized_sides(4, 6, *sides)
 
 
 def to_hsv(image):

@@ -21,6 +21,7 @@ from zegformer_jax.halves import (
     make_versions,
     run_models,
 )
+from zegformer_jax.input import transforms
 from zegformer_jax.vocabulary import Vocabulary, mark_seen
 
 PADDING = 32  # the backbone's largest stride
@@ -104,16 +105,6 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> tuple[int, int]:
-    """Height and width after the shorter side is brought to `short_side`.
-
-    The longer side stays at most `max_long_side`.
-    """
-    scale = min(short_side / min(size), max_long_side / max(size))
-    height, width = (max(1, int(side * scale + 0.5)) for side in size)
-    return height, width
-
-
 class Segmenter:
     """A trained model. Call it with a picture and class names."""
 
@@ -194,11 +185,11 @@ class Segmenter:
         settings, batch = self.config.eval, {}
         for place, side in enumerate((settings.short_side, *settings.more_short_sides)):
             number = f"_{place}" if place else ""
-            height, width = resized_size(pixels.shape[:2], side, settings.max_long_side)
-            resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-            padding = ((0, -height % PADDING), (0, -width % PADDING), (0, 0))
-            batch[f"image{number}"] = np.pad(np.asarray(resized), padding)[None]
-            batch[f"size{number}"] = np.array([[height, width]])
+            size = transforms.resized_sides(*pixels.shape[:2], side, settings.max_long_side)
+            padding = (*((0, -length % PADDING) for length in size), (0, 0))
+            resized = transforms.resize_image(pixels, size)
+            batch[f"image{number}"] = np.pad(resized, padding)[None]
+            batch[f"size{number}"] = np.array([size])
         return batch
 
     def _embed_names(self, names: tuple[str, ...]) -> TextEmbeddings:

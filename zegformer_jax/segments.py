@@ -15,6 +15,7 @@ import jax.numpy as jnp
 STYLES = ("cropmask", "crop", "mask")  # the first is the default
 SEGMENT_THRESHOLD = 0.5  # a pixel belongs to a segment where sigmoid(mask logit) exceeds this
 
+REST_PARTS = 5  # of a chunk, in which those are encoded that do not fill one
 NOTHING = -100.0  # a mask logit of no segment, wherever it is interpolated
 
 Size = int | jax.Array
@@ -286,8 +287,8 @@ def segment_features(
         mask_logits_qhw: as for ``segment_images``.
         style: as for ``segment_images``.
         side: side of CLIP's input.
-        chunk: largest number of segments encoded at once; made smaller where that evens out
-            the chunks (100 queries in chunks of at most 32 are four times 25).
+        chunk: largest number of segments encoded at once; what is left after whole chunks is
+            encoded in fifths of one.
         wanted_q: bool [q], the others get an empty segment's features, too. None: all are.
 
     Returns:
@@ -305,25 +306,29 @@ def segment_features(
     own_q = own_q if wanted_q is None else own_q & wanted_q
     # Those with features of their own come first, then one empty segment for all the others.
     order_q = jnp.argsort(~own_q, stable=True)
-    count = own_q.sum()
     ranks_q = jnp.zeros(queries, jnp.int32).at[order_q].set(jnp.arange(queries, dtype=jnp.int32))
-    chunks = -(-queries // chunk)
-    chunk = -(-queries // chunks)
+    chunk = min(chunk, queries)
+    small = -(-chunk // REST_PARTS)
     sorted_qhw = jnp.where(own_q[order_q, None, None], mask_logits_qhw[order_q], NOTHING)
-    filled = jnp.full((chunks * chunk, *map_shape), NOTHING, mask_logits_qhw.dtype)
+    length = queries + chunk  # whole chunks and parts of one end before
+    filled = jnp.full((length, *map_shape), NOTHING, mask_logits_qhw.dtype)
     filled = filled.at[:queries].set(sorted_qhw)
 
-    def encode_chunk(index: jax.Array) -> jax.Array:
-        logits_qhw = jax.lax.dynamic_slice_in_dim(filled, index * chunk, chunk)
+    def encode_at(start: jax.Array, count: int) -> jax.Array:
+        logits_qhw = jax.lax.dynamic_slice_in_dim(filled, start, count)
         return encode_image(segment_images(image_hwc, logits_qhw, style=style, side=side))
 
-    def add_chunk(index: jax.Array, features: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(
-            features, encode_chunk(index), index * chunk, axis=0
-        )
+    def encode_up_to(end: jax.Array, start: Size, count: int, features: jax.Array) -> jax.Array:
+        def add(index: jax.Array, features: jax.Array) -> jax.Array:
+            at = start + index * count
+            return jax.lax.dynamic_update_slice_in_dim(features, encode_at(at, count), at, axis=0)
 
-    shape = jax.eval_shape(encode_chunk, jnp.int32(0))
-    features = jnp.zeros((chunks * chunk, *shape.shape[1:]), shape.dtype)
-    encoded = jnp.minimum(count + 1, queries)
-    features = jax.lax.fori_loop(0, -(-encoded // chunk), add_chunk, features)
-    return features[jnp.minimum(ranks_q, count)]
+        return jax.lax.fori_loop(0, -(-(end - start) // count), add, features)
+
+    shape = jax.eval_shape(lambda: encode_at(jnp.int32(0), chunk))
+    features = jnp.zeros((length, *shape.shape[1:]), shape.dtype)
+    encoded = jnp.minimum(own_q.sum() + 1, queries)
+    whole = encoded // chunk * chunk
+    features = encode_up_to(whole, 0, chunk, features)
+    features = encode_up_to(encoded, whole, small, features)
+    return features[jnp.minimum(ranks_q, own_q.sum())]
