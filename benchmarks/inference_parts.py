@@ -192,9 +192,10 @@ class Pipeline:
         return _bind(function, self.scores, jnp.asarray(self.made.mask_logits_qhw))
 
     def _label_map(self, scores_qc: jax.Array, masks_qhw: jax.Array) -> jax.Array:
-        view = label_maps.View(scores_qc, masks_qhw, self.size[0])
+        view = label_maps.View(masks_qhw, self.size[0])
+        question = label_maps.Question([scores_qc[None]], jnp.asarray(self.made.seen_c))
         original = {"original_size": jnp.array(self.case.original), "out_size": self.case.original}
-        return label_maps.label_map([view], **original)
+        return label_maps.label_maps([view], [question], **original)[0]
 
     def whole(
         self, economy: halves.Economy, kept: int | None = None, crop_style: str = "cropmask"

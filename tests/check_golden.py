@@ -228,11 +228,13 @@ class Picture(NamedTuple):
     size: tuple[int, int]
     original_size: tuple[int, int]
 
-    def semantic_map(self, scores, logits, **calibration) -> jax.Array:
-        """The map at the original size, from scores and mask logits; see `label_maps.View`."""
-        view = label_maps.View(scores, logits, jnp.array(self.size))
+    def semantic_map(self, scores, logits, seen_c, gamma=0.0) -> jax.Array:
+        """The map at the original size, from scores (None: the baseline's) and mask logits."""
+        view = label_maps.View(logits, jnp.array(self.size))
+        scores = None if scores is None else [scores[None]]
+        question = label_maps.Question(scores, seen_c, (gamma,))
         sizes = {"original_size": jnp.array(self.original_size), "out_size": self.original_size}
-        return label_maps.semantic_map([view], **sizes, **calibration)
+        return label_maps.semantic_maps([view], [question], **sizes)[0][0, 0]
 
 
 def open_picture(image_chw: np.ndarray, original_size: tuple[int, int]) -> Picture:
@@ -268,7 +270,7 @@ def map_of(
         text = case.text(case.names, CLASSIFIER_PROMPTS)
         clip_logits = inference.clip_logits(features, text, case.clip[1]["logit_scale"])
     scores = inference.class_scores(class_logits, clip_logits, case.is_seen, mode=mode)
-    return picture.semantic_map(scores, mask_logits, gamma=gamma, seen_c=case.is_seen)
+    return picture.semantic_map(scores, mask_logits, case.is_seen, gamma)
 
 
 def clip_inputs(case: GoldenCase, picture: Picture, mask_logits, style: str) -> np.ndarray:
@@ -333,8 +335,7 @@ def check_inference(case: GoldenCase) -> Iterator[Row]:
                 yield from check_inputs(name, arrays, f"{variant}/clip_input{i}", inputs)
             if f"{variant}/sem_seg{i}" in arrays:
                 scores = inference.class_scores(class_logits, clip_logits, case.is_seen, mode=mode)
-                calibration = {"gamma": gamma, "seen_c": case.is_seen}
-                result = picture.semantic_map(scores, mask_logits, **calibration)
+                result = picture.semantic_map(scores, mask_logits, case.is_seen, gamma)
                 expected = arrays[f"{variant}/sem_seg{i}"]
                 yield compare(f"{name} semantic map", result, expected, absolute=1e-4)
 
@@ -375,7 +376,7 @@ def check_per_pixel(case: GoldenCase) -> Iterator[Row]:
     yield compare("per-pixel loss", total / count, arrays["loss/loss_sem_seg"], relative=1e-5)
     logits = model.apply(variables, image, case.text(case.names, case.prompts))
     logits_chw = logits[0].transpose(2, 0, 1)
-    result = picture.semantic_map(None, logits_chw, gamma=PER_PIXEL_GAMMA, seen_c=case.is_seen)
+    result = picture.semantic_map(None, logits_chw, case.is_seen, PER_PIXEL_GAMMA)
     yield compare("per-pixel semantic map", result, arrays["sem_seg0"], absolute=1e-4)
 
 

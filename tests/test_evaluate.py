@@ -258,9 +258,11 @@ def test_augmented_maps_are_averages_of_plain_ones(finished, monkeypatch):
             class_logits, mask_logits, clip_logits, _ = (np.asarray(x[0]) for x in queries)
             scores = inference.class_scores(class_logits, clip_logits, seen, mode=SHOWN)
             size = resized_sides(*picture.shape[:2], side, config.eval.max_long_side)
-            view = label_maps.View(scores, mask_logits, np.array(size))
+            view = label_maps.View(mask_logits, np.array(size))
+            question = label_maps.Question([scores[None]], seen)
             original = {"original_size": np.array(picture.shape[:2]), "out_size": picture.shape[:2]}
-            maps.append(np.asarray(label_maps.semantic_map([view], **original))[..., ::step])
+            (map_,) = label_maps.semantic_maps([view], [question], **original)
+            maps.append(np.asarray(map_[0, 0])[..., ::step])
     expected = (np.mean(maps, 0) - 1e-4 * seen[:, None, None]).argmax(0)
     assert (maps[0].argmax(0) != expected).mean() > 0.01
 

@@ -37,22 +37,27 @@ def scipy_resize(maps, size):
     return np.stack([resize(np.asarray(one, np.float64)) for one in maps])
 
 
-def jitted_map(function, *views, out_size, resize="after", rows_at_once=32, **arrays):
+def jitted_map(function, *views, gamma=0.0, seen_c=None, original_size, **options):
     """Calls a map's function, compiled, on views (scores, logits, size[, mirrored])."""
+    turned = [len(view) > 3 for view in views]
 
-    mirrored = [len(view) > 3 for view in views]
-
-    def call(traced, arrays):
-        made = [label_maps.View(*x, turned) for x, turned in zip(traced, mirrored, strict=True)]
-        return function(made, out_size=out_size, resize=resize, rows_at_once=rows_at_once, **arrays)
+    def call(traced, gamma, original_size):
+        scores, logits, sizes = zip(*traced, strict=True)
+        made = [label_maps.View(*view) for view in zip(logits, sizes, turned, strict=True)]
+        of_queries = scores[0] is not None
+        classes = scores[0].shape[-1] if of_queries else len(logits[0])
+        seen = np.zeros(classes, bool) if seen_c is None else seen_c
+        scores = [x[None] for x in scores] if of_queries else None
+        question = label_maps.Question(scores, seen, (gamma,))
+        return function(made, [question], original_size=original_size, **options)
 
     traced = [(scores, logits, jnp.array(size)) for scores, logits, size, *_ in views]
-    arrays["original_size"] = jnp.array(arrays["original_size"])
-    return np.asarray(jax.jit(call)(traced, arrays))
+    (maps,) = jax.jit(call)(traced, gamma, jnp.array(original_size))
+    return np.asarray(maps[0, 0])
 
 
-semantic_map = partial(jitted_map, label_maps.semantic_map)
-label_map = partial(jitted_map, label_maps.label_map)
+semantic_map = partial(jitted_map, label_maps.semantic_maps)
+label_map = partial(jitted_map, label_maps.label_maps)
 
 
 def test_ensemble_of_a_wholly_unseen_vocabulary_is_the_unseen_formula():
@@ -168,6 +173,40 @@ def test_label_map_is_the_argmax_of_the_semantic_map(resize):
     assert labels.dtype == jnp.int32 and len(np.unique(labels)) > 2
 
 
+@pytest.mark.parametrize("of_queries", [True, False])
+def test_many_maps_at_once_are_those_one_by_one(of_queries):
+    """Of two vocabularies, the first with two ways of scoring, of two views."""
+    rng, size = np.random.default_rng(9), (21, 30)
+    logits = [rng.normal(size=(4, 6, 8)).astype(np.float32) for _ in range(2)]
+    asked = [(2, (0.0, 0.05, 0.2), SEEN[2:6]), (1, (0.1,), SEEN[3:])]
+    scores = [
+        [rng.random((ways, 4, len(seen)), np.float32) if of_queries else None for _ in logits]
+        for ways, _, seen in asked
+    ]
+    views = [label_maps.View(x, np.array(size)) for x in logits]
+    options = {"original_size": (33, 20), "out_size": (40, 21), "rows_at_once": 7}
+    for function in (label_maps.semantic_maps, label_maps.label_maps):
+        questions = [
+            label_maps.Question(own if of_queries else None, seen, gammas)
+            for own, (_, gammas, seen) in zip(scores, asked, strict=True)
+        ]
+        traced = {**options, "original_size": np.array(options["original_size"])}
+        answers = jax.jit(lambda: function(views, questions, **traced))()  # noqa: B023
+        for own, (ways, gammas, seen), answer in zip(scores, asked, answers, strict=True):
+            ways = ways if of_queries else 1
+            assert answer.shape[:2] == (ways, len(gammas)) and answer.shape[-2:] == (40, 21)
+            for way in range(ways):
+                for place, gamma in enumerate(gammas):
+                    own_views = [
+                        (x[way] if of_queries else None, y, size)
+                        for x, y in zip(own, logits, strict=True)
+                    ]
+                    one = jitted_map(function, *own_views, gamma=gamma, seen_c=seen, **options)
+                    np.testing.assert_allclose(
+                        answer[way, place][..., :33, :20], one[..., :33, :20], atol=1e-6
+                    )
+
+
 @pytest.mark.parametrize("resize", label_maps.RESIZE)
 def test_the_baselines_map_is_the_formula(resize):
     _, _, logits_chw = random_case(6, queries=5)
@@ -186,13 +225,11 @@ def test_wrong_arguments_are_named():
         inference.class_scores(class_logits, clip_logits, SEEN[:3], mode="both")
     with pytest.raises(ValueError, match="score mode 'ensemble' needs CLIP's logits"):
         inference.class_scores(class_logits, None, SEEN[:3])
-    size = jnp.array([24, 32])
-    sizes = {"original_size": size, "out_size": (24, 32)}
-    view = label_maps.View(class_logits, mask_logits, size)
-    with pytest.raises(ValueError, match="pass seen_c"):
-        label_maps.semantic_map([view], **sizes, gamma=0.1)
     with pytest.raises(ValueError, match="resize 'both' is unknown; choose one of after, before"):
-        label_maps.semantic_map([view], **sizes, resize="both")
+        semantic_map(
+            (class_logits, mask_logits, (24, 32)),
+            original_size=(24, 32), out_size=(24, 32), resize="both",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", inference.MODES)

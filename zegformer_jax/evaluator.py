@@ -1,6 +1,8 @@
 """The compiled evaluation of one model: what it counts on a batch of pictures."""
 
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -181,22 +183,14 @@ class Evaluator:
         ignore = self.vocabulary.ignore_label
         label = jnp.where(example["valid"], example["label"].astype(jnp.int32), ignore)
         counts, prediction = {}, None
-        for method in self.methods:
-            for subset in self.subsets:
-                labels = self._label_map(seen_as, example, method, subset)
-                truth = jnp.asarray(subset.table(ignore))[label]
-                counts[method, subset.name] = metrics.confusion_counts(
+        for subset, by_name in self._label_maps(seen_as, example):
+            truth = jnp.asarray(subset.table(ignore))[label]
+            for name, labels in by_name.items():
+                counts[name, subset.name] = metrics.confusion_counts(
                     labels, truth, len(subset.indices), ignore
                 )
-                if method == self.shown and subset is self.subsets[0]:
-                    prediction = labels
-        headline = self.subsets[0]
-        truth = jnp.asarray(headline.table(ignore))[label]
-        for gamma in self.sweep:
-            labels = self._label_map(seen_as, example, self.shown, headline, gamma)
-            counts[sweep_name(self.shown, gamma), headline.name] = metrics.confusion_counts(
-                labels, truth, len(headline.indices), ignore
-            )
+            if subset is self.subsets[0]:
+                prediction = by_name[self.shown]
         if self.kind == "zegformer":
             counts |= self._count_segments(seen_as[0].queries, example, label)
         return counts, prediction
@@ -254,29 +248,58 @@ class Evaluator:
         inside = in_rows[:, None] & in_columns[None]
         return jnp.where(inside, label[rows[:, None], columns[None]], self.vocabulary.ignore_label)
 
-    def _label_map(
+    def _label_maps(
+        self, seen_as: list[SeenAs], example: Any
+    ) -> list[tuple[Subset, dict[str, jax.Array]]]:
+        """One picture's classes, [H, W] at the label's padded size, by subset and name of a map.
+
+        The headline's, which come first, include the sweep's.
+        """
+        headline, asked = self.subsets[0], []  # subset, methods, gammas, names of the maps
+        for subset in self.subsets:
+            asked.append((subset, self.methods, (self.settings.gamma,), self.methods))
+        if self.sweep:
+            names = [sweep_name(self.shown, gamma) for gamma in self.sweep]
+            asked.append((headline, (self.shown,), self.sweep, names))
+        answers = self._answer(seen_as, example, [question[:3] for question in asked])
+        maps = {subset.name: {} for subset in self.subsets}
+        for (subset, _, _, names), labels_ngyx in zip(asked, answers, strict=True):
+            flat = labels_ngyx.reshape(-1, *labels_ngyx.shape[2:])
+            maps[subset.name] |= dict(zip(names, flat, strict=True))
+        return [(subset, maps[subset.name]) for subset in self.subsets]
+
+    def _answer(
         self,
         seen_as: list[SeenAs],
         example: Any,
-        method: str,
-        subset: Subset,
-        gamma: float | None = None,
-    ) -> jax.Array:
-        """One picture's classes by one method, [H, W] at the label's padded size."""
-        return label_maps.label_map(
-            [self._view(one, method, subset) for one in seen_as],
-            original_size=example["original_size"],
-            out_size=example["label"].shape,
-            gamma=self.settings.gamma if gamma is None else gamma,
-            seen_c=jnp.asarray(subset.vocabulary.seen),
-            resize=self.settings.resize,
-        )
+        questions: list[tuple[Subset, Sequence[str], Sequence[float]]],
+    ) -> list[jax.Array]:
+        """Label maps by subset, methods and gammas, as `label_maps.label_maps` gives them."""
+        sizes = {"original_size": example["original_size"], "out_size": example["label"].shape}
+        make = partial(label_maps.label_maps, resize=self.settings.resize, **sizes)
+        if self.kind == "per_pixel":  # a vocabulary's classes are its masks
+            answers = []
+            for subset, _, gammas in questions:
+                views = [
+                    label_maps.View(x.queries[..., subset.indices].transpose(2, 0, 1), *x[1:])
+                    for x in seen_as
+                ]
+                question = label_maps.Question(None, subset.vocabulary.seen, gammas)
+                answers += make(views, [question])
+            return answers
+        views = [label_maps.View(x.queries.mask_logits_bqhw, *x[1:]) for x in seen_as]
 
-    def _view(self, seen_as: SeenAs, method: str, subset: Subset) -> label_maps.View:
-        """What one method says of one version of a picture."""
-        queries, size, mirrored = seen_as
-        if method == "per_pixel":
-            scores_qc, logits = None, queries[..., subset.indices].transpose(2, 0, 1)
-        else:
-            scores_qc, logits = self._scores(queries, method, subset), queries.mask_logits_bqhw
-        return label_maps.View(scores_qc, logits, size, mirrored)
+        def scores(queries: Queries, methods: Sequence[str], subset: Subset) -> jax.Array:
+            return jnp.stack([self._scores(queries, method, subset) for method in methods])
+
+        return make(
+            views,
+            [
+                label_maps.Question(
+                    [scores(x.queries, methods, subset) for x in seen_as],
+                    subset.vocabulary.seen,
+                    gammas,
+                )
+                for subset, methods, gammas in questions
+            ],
+        )

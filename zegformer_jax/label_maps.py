@@ -26,99 +26,99 @@ class View(NamedTuple):
     """What the models say of one version of a picture: as it is, larger, mirrored.
 
     Attributes:
-        scores_qc: float [q, c], from ``inference.class_scores``; None for the per-pixel baseline.
         logits_qhw: float [q, h, w], of the masks at `STRIDE`; of the baseline's classes [c, h, w].
         size: int32 [2], rows and columns of the input before padding; may be traced.
         mirrored: static, whether the input's columns were from right to left.
     """
 
-    scores_qc: jax.Array | None
     logits_qhw: jax.Array
     size: jax.Array
     mirrored: bool = False
 
 
-def semantic_map(
+class Question(NamedTuple):
+    """The maps that are asked for in one vocabulary: n ways of scoring, each with g calibrations.
+
+    Attributes:
+        scores_vnqc: for each view float [n, q, c], from ``inference.class_scores``; None for the
+            per-pixel baseline, n is 1 there.
+        seen_c: bool [c].
+        gammas: g numbers, each subtracted from the seen classes' scores in maps of its own.
+    """
+
+    scores_vnqc: Sequence[jax.Array] | None
+    seen_c: jax.Array
+    gammas: Sequence[float | jax.Array] = (0.0,)
+
+
+def semantic_maps(
     views: Sequence[View],
+    questions: Sequence[Question],
     *,
     original_size: jax.Array,
     out_size: tuple[int, int],
-    gamma: float | jax.Array = 0.0,
-    seen_c: jax.Array | None = None,
     resize: str = RESIZE[0],
     rows_at_once: int = ROWS_AT_ONCE,
-) -> jax.Array:
+) -> list[jax.Array]:
     """Gives every pixel's score for every class, at the picture's original size.
 
     sum over q of score * sigmoid(mask logit at the padded size), cut to ``size``, resized
-    bilinearly to ``original_size``, averaged over the views, minus ``gamma`` on seen classes. Cut
+    bilinearly to ``original_size``, averaged over the views, minus gamma on seen classes. Cut
     and resize are linear and act on pixels alone, so they are applied to the masks before the sum:
-    the cost of resizing then depends on the number of queries, not on the vocabulary. With
-    ``resize`` "before" it is the mask logits that are resized, and the sigmoid comes last. The
-    baseline's logits are resized in place of the masks', with a softmax over classes.
+    the cost of resizing then depends on the number of queries, not on the vocabulary, and it is
+    done once for all questions. With ``resize`` "before" it is the mask logits that are resized,
+    and the sigmoid comes last. The baseline's logits are resized in place of the masks', with
+    a softmax over classes.
 
     Args:
         views: one or more of the same picture, all of them of queries or of the baseline.
+        questions: which maps to give.
         original_size: int32 [2], rows and columns of the picture; may be traced.
         out_size: static (y, x) of the result, at least ``original_size``.
-        gamma: calibration subtracted from the seen classes' scores, 0 for none.
-        seen_c: bool [c]; needed only where ``gamma`` is given.
         resize: one of ``RESIZE``.
         rows_at_once: output rows computed together; memory grows with it.
 
     Returns:
-        float32 [c, y, x]; without meaning beyond ``original_size``.
+        for each question float32 [n, g, c, y, x]; without meaning beyond ``original_size``.
 
     Raises:
-        ValueError: ``resize`` is unknown, or ``gamma`` comes without ``seen_c``.
+        ValueError: ``resize`` is unknown.
     """
-    penalty_c = _penalty(gamma, seen_c, views[0])
-    strips_scyx = _map_strips(
-        views, lambda scores_cyx: scores_cyx - penalty_c[:, None, None],
+    return _map_strips(
+        views, questions, lambda scores_cyx: scores_cyx,
         original_size=original_size, out_size=out_size, resize=resize, rows_at_once=rows_at_once,
     )  # fmt: skip
-    strips_csyx = jnp.swapaxes(strips_scyx, 0, 1)
-    classes, _, _, columns = strips_csyx.shape
-    return strips_csyx.reshape(classes, -1, columns)[:, : out_size[0]]
 
 
-def label_map(
+def label_maps(
     views: Sequence[View],
+    questions: Sequence[Question],
     *,
     original_size: jax.Array,
     out_size: tuple[int, int],
-    gamma: float | jax.Array = 0.0,
-    seen_c: jax.Array | None = None,
     resize: str = RESIZE[0],
     rows_at_once: int = ROWS_AT_ONCE,
-) -> jax.Array:
-    """Gives every pixel's class: the argmax of ``semantic_map``, without holding that map.
+) -> list[jax.Array]:
+    """Gives every pixel's class: the argmax of ``semantic_maps``, without holding those maps.
 
     Args:
-        views: as for ``semantic_map``, and so are the others.
+        views: as for ``semantic_maps``, and so are the others.
+        questions: see there.
         original_size: see there.
         out_size: see there.
-        gamma: see there.
-        seen_c: see there.
         resize: see there.
         rows_at_once: see there.
 
     Returns:
-        int32 [y, x] in 0..c-1; without meaning beyond ``original_size``.
+        for each question int32 [n, g, y, x] in 0..c-1; without meaning beyond ``original_size``.
 
     Raises:
-        ValueError: as ``semantic_map``.
+        ValueError: as ``semantic_maps``.
     """
-    penalty_c = _penalty(gamma, seen_c, views[0])
-
-    def finish(scores_cyx: jax.Array) -> jax.Array:
-        return jnp.argmax(scores_cyx - penalty_c[:, None, None], axis=0).astype(jnp.int32)
-
-    strips_syx = _map_strips(
-        views, finish, original_size=original_size, out_size=out_size, resize=resize,
-        rows_at_once=rows_at_once,
+    return _map_strips(
+        views, questions, lambda scores_cyx: jnp.argmax(scores_cyx, axis=0).astype(jnp.int32),
+        original_size=original_size, out_size=out_size, resize=resize, rows_at_once=rows_at_once,
     )  # fmt: skip
-    return strips_syx.reshape(-1, out_size[1])[: out_size[0]]
 
 
 def check_resize(resize: str) -> None:
@@ -142,66 +142,78 @@ def _mirrored_places(length: int, size: jax.Array) -> jax.Array:
     return jnp.where(places < size, size - 1 - places, places)
 
 
-def _penalty(gamma: float | jax.Array, seen_c: jax.Array | None, view: View) -> jax.Array:
-    if seen_c is None:
-        if isinstance(gamma, int | float) and gamma == 0:
-            classes = len(view.logits_qhw) if view.scores_qc is None else view.scores_qc.shape[-1]
-            return jnp.zeros(classes, jnp.float32)
-        raise ValueError("semantic map: gamma is subtracted from the seen classes; pass seen_c")
-    return jnp.float32(gamma) * jnp.asarray(seen_c, jnp.float32)
-
-
-def _activate(view: View, logits_qyx: jax.Array) -> jax.Array:
+def _activate(of_queries: bool, logits_qyx: jax.Array) -> jax.Array:
     """Masks from their logits; of the baseline the classes' probabilities."""
-    if view.scores_qc is None:
-        return jax.nn.softmax(logits_qyx, axis=0)
-    return jax.nn.sigmoid(logits_qyx)
+    return jax.nn.sigmoid(logits_qyx) if of_queries else jax.nn.softmax(logits_qyx, axis=0)
 
 
-def _class_maps(view: View, maps_qyx: jax.Array) -> jax.Array:
-    """Sums masks by their scores; the baseline's maps are of classes as they are."""
-    if view.scores_qc is None:
-        return maps_qyx
-    scores_qc = view.scores_qc.astype(jnp.float32)
-    return jnp.einsum("qc,qyx->cyx", scores_qc, maps_qyx, precision=_EXACT)
+def _answer(
+    question: Question, masks_vqyx: Sequence[jax.Array], finish: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Sums every view's masks by its scores, averages, calibrates and finishes: [n, g, ...]."""
+
+    def calibrate(maps_vcyx: Sequence[jax.Array]) -> jax.Array:
+        mean_cyx = sum(maps_vcyx) / len(maps_vcyx)
+        seen_c11 = jnp.asarray(question.seen_c, jnp.float32)[:, None, None]
+        return jnp.stack([finish(mean_cyx - gamma * seen_c11) for gamma in question.gammas])
+
+    def score(scores_vqc: tuple[jax.Array, ...]) -> jax.Array:
+        pairs = zip(scores_vqc, masks_vqyx, strict=True)
+        return calibrate(
+            [jnp.einsum("qc,qyx->cyx", *pair, precision=_EXACT) for pair in pairs]
+        )  # fmt: skip
+
+    if question.scores_vnqc is None:
+        return calibrate(masks_vqyx)[None]
+    # One way after the other, so that the classes' maps of only one are held.
+    return jax.lax.map(score, tuple(jnp.asarray(x, jnp.float32) for x in question.scores_vnqc))
 
 
 def _map_strips(
     views: Sequence[View],
+    questions: Sequence[Question],
     finish: Callable[[jax.Array], jax.Array],
     *,
     original_size: jax.Array,
     out_size: tuple[int, int],
     resize: str,
     rows_at_once: int,
-) -> jax.Array:
-    """Makes the classes' maps strip by strip, averages them over the views and finishes them.
-
-    Returns:
-        the results of ``finish`` on [c, rows_at_once, x], stacked from top to bottom; the
-        last strip is filled with rows beyond ``out_size``.
-    """
+) -> list[jax.Array]:
+    """Makes maps strip by strip; ``finish`` turns scores [c, rows, x] into what is given."""
     check_resize(resize)
     strips = -(-out_size[0] // rows_at_once)
     lines = strips * rows_at_once
+    of_queries = questions[0].scores_vnqc is not None
+    activate = partial(_activate, of_queries)
     rows, makers = zip(
-        *(_resized_rows(view, original_size, lines, out_size[1], resize) for view in views),
+        *(
+            _resized_rows(view, activate, original_size, lines, out_size[1], resize)
+            for view in views
+        ),
         strict=True,
     )
 
-    def strip(rows: tuple[Any, ...]) -> jax.Array:
-        maps = [
-            _class_maps(view, make(row))
-            for view, make, row in zip(views, makers, rows, strict=True)
-        ]
-        return finish(sum(maps) / len(maps))
+    def strip(rows: tuple[Any, ...]) -> list[jax.Array]:
+        masks_vqyx = [make(row) for make, row in zip(makers, rows, strict=True)]
+        return [_answer(question, masks_vqyx, finish) for question in questions]
+
+    def join(strips_syx: jax.Array) -> jax.Array:
+        """From strips [s, ..., rows, x] to maps [..., y, x]."""
+        rows_first = jnp.moveaxis(strips_syx, 0, -3)
+        maps = rows_first.reshape(*rows_first.shape[:-3], lines, rows_first.shape[-1])
+        return maps[..., : out_size[0], :]
 
     split = jax.tree.map(lambda row: row.reshape(strips, rows_at_once, *row.shape[1:]), rows)
-    return jax.lax.map(strip, split)
+    return [join(answer) for answer in jax.lax.map(strip, split)]
 
 
 def _resized_rows(
-    view: View, original_size: jax.Array, lines: int, columns: int, resize: str
+    view: View,
+    activate: Callable[[jax.Array], jax.Array],
+    original_size: jax.Array,
+    lines: int,
+    columns: int,
+    resize: str,
 ) -> tuple[Any, Callable[[Any], jax.Array]]:
     """Prepares a view's maps at the original size, to be made a few rows at a time.
 
@@ -224,11 +236,7 @@ def _resized_rows(
     resize_xw = padded_resize_matrix(width, out_width, padded_width, columns)
     if view.mirrored:
         resize_xw = resize_xw[_mirrored_places(columns, out_width)]
-    first = last = partial(_activate, view)
-    if resize == "after":
-        last = _unchanged
-    else:
-        first = _unchanged
+    first, last = (activate, _unchanged) if resize == "after" else (_unchanged, activate)
 
     def rows_at(index_y: jax.Array) -> jax.Array:
         rows_yh = jnp.take(upsample_yh, index_y, axis=0)

@@ -213,7 +213,7 @@ class Segmenter:
         self, variables, clip_params, text, seen_c, batch, original_size, out_size
     ) -> jax.Array:
         """Classes [out_size] of one picture."""
-        settings, views = self.config.eval, []
+        settings, views, scores = self.config.eval, [], []
         for version in make_versions(batch, settings.flip):
             queries = self._queries(variables, clip_params, text, seen_c, version)
             scores_qc = inference.class_scores(
@@ -224,16 +224,17 @@ class Segmenter:
                 weight=settings.ensemble_weight,
                 named_q=queries.named_bq[0],
             )
+            scores.append(scores_qc[None])
             masks_qhw, size = queries.mask_logits_bqhw[0], version.sizes_b2[0]
-            views.append(label_maps.View(scores_qc, masks_qhw, size, version.mirrored))
-        return label_maps.label_map(
+            views.append(label_maps.View(masks_qhw, size, version.mirrored))
+        ((labels,),) = label_maps.label_maps(
             views,
+            [label_maps.Question(scores, seen_c, (settings.gamma,))],
             original_size=original_size,
             out_size=out_size,
-            gamma=settings.gamma,
-            seen_c=seen_c,
             resize=settings.resize,
-        )
+        )[0]
+        return labels
 
 
 def load(workdir: str | Path) -> Segmenter:
