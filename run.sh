@@ -149,7 +149,7 @@ ensure_environment() {
 }
 
 run_tests() {
-  local argument options=(-n 2 --dist loadfile) arguments=()
+  local argument options=(-n 2 --dist loadfile --no-loadscope-reorder) arguments=()
   for argument in "$@"; do
     if [[ $argument == --fast ]]; then
       options+=(-m "not slow")

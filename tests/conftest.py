@@ -1,6 +1,10 @@
 """Settings shared by all tests: several CPU devices, strict broadcasting, no TensorFlow noise."""
 
+import fcntl
 import os
+import pickle
+import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +13,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Most of the time goes into compiling, and most programs run once. Also in processes that tests
+# start; the golden numbers are checked with all optimisations, see test_golden.py.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax
@@ -22,6 +29,12 @@ hypothesis.settings.register_profile("derandomized", derandomize=True, deadline=
 hypothesis.settings.load_profile("derandomized")
 
 GOLDEN = Path(__file__).parent / "golden" / "small"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests come first, so that no worker has them left at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,12 +58,24 @@ def golden():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A workdir in which the whole method ran once, shrunk, and the report that it gave."""
+    """A workdir in which the whole method ran once, shrunk, and the report that it gave.
+
+    It runs once for all of pytest-xdist's workers; each of them has its own copy.
+    """
     import shrunk
 
     from zegformer_jax import demo
 
+    common = tmp_path_factory.getbasetemp()
+    common = common.parent if "PYTEST_XDIST_WORKER" in os.environ else common
+    said = common / "finished.pickle"
+    with open(common / "finished.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            lines = []
+            report = demo.run(shrunk.configs(), common / "finished", lines.append)
+            said.write_bytes(pickle.dumps((report, lines)))
+    report, lines = pickle.loads(said.read_bytes())
     workdir = tmp_path_factory.mktemp("runs") / "openmoji"
-    lines = []
-    report = demo.run(shrunk.configs(), workdir, lines.append)
+    shutil.copytree(common / "finished", workdir)
     return SimpleNamespace(workdir=workdir, report=report, lines=lines)

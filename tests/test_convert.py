@@ -238,6 +238,7 @@ def test_full_size_there_and_back(tmp_path, name, with_clip):
     config = importlib.import_module("configs.coco_stuff").get_config(name).unlock()
     config.eval.short_side = 64
     config.model.transformer.queries = 3  # the checkpoint's sizes win
+    config.eval.top_segments = 5  # of the 100 that the random model finds
     summary = convert(tmp_path / "model.pth", tmp_path / "run", config)
     assert "left out" in summary
     converted = experiment.load_config(tmp_path / "run")

@@ -3,6 +3,7 @@
 import shutil
 
 import check_golden
+import jax
 import numpy as np
 import pytest
 from conftest import GOLDEN
@@ -14,6 +15,16 @@ COUNTS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def optimised():
+    """Programs are compiled as users' are, not as the other tests' are."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("part", check_golden.PARTS)
 def test_the_numbers_are_the_published_systems(part):
     rows = list(check_golden.check(GOLDEN, [part]))
