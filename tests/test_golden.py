@@ -18,7 +18,7 @@ COUNTS = {
 @pytest.fixture
 def optimised():
     """Programs are compiled as users' are, not as the other tests' are."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
