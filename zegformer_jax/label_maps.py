@@ -159,9 +159,7 @@ def _answer(
 
     def score(scores_vqc: tuple[jax.Array, ...]) -> jax.Array:
         pairs = zip(scores_vqc, masks_vqyx, strict=True)
-        return calibrate(
-            [jnp.einsum("qc,qyx->cyx", *pair, precision=_EXACT) for pair in pairs]
-        )  # fmt: skip
+        return calibrate([jnp.einsum("qc,qyx->cyx", *pair, precision=_EXACT) for pair in pairs])
 
     if question.scores_vnqc is None:
         return calibrate(masks_vqyx)[None]
@@ -183,8 +181,7 @@ def _map_strips(
     check_resize(resize)
     strips = -(-out_size[0] // rows_at_once)
     lines = strips * rows_at_once
-    of_queries = questions[0].scores_vnqc is not None
-    activate = partial(_activate, of_queries)
+    activate = partial(_activate, questions[0].scores_vnqc is not None)
     rows, makers = zip(
         *(
             _resized_rows(view, activate, original_size, lines, out_size[1], resize)
