@@ -10,6 +10,9 @@ import pytest
 from zegformer_jax import experiment, sharding
 from zegformer_jax.checkpoints import DAMAGED_FOLDER, FOLDER, Checkpoints, Damaged, sum_bits
 
+# Where one of Orbax's reads fails, the others may end after its event loop.
+pytestmark = pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
+
 
 def make_state(value=0.0):
     kernel = jnp.arange(256 * 96, dtype=jnp.float32).reshape(256, 96) + value
@@ -49,8 +52,6 @@ def test_without_a_validation_there_is_no_best(tmp_path):
         experiment.load_variables(tmp_path, "first")
 
 
-# Where one read of Orbax's fails, the others may end after its event loop.
-@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["bits", "missing", "cut"])
 def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path, damage):
     save(tmp_path, [1, 2])
