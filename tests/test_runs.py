@@ -22,6 +22,9 @@ from zegformer_jax.training_log import METRICS_FILE, TIMINGS, read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 40
 KILLS = 5
+# The published one. Adam's first steps are as long for a gradient that is mere rounding as for any
+# other, so at the shrunk experiment's rate the sums of another split soon lead elsewhere.
+LEARNING_RATE = 1e-4
 
 
 def command(workdir, finished, *fields, steps=STEPS, kind="per_pixel"):
@@ -33,7 +36,8 @@ def command(workdir, finished, *fields, steps=STEPS, kind="per_pixel"):
         f"--config.dataset.directory={config.dataset.directory}",
         f"--config.model.start_from={config.model.start_from}",
         f"--config.train.steps={steps}", "--config.train.log_every=2",
-        "--config.train.checkpoint_every=4", "--config.train.tensorboard=False", *fields,
+        "--config.train.checkpoint_every=4", "--config.train.tensorboard=False",
+        f"--config.optimiser.learning_rate={LEARNING_RATE}", *fields,
     ]  # fmt: skip
 
 
@@ -164,9 +168,7 @@ def test_two_hosts_train_as_one_device_does(finished, whole, tmp_path, axis):
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", ["", "data"], ids=["replicated", "fsdp"])
 def test_eight_devices_train_as_one_does(finished, whole, tmp_path, axis):
-    # At the published rate: Adam makes steps of it even from the rounding of small gradients.
     fields = [f"--config.sharding.params={axis}", "--config.input.batch_size=8"]
-    fields += ["--config.optimiser.learning_rate=1e-4"]
     workdirs = [tmp_path / "one", tmp_path / "eight"]
     for workdir, devices in zip(workdirs, (1, 8), strict=True):
         finish(start(command(workdir, finished, *fields, steps=20), devices))
