@@ -42,8 +42,10 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens_btw: jax.Array, bias_btt: jax.Array | None = None) -> jax.Array:
-        """Attends from every token to every one.
+    def __call__(
+        self, tokens_btw: jax.Array, bias_btt: jax.Array | None = None, first: int | None = None
+    ) -> jax.Array:
+        """Attends to every token, from every one or only from the ``first``.
 
         ``bias_btt`` (float32 [B or 1, T, T]) is added to the logits of its first T, the one that
         attends, for the second; what is -inf is not attended to.
@@ -55,12 +57,12 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="qkv",
         )(tokens_btw)
-        query, key, value = (qkv[:, :, i] for i in range(3))
+        query, key, value = qkv[:, :first, 0], qkv[:, :, 1], qkv[:, :, 2]
         logits_bhqt = jnp.einsum(
             "bqhk,bthk->bhqt", query, key, preferred_element_type=jnp.float32
         ) / math.sqrt(query.shape[-1])
         if bias_btt is not None:
-            logits_bhqt += bias_btt[:, None]
+            logits_bhqt += bias_btt[:, None, :first]
         weights_bhqt = jax.nn.softmax(logits_bhqt, axis=-1).astype(self.dtype)
         attended = jnp.einsum("bhqt,bthk->bqhk", weights_bhqt, value)
         return nn.DenseGeneral(
@@ -87,15 +89,16 @@ class TransformerBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens_btw: jax.Array, bias_btt: jax.Array | None = None) -> jax.Array:
-        """Maps tokens [B, T, W] to tokens [B, T, W]; see ``Attention`` for the bias."""
+    def __call__(
+        self, tokens_btw: jax.Array, bias_btt: jax.Array | None = None, first: int | None = None
+    ) -> jax.Array:
+        """Maps tokens [B, T, W] to all of them or to the ``first``; see ``Attention``."""
         width = tokens_btw.shape[-1]
         in_std = width**-0.5
         out_std = in_std * (2 * self.layers) ** -0.5
         hidden = layer_norm("ln_1", self.dtype)(tokens_btw)
-        tokens_btw += Attention(self.heads, in_std, out_std, self.dtype, name="attention")(
-            hidden, bias_btt
-        )
+        attend = Attention(self.heads, in_std, out_std, self.dtype, name="attention")
+        tokens_btw = tokens_btw[:, :first] + attend(hidden, bias_btt, first)
         hidden = layer_norm("ln_2", self.dtype)(tokens_btw)
         hidden = nn.Dense(
             self.mlp_width or MLP_RATIO * width,
@@ -164,14 +167,14 @@ class VisionTransformer(nn.Module):
         class_b1w = jnp.broadcast_to(class_w[None, None], (len(images_bhwc), 1, self.width))
         tokens = jnp.concatenate([class_b1w.astype(self.dtype), patches_btw], axis=1)
         tokens = layer_norm("ln_pre", self.dtype)(tokens + position_tw[None].astype(self.dtype))
-        first_apart, bias_btt, read = self.layers, None, 0
+        first_apart, bias_btt, read = self.layers, None, 1
         if coverage_bqp is not None:
             if not 1 <= segment_layers <= self.layers:
                 raise ValueError(
                     f"segments are apart in {segment_layers} blocks of CLIP's image tower "
                     f"(eval.one_pass_layers): choose 1 to {self.layers}"
                 )
-            first_apart, read = self.layers - segment_layers, slice(coverage_bqp.shape[1])
+            first_apart, read = self.layers - segment_layers, coverage_bqp.shape[1]
         for i in range(self.layers):
             if i == first_apart:
                 copies_bqw = jnp.repeat(tokens[:, :1], coverage_bqp.shape[1], axis=1)
@@ -184,10 +187,11 @@ class VisionTransformer(nn.Module):
                 self.mlp_width,
                 self.dtype,
                 name=f"block_{i}",
-            )(tokens, bias_btt)
-        feature = layer_norm("ln_post", self.dtype)(tokens[:, read])
+            )(tokens, bias_btt, read if i == self.layers - 1 else None)  # the others end there
+        feature = layer_norm("ln_post", self.dtype)(tokens)
         projection = self.param("projection", normal, (self.width, self.embed_dim))
-        return (feature @ projection.astype(self.dtype)).astype(jnp.float32)
+        feature = (feature @ projection.astype(self.dtype)).astype(jnp.float32)
+        return feature[:, 0] if coverage_bqp is None else feature
 
 
 def _segment_bias(coverage_bqp: jax.Array) -> jax.Array:
