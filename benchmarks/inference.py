@@ -1,7 +1,7 @@
 """Seconds and memory of inference: this project's beside PyTorch's parts as users join them.
 
     python benchmarks/inference.py [--parts=speed,memory,classes,devices] [--dtypes float32]
-        [--queries=100] [--chunk=10] [--chunks 5 10 25 100] [--repeats=3] [--compile]
+        [--queries=100] [--chunk=4] [--chunks 4 10 25 100] [--repeats=3] [--compile]
 
 Real: the models' sizes (ResNet-50, ViT-B/16 at 224) and every operation from the picture to the
 label map. Made: parameters are random, the picture is noise, and the queries' logits, after the
@@ -239,7 +239,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES[: 2 - on_cpu])
     parser.add_argument("--queries", type=positive, default=100)
     parser.add_argument("--chunk", type=positive, default=chunk, help="eval.clip_chunk")
-    parser.add_argument("--chunks", type=positive, nargs="+", default=[5, 10, 25, 100])
+    parser.add_argument("--chunks", type=positive, nargs="+", default=[4, 10, 25, 100])
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--compile", action="store_true", help="torch.compile besides")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for configs.base
 
 from configs import base  # noqa: E402
-from zegformer_jax import experiment, halves, inference, label_maps, segments  # noqa: E402
+from zegformer_jax import experiment, halves, inference, label_maps, segment_encoding  # noqa: E402
 from zegformer_jax.models.clip import CLIP, ClipConfig  # noqa: E402
 from zegformer_jax.models.grouper import GrouperOutput  # noqa: E402
 from zegformer_jax.models.normalise import normalise_images  # noqa: E402
@@ -162,7 +162,7 @@ class Pipeline:
 
         @jax.jit
         def crop(image_hwc: jax.Array, masks_qhw: jax.Array) -> jax.Array:
-            return segments.segment_features(
+            return segment_encoding.segment_features(
                 lambda crops: crops.max((1, 2)), image_hwc, masks_qhw,
                 side=VIT_B16.image_size, chunk=self.case.chunk,
             )  # fmt: skip

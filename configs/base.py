@@ -160,7 +160,7 @@ def get_config() -> ConfigDict:
     config.eval.resize = "after"  # to the picture's size: after the sum over queries, or before
     config.eval.gamma = 0.1  # subtracted from the seen classes' scores
     config.eval.sweep_gamma = ""  # others to report eval.scores with, first:last:step, 0:0.3:0.05
-    config.eval.clip_chunk = 0  # segments that CLIP encodes at once; 0: 10 on a CPU, else 25
+    config.eval.clip_chunk = 0  # segments that CLIP encodes at once; 0: 4 on a CPU, else 25
     config.eval.methods = ()  # ways of scoring to report, as eval.scores; none: all of them
     config.eval.oracles = True  # also measure segments' boundaries, and segments and names apart
     # Segments whose weight is below this in every pixel are not shown to CLIP; 0 changes nothing.

@@ -28,6 +28,7 @@ from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.optim import make_optimiser
 from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.zegformer_names import table
+from zegformer_jax.segment_encoding import segment_features
 from zegformer_jax.text import Tokenizer
 
 MASK_WEIGHT, DICE_WEIGHT = 20.0, 1.0  # ALGORITHM: section 2
@@ -255,9 +256,7 @@ def features_of(case: GoldenCase, picture: Picture, mask_logits, style: str) -> 
 
     side = module.config.image_size
     arguments = {"style": style, "side": side, "chunk": CHUNK}
-    return jax.jit(partial(segments.segment_features, encode, **arguments))(
-        picture.clip_hwc, mask_logits
-    )
+    return jax.jit(partial(segment_features, encode, **arguments))(picture.clip_hwc, mask_logits)
 
 
 def map_of(

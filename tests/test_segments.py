@@ -153,97 +153,30 @@ def test_boxes_enclose_the_segments(pixels):
     np.testing.assert_array_equal(boxes_from_masks(mask_hw[None])[0], expected)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 99])
-def test_segment_features_do_not_depend_on_the_chunk(golden, chunk):
-    arrays = golden("segments")
-    image, logits = padded_clip_image(arrays["image"]), arrays["mask_logits"][:5]
-    seen_sizes = []
-
-    def encode(images_nssc):
-        seen_sizes.append(images_nssc.shape)
-        return images_nssc.mean((1, 2))
-
-    features = jax.jit(partial(segments.segment_features, encode, side=16, chunk=chunk))(
-        image, logits
-    )
-    expected = jax.jit(partial(segments.segment_images, side=16))(image, logits).mean((1, 2))
-    np.testing.assert_allclose(features, expected, atol=1e-6)
-    assert all(shape[0] <= chunk and shape[1:] == (16, 16, 3) for shape in seen_sizes)
-
-
 @pytest.mark.parametrize("style", segments.STYLES)
-@pytest.mark.parametrize("empty", [0, 1, 4, 9])
-def test_empty_segments_are_encoded_once_and_no_bit_changes(golden, style, empty):
-    """Also those whose logits are all negative, but not alike."""
-    arrays = golden("segments")
-    image = padded_clip_image(arrays["image"])
-    logits = np.resize(arrays["mask_logits"], (9, *arrays["mask_logits"].shape[1:])).copy()
-    places = np.random.default_rng(empty).permutation(9)[:empty]
-    logits[places] = -np.abs(logits[places]) - 0.01 * places[:, None, None]
-    weights = np.random.default_rng(0).normal(size=(16 * 16 * 3, 7)).astype(np.float32)
-    encoded = []
-
-    def encode(images_nssc):
-        jax.debug.callback(lambda: encoded.append(len(images_nssc)))
-        return images_nssc.reshape(len(images_nssc), -1) @ weights
-
-    features = jax.jit(partial(segments.segment_features, encode, side=16, style=style, chunk=3))(
-        image, logits
-    )
-    jax.effects_barrier()
-    every = jax.jit(partial(segments.segment_images, side=16, style=style))(image, logits)
-    expected = np.concatenate(
-        [np.asarray(every[i : i + 3]).reshape(3, -1) @ weights for i in (0, 3, 6)]
-    )
-    np.testing.assert_allclose(features, expected, atol=2e-5)
-    for one, other in zip(places, places[1:], strict=False):
-        np.testing.assert_array_equal(features[one], features[other])
-    own = (logits > 0).any((1, 2)).sum()  # one of the golden segments is empty, too
-    assert sum(encoded) == min(own + 1, 9)
-
-
-def test_unwanted_segments_look_empty(golden):
-    arrays = golden("segments")
-    image, logits = padded_clip_image(arrays["image"]), arrays["mask_logits"][:5]
-    encode = partial(jnp.mean, axis=(1, 2))
-    run = jax.jit(partial(segments.segment_features, encode, side=16, chunk=2))
-    every = run(image, logits)
-    some = run(image, logits, wanted_q=jnp.array([True, False, True, True, False]))
-    np.testing.assert_array_equal(some[jnp.array([0, 2, 3])], every[jnp.array([0, 2, 3])])
-    np.testing.assert_array_equal(some[jnp.array([1, 4])], 0)
-
-
-@pytest.mark.parametrize("chunk, part", [(1, 1), (2, 1), (4, 1), (6, 2), (7, 2), (99, 3)])
-def test_no_segment_is_encoded_in_vain(chunk, part):
-    """Those that are there and wanted, one empty one for all others, and the last part's rest."""
-    rng, encoded = np.random.default_rng(chunk), []
-    image = rng.normal(size=(32, 32, 3)).astype(np.float32)
-
-    def encode(images_nssc):
-        jax.debug.callback(lambda: encoded.append(len(images_nssc)))
-        return images_nssc.mean((1, 2))
-
-    run = jax.jit(partial(segments.segment_features, encode, side=8, style="crop", chunk=chunk))
-    look = jax.jit(partial(segments.segment_images, side=8, style="crop"))
-    for empty, unwanted in [(0, 0), (0, 1), (1, 0), (1, 2), (4, 3), (5, 5), (11, 0), (0, 11)]:
-        there, wanted = np.arange(11) >= empty, rng.permutation(11) >= unwanted
-        logits = np.where(there[:, None, None], rng.normal(1, 2, (11, 8, 8)), -1.0)
-        needed = min((there & wanted).sum() + 1, 11)
-        whole, rest = divmod(needed, min(chunk, 11))
-        features = run(image, logits, wanted_q=wanted)
-        jax.effects_barrier()
-        assert encoded == [min(chunk, 11)] * whole + [part] * -(-rest // part)
-        encoded.clear()
-        shown = np.where((there & wanted)[:, None, None], logits, -1.0)
-        np.testing.assert_allclose(features, look(image, shown).mean((1, 2)), atol=1e-6)
+def test_keys_are_equal_where_images_are(style):
+    """Of segments and their like at other logits, of one with another box, of two empty ones."""
+    rng = np.random.default_rng(0)
+    image = rng.uniform(1, 2, (32, 48, 3)).astype(np.float32)
+    logits = np.where(rng.random((6, 8, 12)) < 0.4, 1.0, -1.0).astype(np.float32)
+    logits[4], logits[5] = 1.0, -1.0
+    logits[5, 2, 3] = 0.1  # no pixel is so near to that place that it is positive
+    logits = np.concatenate([logits, 3 * logits[:5], np.full((1, 8, 12), -2.0), logits[::-1, ::-1]])
+    look = jax.jit(partial(segments.segment_images, style=style, side=16))
+    keys = np.asarray(segments.segment_keys(logits, image.shape[:2], style=style, side=16))
+    images = np.asarray(look(image, logits))
+    alike = (images[:, None] == images[None]).all((2, 3, 4))
+    assert keys.dtype == np.uint8
+    assert 12 < alike.sum() < alike.size
+    np.testing.assert_array_equal((keys[:, None] == keys[None]).all(2), alike)
 
 
 def test_wrong_arguments_are_named():
     image, logits = jnp.zeros((8, 8, 3)), jnp.zeros((1, 2, 2))
     with pytest.raises(ValueError, match="'blur' is unknown; choose one of cropmask, crop, mask"):
         segments.segment_images(image, logits, style="blur")
-    with pytest.raises(ValueError, match="chunk must be at least 1, not 0"):
-        segments.segment_features(jnp.sum, image, logits, chunk=0)
+    with pytest.raises(ValueError, match="'blur' is unknown"):
+        segments.segment_keys(logits, (8, 8), style="blur")
     with pytest.raises(ValueError, match="sizes must be positive, not 0 -> 4"):
         segments.resize_matrix(0, 4)
 

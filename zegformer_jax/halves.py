@@ -12,10 +12,11 @@ from zegformer_jax import experiment, inference, label_maps
 from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.segments import STYLES, segment_features, whole_picture
+from zegformer_jax.segment_encoding import segment_features
+from zegformer_jax.segments import STYLES, whole_picture
 
 CHUNK = 25  # segments that CLIP encodes at once
-CHUNKS = {"cpu": 10}  # takes 0.8 times as long there, and half the memory
+CHUNKS = {"cpu": 4}  # its caches hold what so few need: less than half of the time
 ONE_PASS = "one_pass"  # a way to show segments to CLIP, without crops
 SEGMENT_STYLES = (*STYLES, ONE_PASS)
 

@@ -7,16 +7,11 @@ a fraction in integer arithmetic, so that large pictures lose no precision to fl
 Axes: b image, q query, h w pixels, c colour, s crop side, d joint embedding.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 STYLES = ("cropmask", "crop", "mask")  # the first is the default
 SEGMENT_THRESHOLD = 0.5  # a pixel belongs to a segment where sigmoid(mask logit) exceeds this
-
-REST_PARTS = 5  # of a chunk, in which those are encoded that do not fill one
-NOTHING = -100.0  # a mask logit of no segment, wherever it is interpolated
 
 Size = int | jax.Array
 _EXACT = jax.lax.Precision.HIGHEST  # accelerators would round the weights to 8 or 10 bits
@@ -185,7 +180,7 @@ def segment_images(
     """Makes the CLIP input of each query's segment.
 
     Holds float32 copies [q, h, w, 3] of the image: pass few queries at a time, as
-    ``segment_features`` does.
+    ``segment_encoding.segment_features`` does.
 
     Args:
         image_hwc: float [h, w, 3], normalised with CLIP's mean and standard deviation and then
@@ -204,21 +199,55 @@ def segment_images(
     check_style(style)
     image_hwc = image_hwc.astype(jnp.float32)
     height, width, _ = image_hwc.shape
-    logits_qhw = upsample_masks(mask_logits_qhw, height, width)
+    segments_qyx = _segments(mask_logits_qhw, (height, width), style, side)
     if style == "mask":
         rows_sh, columns_sw = resize_matrix(height, side), resize_matrix(width, side)
-        image_ssc = _crop(rows_sh, columns_sw, image_hwc)
-        segments_qss = _inside(apply_matrices(rows_sh, columns_sw, logits_qhw))
-        return image_ssc[None] * segments_qss[..., None]
+        return _crop(rows_sh, columns_sw, image_hwc)[None] * segments_qyx[..., None]
 
-    segments_qhw = _inside(logits_qhw)
-    left, top, right, bottom = jnp.unstack(boxes_from_masks(segments_qhw), axis=-1)
+    left, top, right, bottom = jnp.unstack(boxes_from_masks(segments_qyx), axis=-1)
     rows_qsh = jax.vmap(lambda a, b: roi_align_matrix(a, b, height, side))(top, bottom)
     columns_qsw = jax.vmap(lambda a, b: roi_align_matrix(a, b, width, side))(left, right)
     if style == "crop":
         return jax.vmap(_crop, in_axes=(0, 0, None))(rows_qsh, columns_qsw, image_hwc)
-    segment_images_qhwc = image_hwc[None] * segments_qhw[..., None]
+    segment_images_qhwc = image_hwc[None] * segments_qyx[..., None]
     return jax.vmap(_crop)(rows_qsh, columns_qsw, segment_images_qhwc)
+
+
+def segment_keys(
+    mask_logits_qhw: jax.Array, size: tuple[int, int], *, style: str = STYLES[0], side: int = 224
+) -> jax.Array:
+    """Gives all that tells the CLIP inputs of one picture's segments apart.
+
+    Args:
+        mask_logits_qhw: as for ``segment_images``, and so are the others.
+        size: rows and columns of the padded picture.
+        style: see there.
+        side: see there.
+
+    Returns:
+        uint8 [q, n]: segments with equal rows have equal inputs.
+
+    Raises:
+        ValueError: if ``style`` is unknown.
+    """
+    check_style(style)
+    segments_qyx = _segments(mask_logits_qhw, size, style, side)
+    if style == "crop":
+        boxes_q4 = boxes_from_masks(segments_qyx)
+        return jax.lax.bitcast_convert_type(boxes_q4, jnp.uint8).reshape(len(boxes_q4), -1)
+    return jnp.packbits(segments_qyx.reshape(len(segments_qyx), -1), axis=1)
+
+
+def _segments(
+    mask_logits_qhw: jax.Array, size: tuple[int, int], style: str, side: int
+) -> jax.Array:
+    """The pixels of each segment, bool, of the padded picture; in style "mask" of CLIP's input."""
+    height, width = size
+    logits_qyx = upsample_masks(mask_logits_qhw, height, width)
+    if style == "mask":
+        matrices = resize_matrix(height, side), resize_matrix(width, side)
+        logits_qyx = apply_matrices(*matrices, logits_qyx)
+    return _inside(logits_qyx)
 
 
 def check_style(style: str) -> None:
@@ -263,72 +292,3 @@ def whole_picture(
     patch = side // grid
     patches = inside_qss.reshape(-1, grid, patch, grid, patch).astype(jnp.float32)
     return _crop(rows_sh, columns_sw, image_hwc), patches.mean((2, 4))
-
-
-def segment_features(
-    encode_image: Callable[[jax.Array], jax.Array],
-    image_hwc: jax.Array,
-    mask_logits_qhw: jax.Array,
-    *,
-    style: str = STYLES[0],
-    side: int = 224,
-    chunk: int = 25,
-    wanted_q: jax.Array | None = None,
-) -> jax.Array:
-    """Encodes the queries' segments with CLIP, a few at a time.
-
-    Memory grows with ``chunk``, not with the number of queries: crops are made, encoded
-    and dropped chunk by chunk. Empty segments all look alike, so one of them is encoded for all;
-    the time falls with the number of others. For a batch of images wrap this in ``jax.lax.map``.
-
-    Args:
-        encode_image: float32 [n, side, side, 3] -> float [n, d], for example a bound CLIP tower.
-        image_hwc: as for ``segment_images``.
-        mask_logits_qhw: as for ``segment_images``.
-        style: as for ``segment_images``.
-        side: side of CLIP's input.
-        chunk: largest number of segments encoded at once; what is left after whole chunks is
-            encoded in fifths of one.
-        wanted_q: bool [q], the others get an empty segment's features, too. None: all are.
-
-    Returns:
-        [q, d], as ``encode_image`` gives them (its dtype, not normalised here).
-
-    Raises:
-        ValueError: if ``style`` is unknown or ``chunk`` is not positive.
-    """
-    check_style(style)
-    if chunk < 1:
-        raise ValueError(f"segment_features: chunk must be at least 1, not {chunk}")
-    queries, *map_shape = mask_logits_qhw.shape
-    # Where no logit is positive, none becomes so between pixels: such a segment is empty.
-    own_q = (mask_logits_qhw > 0).any((1, 2))
-    own_q = own_q if wanted_q is None else own_q & wanted_q
-    # Those with features of their own come first, then one empty segment for all the others.
-    order_q = jnp.argsort(~own_q, stable=True)
-    ranks_q = jnp.zeros(queries, jnp.int32).at[order_q].set(jnp.arange(queries, dtype=jnp.int32))
-    chunk = min(chunk, queries)
-    small = -(-chunk // REST_PARTS)
-    sorted_qhw = jnp.where(own_q[order_q, None, None], mask_logits_qhw[order_q], NOTHING)
-    length = queries + chunk  # whole chunks and parts of one end before
-    filled = jnp.full((length, *map_shape), NOTHING, mask_logits_qhw.dtype)
-    filled = filled.at[:queries].set(sorted_qhw)
-
-    def encode_at(start: jax.Array, count: int) -> jax.Array:
-        logits_qhw = jax.lax.dynamic_slice_in_dim(filled, start, count)
-        return encode_image(segment_images(image_hwc, logits_qhw, style=style, side=side))
-
-    def encode_up_to(end: jax.Array, start: Size, count: int, features: jax.Array) -> jax.Array:
-        def add(index: jax.Array, features: jax.Array) -> jax.Array:
-            at = start + index * count
-            return jax.lax.dynamic_update_slice_in_dim(features, encode_at(at, count), at, axis=0)
-
-        return jax.lax.fori_loop(0, -(-(end - start) // count), add, features)
-
-    shape = jax.eval_shape(lambda: encode_at(jnp.int32(0), chunk))
-    features = jnp.zeros((length, *shape.shape[1:]), shape.dtype)
-    encoded = jnp.minimum(own_q.sum() + 1, queries)
-    whole = encoded // chunk * chunk
-    features = encode_up_to(whole, 0, chunk, features)
-    features = encode_up_to(encoded, whole, small, features)
-    return features[jnp.minimum(ranks_q, own_q.sum())]
