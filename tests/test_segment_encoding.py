@@ -124,6 +124,20 @@ def test_segments_are_alike_by_their_keys_not_by_hashes(picture, encode, monkeyp
     assert encoded == [2, 2]  # of the first three, and of one whose like the hash did not find
 
 
+@pytest.mark.parametrize("style", segments.STYLES)
+def test_no_query_has_a_map_of_the_pictures_size(style):
+    """Or of CLIP's: the compiled function's memory grows with the chunk, not with the queries."""
+
+    def temporaries(queries, chunk):
+        image, logits = np.zeros((256, 256, 3), np.float32), np.zeros((queries, 16, 16), np.float32)
+        run = features_of(partial(jnp.mean, axis=(1, 2)), style=style, chunk=chunk)
+        return run.lower(image, logits).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporaries(20, 2), temporaries(60, 2)
+    assert many - few < 40 * SIDE * SIDE
+    assert temporaries(20, 4) - few > 2 * 256 * 256 or style == "mask"
+
+
 def test_wrong_arguments_are_named(picture):
     with pytest.raises(ValueError, match="'blur' is unknown; choose one of cropmask, crop, mask"):
         segment_encoding.segment_features(jnp.sum, *picture, style="blur")

@@ -153,6 +153,16 @@ def test_boxes_enclose_the_segments(pixels):
     np.testing.assert_array_equal(boxes_from_masks(mask_hw[None])[0], expected)
 
 
+def test_a_squeezed_picture_has_no_masks_of_its_size():
+    def temporaries(queries):
+        run = jax.jit(partial(segments.whole_picture, side=16, grid=4))
+        arrays = np.zeros((256, 256, 3), np.float32), np.zeros((queries, 16, 16), np.float32)
+        compiled = run.lower(*arrays, np.array([256, 256])).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(60) - temporaries(20) < 40 * 256 * 256
+
+
 @pytest.mark.parametrize("style", segments.STYLES)
 def test_keys_are_equal_where_images_are(style):
     """Of segments and their like at other logits, of one with another box, of two empty ones."""

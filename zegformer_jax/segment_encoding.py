@@ -1,10 +1,9 @@
 """Segments -> CLIP's features: a few at a time, and none twice.
 
-Axes: q query, h w pixels, c colour, s crop side, d joint embedding, n bytes of a key.
+Axes: q query, h w pixels, c colour, s crop side, d joint embedding.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,64 +48,82 @@ def segment_features(
     check_style(style)
     if chunk < 1:
         raise ValueError(f"segment_features: chunk must be at least 1, not {chunk}")
-    queries = len(mask_logits_qhw)
-    chunk = min(chunk, queries)
+    chunk = min(chunk, len(mask_logits_qhw))
     # Where no logit is positive, none becomes so between pixels: such a segment is empty.
     there_q = (mask_logits_qhw > 0).any((1, 2))
     there_q = there_q if wanted_q is None else there_q & wanted_q
-    shown_qhw = jnp.where(there_q[:, None, None], mask_logits_qhw, NOTHING)
 
-    # Those that are there come first, then one that is not stands for all the others.
-    order_q, place_q = _move_to_front(there_q)
-    compared = jnp.minimum(there_q.sum() + 1, queries)
-    keys_of = partial(segment_keys, size=image_hwc.shape[:2], style=style, side=side)
-    keys_qn = _map_first(keys_of, shown_qhw[order_q], compared, chunk)
-    first_q = _first_alike(keys_qn)[jnp.minimum(place_q, there_q.sum())]
+    def masks_of(index_n: jax.Array) -> jax.Array:
+        there_n = jnp.take(there_q, index_n, mode="fill", fill_value=False)
+        masks_nhw = jnp.take(mask_logits_qhw, index_n, axis=0, mode="clip")
+        return jnp.where(there_n[:, None, None], masks_nhw, NOTHING)
 
-    distinct_q = jnp.zeros(queries, bool).at[first_q].set(True)
-    encoded_q, row_q = _move_to_front(distinct_q)
-    features_qd = _map_first(
-        lambda logits: encode_image(segment_images(image_hwc, logits, style=style, side=side)),
-        shown_qhw[order_q][encoded_q],
-        distinct_q.sum(),
-        chunk,
-    )
-    return features_qd[row_q[first_q]]
+    def keys_of(index_n: jax.Array) -> jax.Array:
+        return segment_keys(masks_of(index_n), image_hwc.shape[:2], style=style, side=side)
+
+    def encode(index_n: jax.Array) -> jax.Array:
+        images = segment_images(image_hwc, masks_of(index_n), style=style, side=side)
+        return encode_image(images)
+
+    first_q = _first_alike(keys_of, there_q, chunk)
+    distinct_q = jnp.zeros(len(there_q), bool).at[first_q].set(True)
+    return _map_chosen(encode, distinct_q, chunk)[first_q]
 
 
-def _move_to_front(chosen_q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gives an order with the chosen first, and the place of each in it."""
-    order_q = jnp.argsort(~chosen_q, stable=True)
-    return order_q, jnp.argsort(order_q)
-
-
-def _map_first(
-    function: Callable[[jax.Array], jax.Array], masks_qhw: jax.Array, count: jax.Array, chunk: int
+def _map_chosen(
+    function: Callable[[jax.Array], jax.Array], chosen_q: jax.Array, chunk: int
 ) -> jax.Array:
-    """Applies a function to the first masks, in full chunks; zeros stand for what it gives else."""
-    queries, *shape = masks_qhw.shape
+    """Applies a function to the chosen queries in full chunks; the others' results are zeros.
+
+    The function takes places, int32 [chunk]; those that fill the last chunk are beyond the queries.
+    """
+    queries = len(chosen_q)
     length = -(-queries // chunk) * chunk
-    filled = jnp.full((length, *shape), NOTHING, masks_qhw.dtype).at[:queries].set(masks_qhw)
+    order_q = jnp.argsort(~chosen_q, stable=True)
+    order = jnp.full(length, queries, jnp.int32).at[:queries].set(order_q)
 
     def apply(index: jax.Array) -> jax.Array:
-        return function(jax.lax.dynamic_slice_in_dim(filled, index * chunk, chunk))
+        return function(jax.lax.dynamic_slice_in_dim(order, index * chunk, chunk))
 
     def add(index: jax.Array, results: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(results, apply(index), index * chunk, axis=0)
 
     one = jax.eval_shape(apply, jnp.int32(0))
     results = jnp.zeros((length, *one.shape[1:]), one.dtype)
-    return jax.lax.fori_loop(0, -(-count // chunk), add, results)[:queries]
+    results = jax.lax.fori_loop(0, -(-chosen_q.sum() // chunk), add, results)
+    place_q = jnp.zeros(queries, jnp.int32).at[order_q].set(jnp.arange(queries, dtype=jnp.int32))
+    return results[place_q]
 
 
-def _first_alike(keys_qn: jax.Array) -> jax.Array:
-    """Gives for each key the place of the first that equals it, int32 [q].
+def _first_alike(
+    keys_of: Callable[[jax.Array], jax.Array], there_q: jax.Array, chunk: int
+) -> jax.Array:
+    """Gives for each query the place of the first whose segment looks alike, int32 [q].
 
-    Hashes say which it may be; the keys themselves are compared with that one only.
+    Hashes say which it may be, so that no keys are kept; those of the two are then compared.
+
+    Args:
+        keys_of: places, int32 [n], to keys uint8 [n, bytes], see ``segments.segment_keys``.
+        there_q: bool [q]; the others look alike, one of them stands for all.
+        chunk: keys that are made at once.
     """
-    factors_2n = jax.random.bits(jax.random.key(0), (2, keys_qn.shape[1]), jnp.uint32)
-    hashes_q2 = (keys_qn[:, None].astype(jnp.uint32) * factors_2n[None]).sum(-1)
-    may_equal_qq = (hashes_q2[:, None] == hashes_q2[None]).all(-1)
-    first_q = jnp.argmax(may_equal_qq, axis=1)
-    equal_q = (keys_qn == keys_qn[first_q]).all(1)
-    return jnp.where(equal_q, first_q, jnp.arange(len(keys_qn)))
+    own_q = jnp.arange(len(there_q), dtype=jnp.int32)
+    nothing = jnp.argmin(there_q)
+    compared_q = there_q | (own_q == nothing)
+    hashes_q2 = _map_chosen(lambda index_n: _hash(keys_of(index_n)), compared_q, chunk)
+    equal_qq = (hashes_q2[:, None] == hashes_q2[None]).all(-1) & compared_q[None]
+    may_be_q = jnp.argmax(equal_qq, axis=1).astype(jnp.int32)
+
+    def are_alike(index_n: jax.Array) -> jax.Array:
+        others_n = jnp.take(may_be_q, index_n, mode="clip")
+        return (keys_of(index_n) == keys_of(others_n)).all(1)
+
+    alike_q = _map_chosen(are_alike, compared_q & (may_be_q != own_q), chunk)
+    first_q = jnp.where(alike_q, may_be_q, own_q)
+    return jnp.where(compared_q, first_q, first_q[nothing])
+
+
+def _hash(keys_nb: jax.Array) -> jax.Array:
+    """Hashes keys uint8 [n, bytes] to uint32 [n, 2]."""
+    factors_2b = jax.random.bits(jax.random.key(0), (2, keys_nb.shape[1]), jnp.uint32)
+    return (keys_nb[:, None].astype(jnp.uint32) * factors_2b[None]).sum(-1)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from zegformer_jax.metrics import confusion_counts
-from zegformer_jax.segments import SEGMENT_THRESHOLD, resize_matrix, resize_taps, upsample_masks
+from zegformer_jax.segments import inside, resize_matrix, resize_taps, upsample_masks
 
 # Of the picture's diagonal; Csurka et al., "What is a good evaluation measure for semantic
 # segmentation?", BMVC 2013, after the Berkeley benchmark. DAVIS has 0.008.
@@ -70,7 +70,7 @@ def overlap(mask_logits_qhw: jax.Array, label_yx: jax.Array, num_classes: int) -
 
     def add(counts: Overlap, logits_qyx: jax.Array, labels_yx: jax.Array) -> Overlap:
         one_hot_yxc = jax.nn.one_hot(labels_yx, num_classes, dtype=jnp.float32)
-        segments_qyx = _inside(logits_qyx).astype(jnp.float32)
+        segments_qyx = inside(logits_qyx).astype(jnp.float32)
         shared_qc = jnp.einsum("qyx,yxc->qc", segments_qyx, one_hot_yxc)
         labelled_c = one_hot_yxc.sum(axis=(0, 1))
         return Overlap(counts.shared_qc + shared_qc, counts.labelled_c + labelled_c)
@@ -126,7 +126,7 @@ def best_overlap_boundary_f(
     def add(index: jax.Array, f_c: jax.Array) -> jax.Array:
         c = order_c[index]
         logits_1hw = jnp.take(mask_logits_qhw, query_c[c][None], axis=0)
-        segment_yx = _inside(upsample_masks(logits_1hw, *label_yx.shape)[0])
+        segment_yx = inside(upsample_masks(logits_1hw, *label_yx.shape)[0])
         f = measure(segment_yx & labelled_yx, label_yx == c)
         return f_c.at[c].set(jnp.where(best_c[c] > 0, f, 0.0))
 
@@ -272,10 +272,6 @@ def right_segments_counts(
     pixels_n = jnp.where(used_n, labelled_c[classes_n], 0).astype(jnp.int32)
     total_cc = jnp.zeros((num_classes, num_classes), jnp.int32)
     return total_cc.at[jnp.where(used_n, classes_n, 0), scores_nc.argmax(axis=-1)].add(pixels_n)
-
-
-def _inside(logits: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(logits) > SEGMENT_THRESHOLD
 
 
 def _sum_strips(

@@ -247,7 +247,7 @@ def _segments(
     if style == "mask":
         matrices = resize_matrix(height, side), resize_matrix(width, side)
         logits_qyx = apply_matrices(*matrices, logits_qyx)
-    return _inside(logits_qyx)
+    return inside(logits_qyx)
 
 
 def check_style(style: str) -> None:
@@ -256,8 +256,9 @@ def check_style(style: str) -> None:
         raise ValueError(f"segment style {style!r} is unknown; choose one of {', '.join(STYLES)}")
 
 
-def _inside(logits: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(logits) > SEGMENT_THRESHOLD
+def inside(mask_logits: jax.Array) -> jax.Array:
+    """Tells which pixels are in a segment, bool, from mask logits of any shape."""
+    return jax.nn.sigmoid(mask_logits) > SEGMENT_THRESHOLD
 
 
 def _crop(rows_sh: jax.Array, columns_sw: jax.Array, image_hwc: jax.Array) -> jax.Array:
@@ -286,9 +287,11 @@ def whole_picture(
     height, width, _ = image_hwc.shape
     rows_sh = padded_resize_matrix(size[0], side, height, side)
     columns_sw = padded_resize_matrix(size[1], side, width, side)
-    inside_qss = _inside(
-        apply_matrices(rows_sh, columns_sw, upsample_masks(mask_logits_qhw, height, width))
-    )
+    _, mask_height, mask_width = mask_logits_qhw.shape
+    # Both resizings at once, so that no mask is held at the picture's size.
+    rows_sm = jnp.matmul(rows_sh, resize_matrix(mask_height, height), precision=_EXACT)
+    columns_sm = jnp.matmul(columns_sw, resize_matrix(mask_width, width), precision=_EXACT)
+    inside_qss = inside(apply_matrices(rows_sm, columns_sm, mask_logits_qhw.astype(jnp.float32)))
     patch = side // grid
     patches = inside_qss.reshape(-1, grid, patch, grid, patch).astype(jnp.float32)
     return _crop(rows_sh, columns_sw, image_hwc), patches.mean((2, 4))
