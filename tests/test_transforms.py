@@ -74,6 +74,17 @@ def test_resized_sides_round_half_up():
     assert transforms.resized_sides(300, 5000, 512, 2048) == (123, 2048)
 
 
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000))
+def test_padded_sides_are_few_and_near(height, width):
+    sides = np.array([height, width])
+    padded, label = transforms.padded_sides(height, width), transforms.label_sides(height, width)
+    assert padded == tuple(32 * np.ceil(sides / 32))
+    for side, rounded in zip(sides, label, strict=True):
+        octave = 2.0 ** np.ceil(np.log2(side)) / 2  # side is in (octave, 2 * octave]
+        few = octave * np.array([1.25, 1.5, 1.75, 2.0])
+        assert rounded == (few[few >= side][0] if octave >= 128 else 32 * np.ceil(side / 32))
+
+
 @pytest.mark.parametrize("sides", [("72x", 2048), (0, 2048), (72.0, 2048), (72, -1)])
 def test_sides_that_are_no_sizes_are_refused(sides):
     with pytest.raises(ValueError, match="side of pictures .*: give an integer above 0"):

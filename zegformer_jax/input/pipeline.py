@@ -12,7 +12,6 @@ from zegformer_jax.vocabulary import Vocabulary
 
 tf.config.set_visible_devices([], "GPU")
 
-PAD_MULTIPLE = 32  # of the sides that the grouper takes
 SHUFFLE_ROUNDS = 4  # TensorFlow's own choice
 SHUFFLE_STREAM, AUGMENT_STREAM = 0, 1
 
@@ -226,7 +225,8 @@ def eval_batches(
       `image` uint8 RGB [b, H, W, 3], resized, then padded with 0 at the bottom and right to
       multiples of 32; `size` int32 [b, 2], height and width before padding; `image_1`, `size_1` and
       so on likewise, for each of `more_short_sides`; `label` [b, Ho, Wo] in
-      the vocabulary's order at the original size, padded with the ignore label to multiples of 32;
+      the vocabulary's order at the original size, padded with the ignore label to
+      `transforms.label_sides`;
       `original_size` int32 [b, 2]; `valid` bool [b], False in rows that only fill the batch (black,
       ignored, of the first row's sizes); `id` texts [b], empty in those rows; `index` int64 [b],
       the records' places in `source`, -1 in those rows.
@@ -263,7 +263,9 @@ def eval_batches(
     dataset = dataset.prefetch(prefetch).with_options(_options(num_threads))
     groups: dict[tuple[int, ...], list[dict]] = {}
     for record in calls.iterate(dataset):
-        key = tuple(side for name in (*short_sides, "label") for side in _padded(record[name]))
+        key = tuple(
+            side for name in (*short_sides, "label") for side in _padded(name, record[name])
+        )
         group = groups.setdefault(key, [])
         group.append(record)
         if len(group) == batch_size:
@@ -272,8 +274,9 @@ def eval_batches(
         yield _stack(group, batch_size, vocabulary)
 
 
-def _padded(array: np.ndarray) -> tuple[int, int]:
-    return tuple(-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in array.shape[:2])
+def _padded(name: str, array: np.ndarray) -> tuple[int, int]:
+    pad = transforms.label_sides if name == "label" else transforms.padded_sides
+    return pad(*array.shape[:2])
 
 
 def _stack(group: list[dict], batch_size: int, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
@@ -288,14 +291,17 @@ def _stack(group: list[dict], batch_size: int, vocabulary: Vocabulary) -> dict[s
         fill = vocabulary.ignore_label if name == "label" else 0
         size = "original_size" if name == "label" else name.replace("image", "size")
         arrays = [record[name] for record in group]
-        batch[name], batch[size] = _pad_together(arrays, batch_size, fill)
+        shape = _padded(name, arrays[0])
+        batch[name], batch[size] = _pad_together(arrays, shape, batch_size, fill)
     return batch
 
 
-def _pad_together(arrays: list[np.ndarray], rows: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pads arrays of one padded shape, and fills up their number; gives also their sizes."""
+def _pad_together(
+    arrays: list[np.ndarray], shape: tuple[int, int], rows: int, fill: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads arrays to a shape, and fills up their number; gives also their sizes."""
     first = arrays[0]
-    padded = np.full((rows, *_padded(first), *first.shape[2:]), fill, first.dtype)
+    padded = np.full((rows, *shape, *first.shape[2:]), fill, first.dtype)
     sizes = np.tile(np.array(first.shape[:2], np.int32), (rows, 1))
     for row, array in enumerate(arrays):
         height, width = sizes[row] = array.shape[:2]

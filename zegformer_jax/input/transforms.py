@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 PAD_VALUE = 128  # grey levels, outside a training picture
+PAD_MULTIPLE = 32  # of the sides that the grouper takes: the backbone's largest stride
+BITS_OF_SIDES = 3  # of a label map's padded side, the first is 1: four sides an octave
 
 # SSD's colour jitter (Liu et al., arXiv 1512.02325).
 JITTER_PROBABILITY = 0.5
@@ -59,6 +61,25 @@ def resized_sides(height: int, width: int, short_side: int, max_long_side: int) 
     height, width = height * scale, width * scale
     shrink = min(max_long_side / max(height, width), 1.0)
     return max(int(height * shrink + 0.5), 1), max(int(width * shrink + 0.5), 1)
+
+
+def padded_sides(height: int, width: int) -> tuple[int, int]:
+    """Sides rounded up to multiples of `PAD_MULTIPLE`, as the grouper sees a picture."""
+    return tuple(-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
+
+
+def label_sides(height: int, width: int) -> tuple[int, int]:
+    """Sides rounded up to one of few, as label maps are computed at.
+
+    To multiples of `PAD_MULTIPLE`, or of an eighth of the next power of two where that is more: a
+    program is compiled for each, and data sets have pictures of all sizes.
+    """
+    return tuple(_round_up(side) for side in (height, width))
+
+
+def _round_up(side: int) -> int:
+    step = max(PAD_MULTIPLE, 1 << max((side - 1).bit_length() - BITS_OF_SIDES, 0))
+    return -(-side // step) * step
 
 
 def resize_image(
