@@ -210,16 +210,17 @@ class Pipeline:
 
         @jax.jit
         def segment(variables: Any, clip_params: Any, text: Any, image: Any, size: Any) -> Any:
+            version = halves.Version(image[0], size[0])
             queries = halves.run_models(
-                self.grouper, self.clip, variables, clip_params, text, halves.Version(image, size),
+                self.grouper, self.clip, variables, clip_params, text, version,
                 crop_style=crop_style, clip_chunk=self.case.chunk, one_pass_layers=4,
                 economy=economy,
             )  # fmt: skip
             scores_qc = inference.class_scores(
-                queries.class_logits_bqc[0], queries.clip_logits_bqc[0],
-                jnp.asarray(self.made.seen_c), named_q=queries.named_bq[0],
+                queries.class_logits_qc, queries.clip_logits_qc,
+                jnp.asarray(self.made.seen_c), named_q=queries.named_q,
             )  # fmt: skip
-            return self._label_map(scores_qc, queries.mask_logits_bqhw[0])
+            return self._label_map(scores_qc, queries.mask_logits_qhw)
 
         variables = self.variables
         if kept is not None:

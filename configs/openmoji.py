@@ -44,7 +44,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
         batch_size=10,
         short_side=96,
         max_long_side=384,
-        clip_chunk=160,
+        clip_chunk=16,
     )
     if kind == "zegformer":
         config.model.start_from = "per_pixel"

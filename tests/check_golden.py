@@ -305,12 +305,12 @@ def run_halves(case: GoldenCase, picture: Picture, image_chw: np.ndarray, style:
         case.text(case.names, case.prompts), case.text(case.names, CLASSIFIER_PROMPTS)
     )
     height, width = picture.size
-    padded = np.zeros((1, *picture.padded_size, 3), np.uint8)
-    padded[0, :height, :width] = image_chw.transpose(1, 2, 0)
+    padded = np.zeros((*picture.padded_size, 3), np.uint8)
+    padded[:height, :width] = image_chw.transpose(1, 2, 0)
     economy = halves.Economy(0.0, 0, (), 0.0, ())
     settings = {"crop_style": style, "clip_chunk": CHUNK, "one_pass_layers": 0, "economy": economy}
     run = jax.jit(partial(halves.run_models, model, clip, **settings))
-    return run(variables, clip_params, text, halves.Version(padded, jnp.array([picture.size])))
+    return run(variables, clip_params, text, halves.Version(padded, jnp.array(picture.size)))
 
 
 def check_inference(case: GoldenCase) -> Iterator[Row]:
@@ -323,7 +323,7 @@ def check_inference(case: GoldenCase) -> Iterator[Row]:
         queries = {style: run_halves(case, picture, image, style) for style in segments.STYLES}
         for variant, (style, mode, gamma) in VARIANTS.items():
             name, found = f"picture {i} {variant}", queries[style or segments.STYLES[0]]
-            class_logits, mask_logits, clip_logits, _ = (array[0] for array in found)
+            class_logits, mask_logits, clip_logits, _ = found
             for key, actual in (("class_logits", class_logits), ("mask_logits", mask_logits)):
                 yield compare(f"{name} {key}", actual, arrays[f"{key}{i}"], relative=1e-4)
             if style is not None and f"{variant}/clip_features{i}" in arrays:

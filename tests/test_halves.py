@@ -1,10 +1,14 @@
 """Which segments CLIP need not see."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from clips import VIT, random_params
 
 from configs import base
 from zegformer_jax import experiment, halves, inference
+from zegformer_jax.models.clip import CLIP
+from zegformer_jax.models.grouper import GrouperOutput
 
 SUBSETS = [(range(12), np.arange(12) < 7), ([2, 9], np.array([True, False]))]
 SCALE = 3.0
@@ -121,6 +125,14 @@ def test_the_economy_is_the_configs():
         np.testing.assert_array_equal(seen, expected[1])
 
 
+@pytest.mark.parametrize("name", ["skip_below", "top_segments"])
+def test_less_than_nothing_is_refused(name):
+    config = base.get_config()
+    config.eval[name] = -1
+    with pytest.raises(ValueError, match=f"eval.{name} -1.*: give 0 or more"):
+        halves.make_economy(config, ("clip",), SUBSETS)
+
+
 @pytest.mark.parametrize("other, of_grouper", [("", "imagenet"), ("single", "single")])
 def test_each_half_has_its_own_prompts(monkeypatch, tmp_path, other, of_grouper):
     """The grouper the training's, or those that the evaluation names; CLIP its own."""
@@ -135,3 +147,32 @@ def test_each_half_has_its_own_prompts(monkeypatch, tmp_path, other, of_grouper)
     np.testing.assert_array_equal(text.classifier_cd, embeddings[sets[2]])
     config.model.kind = "per_pixel"
     assert halves.embed_vocabulary(config, tmp_path, "a CLIP", ("cat", "dog"))[1] is None
+
+
+@pytest.mark.parametrize("style", halves.SEGMENT_STYLES)
+def test_a_picture_without_segments_is_named_all_the_same(style):
+    """Every query gets what CLIP says of nothing: of a black crop, or of its class token alone."""
+    clip, params = CLIP(VIT), random_params(VIT)
+    rng = np.random.default_rng(0)
+    text = halves.TextEmbeddings(*rng.normal(size=(2, 5, VIT.embed_dim)).astype(np.float32))
+    class_logits, masks = rng.normal(size=(3, 6)), -1 - rng.random((3, 16, 16))
+
+    class Grouper:
+        def apply(self, variables, images, text_cd):
+            return GrouperOutput(jnp.asarray(class_logits)[None, None], masks[None, None])
+
+    version = halves.Version(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8), np.array([60, 50]))
+    nothing = halves.Economy(0.0, 0, (), 0.0, ())
+    queries = halves.run_models(
+        Grouper(), clip, None, params, text, version,
+        crop_style=style, clip_chunk=2, one_pass_layers=1, economy=nothing,
+    )  # fmt: skip
+    np.testing.assert_array_equal(queries.mask_logits_qhw, masks)
+    logits = np.asarray(queries.clip_logits_qc)
+    assert np.isfinite(logits).all()
+    np.testing.assert_array_equal(logits, np.broadcast_to(logits[:1], logits.shape))
+    if style in ("cropmask", "mask"):
+        black = jnp.zeros((1, VIT.image_size, VIT.image_size, 3))
+        feature = np.asarray(clip.apply({"params": params}, black, method=CLIP.encode_image))
+        expected = np.exp(params["logit_scale"]) * text[1] @ feature[0] / np.linalg.norm(feature)
+        np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-4)

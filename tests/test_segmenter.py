@@ -175,9 +175,9 @@ def test_bfloat16_is_close_to_float32(finished, segmenter, rgb):
     config.eval.dtype = "bfloat16"
     rough = Segmenter(config.lock(), finished.workdir).queries(rgb, CLASSES)
     exact = segmenter.queries(rgb, CLASSES)
-    assert exact.class_logits_bqc.shape == (1, 8, len(CLASSES) + 1)
-    assert exact.clip_logits_bqc.shape == (1, 8, len(CLASSES))
-    assert exact.named_bq.all() and rough.named_bq.all()
+    assert exact.class_logits_qc.shape == (8, len(CLASSES) + 1)
+    assert exact.clip_logits_qc.shape == (8, len(CLASSES))
+    assert exact.named_q.all() and rough.named_q.all()
     for a, b in zip(exact[:3], rough[:3], strict=True):
         assert a.dtype == b.dtype == np.float32
         error = np.linalg.norm(a - b) / np.linalg.norm(a)

@@ -49,17 +49,17 @@ def parse_sweep(text: str) -> tuple[float, ...]:
     """Reads `first:last:step`; none of an empty text.
 
     Raises:
-        ValueError: it is not three such numbers.
+        ValueError: it is not three such numbers, or there is nothing from the first to the last.
     """
     if not text:
         return ()
     try:
         first, last, step = (float(part) for part in text.split(":"))
-        count = int((last - first) / step + 1e-6) + 1
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(
-            f"eval.sweep_gamma '{text}': give first:last:step, as 0:0.3:0.05"
-        ) from None
+        count = int((last - first) / step + 1e-6) + 1 if step > 0 else 0
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise ValueError(f"eval.sweep_gamma '{text}': give first:last:step, as 0:0.3:0.05")
     return tuple(round(first + step * place, 6) for place in range(count))
 
 
@@ -69,7 +69,10 @@ def sweep_name(method: str, gamma: float) -> str:
 
 
 class SeenAs(NamedTuple):
-    """What the model says of one picture, and of which version of it; see `halves.Version`."""
+    """What the model says of one version of a picture; see `halves.Version`.
+
+    `queries` are `halves.Queries`, or the baseline's logits [H/4, W/4, C].
+    """
 
     queries: Any
     size: jax.Array
@@ -131,8 +134,9 @@ class Evaluator:
         )
 
     def identity(self, config: ConfigDict) -> str:
-        """Stands for the model's numbers, the vocabulary and the settings."""
-        parts = (config.to_json_best_effort(), sum_bits(self.variables), self.vocabulary)
+        """Stands for the numbers of both models, the vocabulary and the settings."""
+        bits = sum_bits((self.variables, self.fixed))
+        parts = (config.to_json_best_effort(), bits, self.vocabulary)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def set_variables(self, variables: Any) -> None:
@@ -143,33 +147,37 @@ class Evaluator:
         """Gives a batch's counts, and label maps by `eval.scores` in the headline vocabulary."""
         arrays = {name: array for name, array in batch.items() if name not in ("id", "index")}
         models = (self.variables, *self.fixed)
-        sums, predictions = self.step(models, sharding.to_devices(arrays, self.mesh))
-        return jax.device_get(sums), np.concatenate(
-            [np.asarray(shard.data) for shard in predictions.addressable_shards]
-        )
+        return jax.device_get(self.step(models, sharding.to_devices(arrays, self.mesh)))
 
     def _device_step(self, arrays: Any, batch: Any) -> tuple[dict[Any, jax.Array], jax.Array]:
-        """Works on one device's part of a batch, picture by picture, and sums over devices."""
-        versions = make_versions(batch, self.settings.flip)
-        outputs = [(self._run_models(*arrays, version), version.sizes_b2) for version in versions]
+        """Works on one device's rows, picture by picture, and sums over devices.
 
-        def count_picture(picture: Any) -> tuple[dict[Any, jax.Array], jax.Array]:
-            outputs, example = picture
+        A row that only fills the batch is not worked on.
+        """
+
+        def count(example: Any) -> tuple[dict[Any, jax.Array], jax.Array]:
+            versions = make_versions(example, self.settings.flip)
             seen_as = [
-                SeenAs(queries, size, version.mirrored)
-                for (queries, size), version in zip(outputs, versions, strict=True)
+                SeenAs(self._run_models(*arrays, version), version.size, version.mirrored)
+                for version in versions
             ]
             return self._count_picture(seen_as, example)
 
-        counts, predictions = jax.lax.map(count_picture, (outputs, batch))
-        total = jax.tree.map(lambda x: jax.lax.psum(x.sum(0), "data"), counts)
-        return total, predictions
+        first = jax.tree.map(lambda rows: rows[0], batch)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(count, first))
+
+        def add(total: Any, example: Any) -> tuple[Any, jax.Array]:
+            counts, prediction = jax.lax.cond(example["valid"], count, lambda _: nothing, example)
+            return jax.tree.map(jnp.add, total, counts), prediction
+
+        total, predictions = jax.lax.scan(add, nothing[0], batch)
+        return jax.lax.psum(total, "data"), predictions
 
     def _run_models(self, variables: Any, clip_params: Any, text: Any, version: Version) -> Any:
-        """What the model says of pictures: `Queries`, or the baseline's logits."""
+        """What the model says of a picture, see `SeenAs`."""
         if self.kind == "per_pixel":
-            images = normalise_images(version.images_bhwc, version.sizes_b2)
-            return self.model.apply(variables, images, text.grouper_cd)
+            image = normalise_images(version.image_hwc[None], version.size[None])
+            return self.model.apply(variables, image, text.grouper_cd)[0]
         return run_models(
             self.model, self.clip, variables, clip_params, text, version,
             crop_style=self.settings.crop_style, clip_chunk=self.settings.clip_chunk,
@@ -181,8 +189,7 @@ class Evaluator:
     ) -> tuple[dict[Any, jax.Array], jax.Array]:
         """Compares one picture's label maps with the truth, by method and vocabulary."""
         ignore = self.vocabulary.ignore_label
-        label = jnp.where(example["valid"], example["label"].astype(jnp.int32), ignore)
-        counts, prediction = {}, None
+        label, counts, prediction = example["label"].astype(jnp.int32), {}, None
         for subset, by_name in self._label_maps(seen_as, example):
             truth = jnp.asarray(subset.table(ignore))[label]
             for name, labels in by_name.items():
@@ -200,7 +207,7 @@ class Evaluator:
 
         Segments are compared at the resized size, with the nearest labels.
         """
-        masks_qhw, headline = queries.mask_logits_bqhw, self.subsets[0]
+        masks_qhw, headline = queries.mask_logits_qhw, self.subsets[0]
         sampled = self._nearest_labels(example, label)
         overlap = segment_metrics.overlap(masks_qhw, sampled, len(self.vocabulary))
         iou_c, present_c = segment_metrics.best_overlap_iou(overlap)
@@ -215,24 +222,33 @@ class Evaluator:
             counts[RIGHT_NAMES, headline.name] = segment_metrics.right_names_counts(
                 masks_qhw, truth, chosen
             )
-            scores_qc = self._scores(queries, self.shown, headline)
             classes_n = segment_metrics.largest_regions(chosen.labelled_c, len(headline.indices))
-            best_n = chosen.iou_qc().argmax(0)[classes_n]
             counts[RIGHT_SEGMENTS, headline.name] = segment_metrics.right_segments_counts(
-                scores_qc[best_n], classes_n, chosen.labelled_c
+                self._region_scores(queries, chosen)[classes_n], classes_n, chosen.labelled_c
             )
         counts[OVERLAP] = jnp.stack([iou_c, boundary_c, present_c.astype(jnp.float32)])
         return counts
 
+    def _region_scores(self, queries: Queries, overlap: segment_metrics.Overlap) -> jax.Array:
+        """The scores of the labelled region of each of the headline's classes, [C, C].
+
+        They are the best-fitting query's; where no segment touches it, the mean of all queries'.
+        """
+        headline, iou_qc = self.subsets[0], overlap.iou_qc()
+        scores_qc = self._scores(queries, self.shown, headline)
+        scores_qc -= self.settings.gamma * jnp.asarray(headline.vocabulary.seen, jnp.float32)[None]
+        touched_c1 = (iou_qc.max(0) > 0)[:, None]
+        return jnp.where(touched_c1, scores_qc[iou_qc.argmax(0)], scores_qc.mean(0)[None])
+
     def _scores(self, queries: Queries, method: str, subset: Subset) -> jax.Array:
         """One picture's scores of every query by one method, [Q, C]."""
         return inference.class_scores(
-            inference.select_classes(queries.class_logits_bqc, subset.indices),
-            queries.clip_logits_bqc[:, subset.indices],
+            inference.select_classes(queries.class_logits_qc, subset.indices),
+            queries.clip_logits_qc[:, subset.indices],
             jnp.asarray(subset.vocabulary.seen),
             mode=method,
             weight=self.settings.ensemble_weight,
-            named_q=queries.named_bq,
+            named_q=queries.named_q,
         )
 
     def _nearest_labels(self, example: Any, label: jax.Array) -> jax.Array:
@@ -287,7 +303,7 @@ class Evaluator:
                 question = label_maps.Question(None, subset.vocabulary.seen, gammas)
                 answers += make(views, [question])
             return answers
-        views = [label_maps.View(x.queries.mask_logits_bqhw, *x[1:]) for x in seen_as]
+        views = [label_maps.View(x.queries.mask_logits_qhw, *x[1:]) for x in seen_as]
 
         def scores(queries: Queries, methods: Sequence[str], subset: Subset) -> jax.Array:
             return jnp.stack([self._scores(queries, method, subset) for method in methods])

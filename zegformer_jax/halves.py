@@ -1,4 +1,4 @@
-"""Both halves of the method on a batch: the grouper's queries, and CLIP's names for segments."""
+"""Both halves of the method on a picture: the grouper's queries, and CLIP's names for segments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,50 +22,48 @@ SEGMENT_STYLES = (*STYLES, ONE_PASS)
 
 
 class Version(NamedTuple):
-    """One version of a batch's pictures that the models see.
+    """One version of a picture that the models see.
 
     Attributes:
-        images_bhwc: RGB 0..255 [B, H, W, 3], padded at the bottom and right to multiples of 32.
-        sizes_b2: int [B, 2], height and width before padding.
+        image_hwc: RGB 0..255 [H, W, 3], padded at the bottom and right to multiples of 32.
+        size: int [2], height and width before padding.
         mirrored: whether the columns are from right to left.
     """
 
-    images_bhwc: jax.Array
-    sizes_b2: jax.Array
+    image_hwc: jax.Array
+    size: jax.Array
     mirrored: bool = False
 
 
-def make_versions(batch: Mapping[str, jax.Array], mirrored_too: bool) -> list[Version]:
-    """The versions of a batch that test-time augmentation averages; the first is the plain one.
+def make_versions(picture: Mapping[str, jax.Array], mirrored_too: bool) -> list[Version]:
+    """The versions of a picture that test-time augmentation averages; the first is the plain one.
 
     Args:
-        batch: `image` and `size`, `image_1` and `size_1`, ..., as `input.pipeline.eval_batches`
-            gives them.
+        picture: `image` and `size`, `image_1` and `size_1`, ..., a row of what
+            `input.pipeline.eval_batches` gives.
         mirrored_too: whether each is also seen mirrored.
     """
-    names = sorted(name for name in batch if name.startswith("image"))
-    plain = [Version(batch[name], batch[name.replace("image", "size")]) for name in names]
+    names = sorted(name for name in picture if name.startswith("image"))
+    plain = [Version(picture[name], picture[name.replace("image", "size")]) for name in names]
     if not mirrored_too:
         return plain
-    turn = jax.vmap(label_maps.mirror)
-    turned = [Version(turn(x.images_bhwc, x.sizes_b2), x.sizes_b2, True) for x in plain]
-    return plain + turned
+    return plain + [Version(label_maps.mirror(x.image_hwc, x.size), x.size, True) for x in plain]
 
 
 class Queries(NamedTuple):
-    """What both halves of the method say of every query of a batch.
+    """What both halves of the method say of every query of a picture.
 
     Attributes:
-        class_logits_bqc: the grouper's, float32 [B, Q, C + 1], "no object" last.
-        mask_logits_bqhw: float32 [B, Q, H/4, W/4].
-        clip_logits_bqc: the segment classifier's, float32 [B, Q, C].
-        named_bq: bool [B, Q], whether CLIP's logits count.
+        class_logits_qc: the grouper's, float32 [Q, C + 1], "no object" last.
+        mask_logits_qhw: float32 [Q, H/4, W/4].
+        clip_logits_qc: the segment classifier's, float32 [Q, C].
+        named_q: bool [Q], whether CLIP's logits count.
     """
 
-    class_logits_bqc: jax.Array
-    mask_logits_bqhw: jax.Array
-    clip_logits_bqc: jax.Array
-    named_bq: jax.Array
+    class_logits_qc: jax.Array
+    mask_logits_qhw: jax.Array
+    clip_logits_qc: jax.Array
+    named_q: jax.Array
 
 
 class Economy(NamedTuple):
@@ -148,7 +146,9 @@ def run_models(
     one_pass_layers: int,
     economy: Economy,
 ) -> Queries:
-    """Groups the pixels of a batch and lets CLIP name every segment.
+    """Groups the pixels of a picture and lets CLIP name every segment.
+
+    One picture at a time, so that the bits of what comes out depend on no other.
 
     Args:
         grouper: and `clip`, the modules.
@@ -156,50 +156,43 @@ def run_models(
         variables: the grouper's.
         clip_params: CLIP's.
         text: embeddings of the vocabulary.
-        version: of the pictures.
+        version: of the picture.
         crop_style: see `segments.segment_images`; or `ONE_PASS`.
         clip_chunk: segments that CLIP encodes at once; 0: as suits the device.
         one_pass_layers: of CLIP, in which segments are told apart in one pass.
         economy: which segments it encodes, in crops.
 
     Raises:
-        ValueError: `crop_style` is unknown, or one pass does not fit CLIP.
+        ValueError: `crop_style` is unknown, `clip_chunk` negative, or one pass does not fit CLIP.
     """
     if crop_style not in SEGMENT_STYLES:
         known = ", ".join(SEGMENT_STYLES)
         raise ValueError(f"eval.crop_style '{crop_style}': choose one of {known}")
-    images_bhwc, sizes_b2, _ = version
-    output = grouper.apply(variables, normalise_images(images_bhwc, sizes_b2), text.grouper_cd)
-    mask_logits_bqhw = output.mask_logits_lbqhw[-1]
-    clip_images_bhwc = normalise_images(images_bhwc, sizes_b2, CLIP_MEAN, CLIP_STD)
-
-    class_logits_bqc = output.class_logits_lbqc[-1]
-
-    def name_segments(picture: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        image_hwc, size, class_logits_qc, mask_logits_qhw = picture
-        wanted_q, named_q = economy.choose(
-            class_logits_qc, mask_logits_qhw, clip_params["logit_scale"]
+    if clip_chunk < 0:
+        raise ValueError(f"eval.clip_chunk {clip_chunk}: give a number of segments, or 0")
+    image_1hwc, size_12 = version.image_hwc[None], version.size[None]
+    output = grouper.apply(variables, normalise_images(image_1hwc, size_12), text.grouper_cd)
+    class_logits_qc = output.class_logits_lbqc[-1, 0]
+    mask_logits_qhw = output.mask_logits_lbqhw[-1, 0]
+    image_hwc = normalise_images(image_1hwc, size_12, CLIP_MEAN, CLIP_STD)[0]
+    scale = clip_params["logit_scale"]
+    wanted_q, named_q = economy.choose(class_logits_qc, mask_logits_qhw, scale)
+    if crop_style == ONE_PASS:
+        features_qd = encode_in_one_pass(
+            clip, clip_params, image_hwc, version.size, mask_logits_qhw, one_pass_layers
         )
-        if crop_style == ONE_PASS:
-            features_qd = encode_in_one_pass(
-                clip, clip_params, image_hwc, size, mask_logits_qhw, one_pass_layers
-            )
-        else:
-            features_qd = segment_features(
-                lambda crops: clip.apply({"params": clip_params}, crops, method=CLIP.encode_image),
-                image_hwc,
-                mask_logits_qhw,
-                style=crop_style,
-                side=clip.config.image_size,
-                chunk=clip_chunk or CHUNKS.get(jax.default_backend(), CHUNK),
-                wanted_q=wanted_q,
-            )
-        scale = clip_params["logit_scale"]
-        return inference.clip_logits(features_qd, text.classifier_cd, scale), named_q
-
-    pictures = (clip_images_bhwc, sizes_b2, class_logits_bqc, mask_logits_bqhw)
-    clip_logits_bqc, named_bq = jax.lax.map(name_segments, pictures)
-    return Queries(class_logits_bqc, mask_logits_bqhw, clip_logits_bqc, named_bq)
+    else:
+        features_qd = segment_features(
+            lambda crops: clip.apply({"params": clip_params}, crops, method=CLIP.encode_image),
+            image_hwc,
+            mask_logits_qhw,
+            style=crop_style,
+            side=clip.config.image_size,
+            chunk=clip_chunk or CHUNKS.get(jax.default_backend(), CHUNK),
+            wanted_q=wanted_q,
+        )
+    clip_logits_qc = inference.clip_logits(features_qd, text.classifier_cd, scale)
+    return Queries(class_logits_qc, mask_logits_qhw, clip_logits_qc, named_q)
 
 
 def encode_in_one_pass(
@@ -239,7 +232,14 @@ def make_economy(
     methods: tuple[str, ...],
     vocabularies: Sequence[tuple[Sequence[int], Any]],
 ) -> Economy:
-    """Reads from an experiment's config which segments CLIP need not see; see `Economy`."""
+    """Reads from an experiment's config which segments CLIP need not see; see `Economy`.
+
+    Raises:
+        ValueError: a field is negative.
+    """
+    for name in ("skip_below", "top_segments"):
+        if not config.eval[name] >= 0:
+            raise ValueError(f"eval.{name} {config.eval[name]}: give 0 or more")
     return Economy(
         skip_below=config.eval.skip_below,
         top_segments=config.eval.top_segments,

@@ -24,8 +24,6 @@ from zegformer_jax.halves import (
 from zegformer_jax.input import transforms
 from zegformer_jax.vocabulary import Vocabulary, mark_seen
 
-PADDING = 32  # the backbone's largest stride
-SIZE_STEP = 64  # label maps are computed at multiples of this: few shapes to compile for
 SHARE_OF_16_BITS = 257  # 65535 / 255
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -161,13 +159,13 @@ class Segmenter:
             jnp.asarray(vocabulary.seen),
             self._pad(pixels),
             np.array(original),
-            out_size=tuple(-(-side // SIZE_STEP) * SIZE_STEP for side in original),
+            out_size=transforms.label_sides(*original),
         )
         labels = np.asarray(labels)[: original[0], : original[1]]
         return Segmentation(pixels, labels, vocabulary)
 
     def queries(self, image: Picture, classes: Sequence[str]) -> Queries:
-        """What both halves of the method say of every query, for one picture (B = 1).
+        """What both halves of the method say of every query of a picture.
 
         Args:
             image: as for a call.
@@ -181,22 +179,23 @@ class Segmenter:
         return self._variables, self._clip.params, self._embed(vocabulary.names)
 
     def _pad(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Resizes a picture and pads it, to a batch of one; see `halves.make_versions`."""
-        settings, batch = self.config.eval, {}
+        """Resizes a picture and pads it, as `halves.make_versions` takes it."""
+        settings, picture = self.config.eval, {}
         for place, side in enumerate((settings.short_side, *settings.more_short_sides)):
             number = f"_{place}" if place else ""
             size = transforms.resized_sides(*pixels.shape[:2], side, settings.max_long_side)
-            padding = (*((0, -length % PADDING) for length in size), (0, 0))
-            resized = transforms.resize_image(pixels, size)
-            batch[f"image{number}"] = np.pad(resized, padding)[None]
-            batch[f"size{number}"] = np.array([size])
-        return batch
+            padded = np.zeros((*transforms.padded_sides(*size), 3), np.uint8)
+            padded[: size[0], : size[1]] = transforms.resize_image(pixels, size)
+            picture[f"image{number}"] = padded
+            picture[f"size{number}"] = np.array(size)
+        return picture
 
     def _embed_names(self, names: tuple[str, ...]) -> TextEmbeddings:
         return embed_vocabulary(self.config, self._workdir, self._clip, names)
 
-    def _query_models(self, variables, clip_params, text, seen_c, batch) -> Queries:
-        return self._queries(variables, clip_params, text, seen_c, make_versions(batch, False)[0])
+    def _query_models(self, variables, clip_params, text, seen_c, picture) -> Queries:
+        plain = make_versions(picture, False)[0]
+        return self._queries(variables, clip_params, text, seen_c, plain)
 
     def _queries(self, variables, clip_params, text, seen_c, version: Version) -> Queries:
         settings = self.config.eval
@@ -210,23 +209,22 @@ class Segmenter:
         )  # fmt: skip
 
     def _label_map(
-        self, variables, clip_params, text, seen_c, batch, original_size, out_size
+        self, variables, clip_params, text, seen_c, picture, original_size, out_size
     ) -> jax.Array:
         """Classes [out_size] of one picture."""
         settings, views, scores = self.config.eval, [], []
-        for version in make_versions(batch, settings.flip):
+        for version in make_versions(picture, settings.flip):
             queries = self._queries(variables, clip_params, text, seen_c, version)
             scores_qc = inference.class_scores(
-                queries.class_logits_bqc[0],
-                queries.clip_logits_bqc[0],
+                queries.class_logits_qc,
+                queries.clip_logits_qc,
                 seen_c,
                 mode=settings.scores,
                 weight=settings.ensemble_weight,
-                named_q=queries.named_bq[0],
+                named_q=queries.named_q,
             )
             scores.append(scores_qc[None])
-            masks_qhw, size = queries.mask_logits_bqhw[0], version.sizes_b2[0]
-            views.append(label_maps.View(masks_qhw, size, version.mirrored))
+            views.append(label_maps.View(queries.mask_logits_qhw, version.size, version.mirrored))
         ((labels,),) = label_maps.label_maps(
             views,
             [label_maps.Question(scores, seen_c, (settings.gamma,))],
