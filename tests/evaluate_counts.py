@@ -1,6 +1,7 @@
 """Evaluates, as one of several processes where there are more, and writes all that is counted.
 
-Arguments: kind, workdir, the file to write, and further fields of `eval` as JSON.
+Arguments: kind, workdir, the file to write, and as JSON further fields of `eval`, or `scenes`, the
+number of pictures.
 """
 
 import json
@@ -16,7 +17,10 @@ from zegformer_jax import evaluate, hosts
 def main(kind: str, workdir: str, path: str, fields: str = "{}") -> None:
     hosts.join()
     config = shrunk.beside(Path(workdir), kind).unlock()
-    config.eval.update(json.loads(fields))
+    fields = json.loads(fields)
+    scenes = fields.pop("scenes", shrunk.VALIDATION_SCENES)
+    config.dataset.options.validation_scenes = scenes
+    config.eval.update(fields)
     folder = workdir if kind == "zegformer" else f"{workdir}/{kind}"
     result = evaluate.evaluate(config.lock(), folder, progress=False)
     if hosts.is_first():

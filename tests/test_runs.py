@@ -249,6 +249,22 @@ def test_two_hosts_count_as_one_device_does(finished, counted_alone, tmp_path, k
 
 
 @pytest.mark.slow
+def test_a_host_without_pictures_is_no_trouble(finished, tmp_path):
+    """There is one picture, and so one host that reads none."""
+    config = shrunk.beside(finished.workdir, "per_pixel")
+    config.dataset.options.validation_scenes = 1
+    record = experiment.open_split(config, finished.workdir, "validation")[0]  # generates it
+    path = tmp_path / "counts.npz"
+    for process in start_hosts(count_command(finished, "per_pixel", path, scenes=1), devices=1):
+        finish(process)
+    counts = read_counts(path)
+    assert counts.pop("pictures") == 1 and len(counts) == MATRICES["per_pixel"]
+    whole = counts[json.dumps(("per_pixel", "openmoji_voc"))]
+    labels = record["label"][record["label"] < len(whole)]
+    np.testing.assert_array_equal(whole.sum(1), np.bincount(labels, minlength=len(whole)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("devices, batch_size, clip_chunk", [(1, 3, 8), (2, 4, 3), (4, 4, 100)])
 def test_neither_devices_nor_batches_nor_chunks_count(
     finished, counted_alone, tmp_path, devices, batch_size, clip_chunk

@@ -195,7 +195,8 @@ class Evaluation:
         """Adds what the other processes counted on their pictures."""
         if jax.process_count() == 1:
             return
-        gathered = hosts.gather(self.counts() | {PICTURES: np.array(self.pictures)})
+        # A process without a picture has counted nothing: of it the others get zeros.
+        gathered = hosts.gather(self.counts() | {PICTURES: np.array(self.pictures, np.int64)})
         self.confusion, self.overlap, self.pictures = {}, None, 0
         for own in gathered:
             self.pictures += int(own.pop(PICTURES))
