@@ -45,6 +45,39 @@ def test_everything_is_written(tmp_path):
     assert str(tmp_path / "out") in text
 
 
+def strict(path):
+    """What JSON's grammar admits, and no NaN."""
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def test_where_no_class_is_unseen_nothing_is_said_of_them(tmp_path):
+    vocabulary = Vocabulary.from_names(["a, aa", "b", "c"])
+    (subset,) = results.load_subsets((), vocabulary, "folder")
+    result = results.Evaluation((subset,), vocabulary, "ensemble", pictures=4)
+    result.add(make_result().counts())
+    assert result.segment_fit(subset) == (2 / 3, pytest.approx(np.nan, nan_ok=True))
+    text = scorecard.write(tmp_path, coco_stuff.get_config(), result, "folder")
+    report = strict(tmp_path / "report.json")
+    assert all(row["unseen"] is None and row["seen"] > 0 for row in report["oracles"])
+    assert [row["unseen"] for row in report["scores"]] == [None, None]
+    assert "segments that fit best, IoU: seen 66.7, unseen -" in text
+    assert "right names: seen 100.0, unseen -, harmonic -" in text
+    heading, row = text.splitlines()[:2]
+    assert row.split()[heading.split().index("unseen")] == "-" and "nan" not in text
+
+
+def test_regions_of_classes_that_count_as_one_count_as_that_one():
+    """The second and third are one class, which is seen as one of them is."""
+    vocabulary = Vocabulary.from_names(["a", "b", "c", "d"], [True, False, True, False])
+    merge = np.array([0, 1, 1, 2])
+    subset = results.Subset("x", vocabulary, np.arange(4), ("a", "b or c", "d"), merge)
+    result = results.Evaluation((subset,), vocabulary, "clip")
+    fits = np.array([[0.5, 3.0, 1.0, 0.25], [0.5, 1.5, 0.5, 0.125], [1, 4, 2, 1]])
+    result.add({results.OVERLAP: fits})
+    assert result.segment_fit(subset) == ((0.5 + 3.0 + 1.0) / 7, 0.25)
+    assert result.boundary_fit(subset) == ((0.5 + 1.5 + 0.5) / 7, 0.125)
+
+
 def test_a_part_is_marked_and_does_not_replace_the_whole(tmp_path):
     config, whole, part = coco_stuff.get_config(), make_result(), make_result()
     whole.of, part.of = 4, 1449

@@ -57,6 +57,12 @@ class Subset:
         table[self.indices] = np.arange(len(self.indices))
         return table
 
+    @property
+    def seen_c(self) -> np.ndarray:
+        """Whether each class counts as seen, bool [C]: where several are one, all as that one."""
+        seen = np.asarray(self.reported[1], bool)
+        return seen if self.merge is None else seen[self.merge]
+
 
 def load_subsets(names: Sequence[str], vocabulary: Vocabulary, dataset: str) -> tuple[Subset, ...]:
     """Finds vocabulary files' classes in the data set's vocabulary; without files, all of it.
@@ -147,7 +153,10 @@ class Evaluation:
         return metrics.scores_from_confusion(confusion_cc, subset.reported[1])
 
     def segment_fit(self, subset: Subset) -> tuple[float, float]:
-        """Mean best-overlap IoU of the seen and of the unseen classes' regions."""
+        """Mean best-overlap IoU of the seen and of the unseen classes' regions.
+
+        NaN where the labels have none.
+        """
         return self._fit(subset, 0)
 
     def boundary_fit(self, subset: Subset) -> tuple[float, float]:
@@ -156,8 +165,8 @@ class Evaluation:
 
     def _fit(self, subset: Subset, row: int) -> tuple[float, float]:
         total, count = self.overlap[[row, 2]][:, subset.indices]
-        seen = np.asarray(subset.vocabulary.seen)
-        return tuple(float(total[m].sum() / max(count[m].sum(), 1)) for m in (seen, ~seen))
+        sums = [(total[m].sum(), count[m].sum()) for m in (subset.seen_c, ~subset.seen_c)]
+        return tuple(float(fit / regions) if regions else float("nan") for fit, regions in sums)
 
     def oracle_rows(self) -> list[dict[str, Any]]:
         """What each half of the method reaches, in the headline: rows with a `name` and scores."""

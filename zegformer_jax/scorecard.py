@@ -85,13 +85,13 @@ def write(folder: epath.Path, config: ConfigDict, result: Evaluation, dataset: s
         "partial": result.partial,
         "pictures": result.pictures,
         "of": result.of,
-        "scores": [{k: _json(v) for k, v in row.items()} for row in rows],
-        "oracles": result.oracle_rows(),
+        "scores": _json(rows),
+        "oracles": _json(result.oracle_rows()),
         "confused": _pairs(result, result.subsets[0]),
         "published": _published(config, dataset),
         "settings": json.loads(config.eval.to_json_best_effort()),
     }
-    text = json.dumps(content, indent=2) + "\n"
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     evaluation_files.write_bytes(folder / REPORT, text.encode())
     return "\n".join([*lines, f"written: {folder}"])
 
@@ -111,7 +111,7 @@ def _is_finished(folder: epath.Path) -> bool:
     path = folder / REPORT
     try:
         return path.exists() and not json.loads(path.read_text()).get("partial")
-    except ValueError:  # a damaged one is no loss
+    except (ValueError, AttributeError):  # a damaged one is no loss
         return False
 
 
@@ -136,7 +136,7 @@ def _pairs(result: Evaluation, subset: Subset) -> list[dict[str, Any]]:
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of texts and fractions as aligned columns, fractions in percent."""
     texts = [list(rows[0])]
-    texts += [[v if isinstance(v, str) else f"{100 * v:.1f}" for v in row.values()] for row in rows]
+    texts += [[v if isinstance(v, str) else _percent(v) for v in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = []
     for row in texts:
@@ -154,7 +154,7 @@ def _notes(result: Evaluation) -> list[str]:
         absent = f"{scores.seen_absent} seen, {scores.unseen_absent} unseen classes"
         lines.append(f"{absent} are not in the labels, and in no mean")
     for row in result.oracle_rows():
-        numbers = ", ".join(f"{k} {100 * v:.1f}" for k, v in row.items() if k != "name")
+        numbers = ", ".join(f"{k} {_percent(v)}" for k, v in row.items() if k != "name")
         lines.append(f"{row['name']}: {numbers}")
     pairs = [
         f"{pair['label']} as {pair['prediction']} ({100 * pair['share']:.0f}%)"
@@ -187,5 +187,14 @@ def _published(config: ConfigDict, dataset: str) -> list[str]:
     return lines
 
 
-def _json(value: Any) -> Any:
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def _percent(fraction: float) -> str:
+    """Percent with one decimal, or "-" for what was not there to measure."""
+    return "-" if np.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def _json(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as strict JSON has them, which knows no NaN: null for what was not there to measure."""
+    return [
+        {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
+        for row in rows
+    ]
