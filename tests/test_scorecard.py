@@ -78,6 +78,25 @@ def test_regions_of_classes_that_count_as_one_count_as_that_one():
     assert result.boundary_fit(subset) == ((0.5 + 1.5 + 0.5) / 7, 0.125)
 
 
+def test_a_vocabulary_file_of_ones_own_gives_files_in_the_results_folder(tmp_path):
+    files = [tmp_path / folder / "words.json" for folder in ("one", "two")]
+    vocabulary = Vocabulary.from_names(["a", "b"], [True, False])
+    for file in files:
+        file.parent.mkdir()
+        vocabulary.save(file)
+    subsets = results.load_subsets([str(files[0])], vocabulary, "folder")
+    result = results.Evaluation(subsets, vocabulary, "ensemble")
+    result.add({("ensemble", str(files[0])): np.diag([3, 1])})
+    text = scorecard.write(tmp_path / "out", coco_stuff.get_config(), result, "folder")
+    assert text.splitlines()[1].split()[0] == "words"
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"report.json", "words_classes.csv", "words_confusion.npz"}
+    assert list(files[0].parent.iterdir()) == [files[0]]
+    for pair in (files, [str(files[0])] * 2):
+        with pytest.raises(ValueError, match="eval.vocabularies: .* both be reported as 'words'"):
+            results.load_subsets(list(map(str, pair)), vocabulary, "folder")
+
+
 def test_a_part_is_marked_and_does_not_replace_the_whole(tmp_path):
     config, whole, part = coco_stuff.get_config(), make_result(), make_result()
     whole.of, part.of = 4, 1449

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import jax
@@ -40,6 +41,11 @@ class Subset:
     merge: np.ndarray | None = None
 
     @property
+    def stem(self) -> str:
+        """The name without its folders and suffix: for files, and for tables."""
+        return PurePosixPath(self.name.removesuffix(".json")).name
+
+    @property
     def reported(self) -> tuple[tuple[str, ...], tuple[bool, ...]]:
         """Names and seen flags of the classes that scores are reported for.
 
@@ -73,11 +79,21 @@ def load_subsets(names: Sequence[str], vocabulary: Vocabulary, dataset: str) -> 
         dataset: its name; `pascal_voc_20b` counts all kinds of background as one class.
 
     Raises:
-        ValueError: a class is not there; the message names it.
+        ValueError: a class is not there, or two files would have the same results' files; the
+            message names them.
     """
     if not names:
         return (_whole(vocabulary, dataset),)
-    return tuple(_load_subset(name, vocabulary) for name in names)
+    subsets = tuple(_load_subset(name, vocabulary) for name in names)
+    stems = [subset.stem for subset in subsets]
+    for place, stem in enumerate(stems):
+        first = stems.index(stem)
+        if first < place:
+            raise ValueError(
+                f"eval.vocabularies: '{names[first]}' and '{names[place]}' would both be reported "
+                f"as '{stem}': leave one out, or rename its file"
+            )
+    return subsets
 
 
 def _whole(vocabulary: Vocabulary, dataset: str) -> Subset:

@@ -67,7 +67,8 @@ def write(folder: epath.Path, config: ConfigDict, result: Evaluation, dataset: s
     A part of an evaluation is marked as such, and does not replace a whole one's tables.
 
     Args:
-        folder: gets report.json and, by vocabulary, NAME_classes.csv and NAME_confusion.npz.
+        folder: gets report.json and, by vocabulary, NAME_classes.csv and NAME_confusion.npz, NAME
+            without folders.
         config: the experiment.
         result: of the evaluation.
         dataset: that it was on.
@@ -102,7 +103,7 @@ def _rows(result: Evaluation) -> list[dict[str, Any]]:
         for method in result.methods(subset):
             scores = result.scores(method, subset)
             values = {name: getattr(scores, field) for name, field in COLUMNS.items()}
-            rows.append({"vocabulary": subset.name, "method": method} | values)
+            rows.append({"vocabulary": subset.stem, "method": method} | values)
     return rows
 
 
@@ -121,10 +122,10 @@ def _write_tables(folder: epath.Path, result: Evaluation, subset: Subset) -> Non
     names, seen = subset.reported
     scores = metrics.scores_from_confusion(confusion_cc, seen)
     evaluation_files.write_classes(
-        folder / f"{subset.name}_classes.csv", names, seen, scores, confusion_cc
+        folder / f"{subset.stem}_classes.csv", names, seen, scores, confusion_cc
     )
     evaluation_files.write_confusion(
-        folder / f"{subset.name}_confusion.npz", confusion_cc, names, seen
+        folder / f"{subset.stem}_confusion.npz", confusion_cc, names, seen
     )
 
 
