@@ -97,6 +97,14 @@ def test_a_vocabulary_file_of_ones_own_gives_files_in_the_results_folder(tmp_pat
             results.load_subsets(list(map(str, pair)), vocabulary, "folder")
 
 
+def test_fractions_of_many_pictures_are_not_rounded_away():
+    result = make_result()
+    result.overlap = None
+    for most in (2.0**24, 1.0, 1.0, 1.0):
+        result.add({results.OVERLAP: np.full((3, 3), most, np.float32)})
+    assert result.overlap.dtype == np.float64 and np.all(result.overlap == 2**24 + 3)
+
+
 def test_a_part_is_marked_and_does_not_replace_the_whole(tmp_path):
     config, whole, part = coco_stuff.get_config(), make_result(), make_result()
     whole.of, part.of = 4, 1449

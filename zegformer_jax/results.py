@@ -125,7 +125,7 @@ class Evaluation:
         vocabulary: of the data set.
         shown: the method whose label maps are kept and whose scores come first.
         confusion: int64 [C, C] (label, prediction) by (method, vocabulary's name).
-        overlap: float [3, C] of each class of the data set: sums of the best-fitting segment's
+        overlap: float64 [3, C] of each class of the data set: sums of the best-fitting segment's
             IoU and of its boundary F, and how often the class occurs.
         pictures: that were counted.
         of: pictures that there are.
@@ -238,6 +238,8 @@ class Evaluation:
         """Adds a step's counts."""
         for key, counts in sums.items():
             if key == OVERLAP:
-                self.overlap = counts + (0 if self.overlap is None else self.overlap)
+                # Fractions of thousands of pictures: the devices' float32 would round their sum.
+                counts = np.asarray(counts, np.float64)
+                self.overlap = counts if self.overlap is None else self.overlap + counts
             else:
                 self.confusion[key] = counts.astype(np.int64) + self.confusion.get(key, 0)
