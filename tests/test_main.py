@@ -174,7 +174,7 @@ def test_evaluate_prints_the_scores(finished, capsys):
     workdir = finished.workdir / "per_pixel"
     assert main.main(["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}"]) == 0
     name, heading, *rows = capsys.readouterr().out.splitlines()
-    scores = ["seen", "unseen", "harmonic", "mIoU", "mIoU*", "pixels"]
+    scores = ["seen", "unseen", "harmonic", "mIoU", "mIoU*", "fwIoU", "accuracy", "pixels"]
     assert name == "openmoji_voc" and heading.split() == ["vocabulary", "method", *scores]
     assert [row.split()[:2] for row in rows[:2]] == [
         ["pascal_voc_20", "per_pixel"],

@@ -78,6 +78,30 @@ def test_regions_of_classes_that_count_as_one_count_as_that_one():
     assert result.boundary_fit(subset) == ((0.5 + 1.5 + 0.5) / 7, 0.125)
 
 
+def test_every_score_is_in_the_table_and_in_the_report(tmp_path):
+    text = scorecard.write(tmp_path, coco_stuff.get_config(), make_result(), "folder")
+    row = strict(tmp_path / "report.json")["scores"][1]
+    assert row["fwIoU"] == pytest.approx((8 * 6 / 9 + 4 * 3 / 6) / 12)
+    assert row["accuracy"] == pytest.approx((6 / 8 + 3 / 4) / 2)
+    assert row["pixels"] == pytest.approx(9 / 12)
+    heading, _, ours = (line.split() for line in text.splitlines()[:3])
+    shown = dict(zip(heading, ours, strict=True))
+    assert (shown["fwIoU"], shown["accuracy"], shown["pixels"]) == ("61.1", "75.0", "75.0")
+    assert all(f"{name}:" in scorecard.FOOTNOTE for name in ("mIoU", "fwIoU", "accuracy", "pixels"))
+
+
+def test_the_widest_table_fits_a_screen(tmp_path):
+    vocabulary = Vocabulary.from_names(["a", "b"], [True, False])
+    (subset,) = results.load_subsets((), vocabulary, "pascal_context_459")
+    result = results.Evaluation((subset,), vocabulary, "ensemble")
+    for method in ("ensemble", "ensemble, gamma 0.05"):
+        result.add({(method, "pascal_context_459"): np.diag([3, 1])})
+    text = scorecard.write(tmp_path, coco_stuff.get_config(), result, "pascal_context_459")
+    lines = text.splitlines()[: 3 + len(scorecard.FOOTNOTE.splitlines())]
+    assert lines[-1] == scorecard.FOOTNOTE.splitlines()[-1]
+    assert max(map(len, lines)) <= 110
+
+
 def test_a_vocabulary_file_of_ones_own_gives_files_in_the_results_folder(tmp_path):
     files = [tmp_path / folder / "words.json" for folder in ("one", "two")]
     vocabulary = Vocabulary.from_names(["a", "b"], [True, False])

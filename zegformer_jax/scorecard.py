@@ -22,12 +22,14 @@ COLUMNS = {
     "harmonic": "harmonic_iou",
     "mIoU": "mean_iou_labels",
     "mIoU*": "mean_iou_labels_or_predictions",
+    "fwIoU": "frequency_weighted_iou",
+    "accuracy": "mean_accuracy",
     "pixels": "pixel_accuracy",
 }
-FOOTNOTE = (
-    "mean IoU in %; mIoU: over the classes in the labels; mIoU*: the older definition, divided by "
-    "the number of classes in labels or predictions; pixels: share of right ones"
-)
+FOOTNOTE = """\
+in %, mean IoU but for the last two; mIoU: over the classes in the labels; mIoU*: the older
+definition, divided by the number of classes in labels or predictions; fwIoU: weighted by the
+classes' pixels; accuracy: share of right pixels, mean over classes; pixels: over all pixels"""
 
 
 def parse_predictions(text: str) -> tuple[str, ...]:
