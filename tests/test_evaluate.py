@@ -28,7 +28,6 @@ from zegformer_jax.models.clip import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.pretrained.clip import save_clip
 from zegformer_jax.text import train_tokenizer
-from zegformer_jax.vocabulary import mark_seen
 
 HEADLINE = "pascal_voc_20"
 
@@ -497,14 +496,3 @@ def test_all_kinds_of_background_count_as_one():
     scores = result.scores("clip", subset)
     assert subset.reported[0][20] == "background" and len(scores.iou_c) == 21
     np.testing.assert_allclose(scores.iou_c[[3, 20]], [5 / 7, 8 / 10])
-
-
-def test_another_data_set_keeps_its_classes_and_knows_what_was_seen(tmp_path):
-    config = shrunk.get_config()
-    other = evaluate.on_dataset(config, "ade20k_150", "records/ade")
-    assert (other.dataset.name, other.dataset.vocabulary) == ("ade20k_150", "ade20k_150")
-    assert other.eval.gamma == 0 and other.model == config.model
-    trained = experiment.load_vocabulary("openmoji_voc")
-    marked = mark_seen(experiment.load_vocabulary("ade20k_150"), trained)
-    by_name = dict(zip(marked.names, marked.seen, strict=True))
-    assert by_name["bicycle"] and not by_name["sofa"] and not by_name["wall"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import folders
 import numpy as np
 import pytest
 import shrunk
@@ -219,9 +220,40 @@ def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_pat
     assert not list(tmp_path.glob("*/partial*"))
 
 
-def test_a_data_set_without_its_directory_is_refused(capsys, here):
-    arguments = ["evaluate", SHRUNK, "--workdir=w", "--datasets=ade20k_150"]
-    assert "--datasets has 'ade20k_150': give NAME=DIR" in error_of(arguments, capsys, here)
+@pytest.mark.slow
+def test_a_model_is_evaluated_on_its_own_data_set_and_on_a_folder(finished, capsys, tmp_path):
+    """In one command: with its own vocabularies and gamma on the one, and without on the other."""
+    mine, out, workdir = tmp_path / "mine", tmp_path / "out", finished.workdir / "per_pixel"
+    folders.make_folder(mine, train=0, validation=3)
+    text = f"--datasets=openmoji_voc,folder={mine}"
+    arguments = ["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}", f"--output={out}", text]
+    assert main.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line in ("openmoji_voc", "folder_mine")] == [
+        "openmoji_voc",
+        "folder_mine",
+    ]
+    own, other = (
+        json.loads((out / name / "report.json").read_text())
+        for name in ("openmoji_voc", "folder_mine")
+    )
+    gamma = shrunk.get_config("per_pixel").eval.gamma
+    assert (own["settings"]["gamma"], other["settings"]["gamma"]) == (gamma, 0) and gamma > 0
+    assert (own["pictures"], other["pictures"]) == (5, 3)
+    assert [row["vocabulary"] for row in own["scores"]] == ["pascal_voc_20", "openmoji_voc"]
+    assert [row["vocabulary"] for row in other["scores"]] == ["folder"]
+    expected = finished.report.find(demo.METHOD_NAMES["per_pixel"], "pascal_voc_20")
+    assert own["scores"][0]["seen"] == pytest.approx(expected.seen, abs=1e-3)
+
+
+def test_no_data_set_is_evaluated_on_if_one_is_wrong(capsys, here, tmp_path, monkeypatch):
+    monkeypatch.setattr("zegformer_jax.evaluate.evaluate", pytest.fail)
+    folders.make_folder(tmp_path / "mine", train=0, validation=1)
+    text = f"--datasets=folder={tmp_path / 'mine'},ade20k_150"
+    line = error_of(["evaluate", SHRUNK, f"--workdir={tmp_path / 'w'}", text], capsys, here)
+    assert line == (
+        f"--datasets: 'ade20k_150': {tmp_path / 'w' / 'ade20k_150'} is no directory; give NAME=DIR"
+    )
 
 
 def test_the_demos_data_lie_in_its_workdir(tmp_path, here, monkeypatch):

@@ -11,31 +11,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from zegformer_jax import experiment, hosts
+from zegformer_jax.evaluation_datasets import on_dataset
 from zegformer_jax.evaluation_progress import Progress
 from zegformer_jax.evaluator import Evaluator
 from zegformer_jax.results import Evaluation
 from zegformer_jax.vocabulary import Vocabulary
 
 Keep = Callable[[str, np.ndarray], None]
-
-
-def on_dataset(config: ConfigDict, name: str, directory: str) -> ConfigDict:
-    """An experiment's model on another data set, as the cross-dataset tables have it: gamma is 0.
-
-    Args:
-        config: the experiment.
-        name: of the data set, see `input.datasets.NAMES`.
-        directory: of its records, or of a folder of one's own.
-    """
-    from zegformer_jax.input import builders
-
-    other = ConfigDict(config.to_dict()).unlock()
-    published = name in builders.BENCHMARKS
-    vocabulary = builders.find(name).vocabulary if published else ""
-    other.dataset.update(name=name, directory=directory, vocabulary=vocabulary, all_seen=False)
-    other.dataset.options = ConfigDict()
-    other.eval.update(vocabularies=(), gamma=0.0)
-    return other.lock()
 
 
 def evaluate(
@@ -56,7 +38,7 @@ def evaluate(
         workdir: where its checkpoints are.
         examples: number of pictures whose label maps are kept.
         progress: whether to show a progress bar.
-        dataset: name and directory of another data set, see `on_dataset`.
+        dataset: name and directory of another data set, see `evaluation_datasets.on_dataset`.
         keep: takes each picture's id and its label map, as the examples'.
         partial: a folder for what is counted so far; an interrupted evaluation goes on from it.
         variables: of the model, see `Evaluator`; None reads the workdir's checkpoint.
@@ -67,8 +49,7 @@ def evaluate(
     """
     workdir, trained = epath.Path(workdir), None
     if dataset is not None:
-        trained = experiment.dataset_vocabulary(config, workdir)
-        config = on_dataset(config, *dataset)
+        config, trained = on_dataset(config, workdir, *dataset)
     evaluator = Evaluator(config, workdir, variables, trained, clip)
     with hosts.StopRequest() as stop:
         return run(config, workdir, evaluator, examples, progress, keep, partial, stop)

@@ -18,7 +18,11 @@ INTERRUPTED = 130  # a shell's exit status for it
 MOST_LINES = 100  # of a list of bad records
 TRAIN_FLAGS = {"change_config": (False, "go on with another config than the run began with")}
 EVALUATE_FLAGS = {
-    "datasets": ("", "other data sets, NAME=DIR by commas, in place of the experiment's own"),
+    "datasets": (
+        "",
+        "NAME=DIR by commas, in place of the experiment's own data set where it lies; NAME alone "
+        "is that one, or the directory NAME beside it",
+    ),
     "checkpoint": ("", "in place of --workdir: WORKDIR/checkpoints/STEP, or the authors' file"),
     "output": ("", "folder for the tables; default: WORKDIR/evaluation, or by the checkpoint"),
     "predictions": ("", "also write label maps: png, rle, or both by a comma"),
@@ -131,36 +135,39 @@ def evaluate(arguments: Sequence[str]) -> None:
     config, workdir, flags = parse_config("evaluate", arguments, EVALUATE_FLAGS, "checkpoint")
     from etils import epath
 
-    from zegformer_jax import evaluation_source, hosts, scorecard
+    from zegformer_jax import evaluation_datasets, evaluation_source, hosts, scorecard
+
+    kinds = scorecard.parse_predictions(flags["predictions"])
+    hosts.join()
+    source = evaluation_source.open_source(workdir, flags["checkpoint"], config)
+    targets = evaluation_datasets.choose(flags["datasets"], config, source.workdir)
+    for target in targets:
+        folder = epath.Path(flags["output"] or source.results) / target.results
+        _evaluate_on(target, config, source, folder, kinds)
+
+
+def _evaluate_on(target: Any, config: Any, source: Any, folder: Any, kinds: Sequence[str]) -> None:
+    """Evaluates on one data set; also of an interrupted evaluation there is a table."""
+    from zegformer_jax import hosts, scorecard
     from zegformer_jax.evaluate import evaluate as run
     from zegformer_jax.evaluation_progress import Interrupted
 
-    kinds = scorecard.parse_predictions(flags["predictions"])
-    datasets = [_parse_dataset(text) for text in flags["datasets"].split(",") if text]
-    hosts.join()
-    source = evaluation_source.open_source(workdir, flags["checkpoint"], config)
-    for dataset in datasets or [None]:
-        name = dataset[0] if dataset else config.dataset.name
-        folder = epath.Path(flags["output"] or source.results) / name
-        writer = scorecard.PredictionWriter(folder, kinds) if kinds else None
-        try:
-            result = run(
-                config, source.workdir, dataset=dataset, keep=writer, partial=folder,
-                variables=source.variables, clip=source.clip,
-            )  # fmt: skip
-        except Interrupted as stopped:
-            if stopped.result is not None:
-                print(f"{name}\n{scorecard.write(folder, config, stopped.result, name)}")
-            raise
+    def show(result: Any) -> None:
         if hosts.is_first():
-            print(f"{name}\n{scorecard.write(folder, config, result, name)}")
+            text = scorecard.write(folder, config, result, target.name, target.config.eval)
+            print(f"{target.results}\n{text}")
 
-
-def _parse_dataset(text: str) -> tuple[str, str]:
-    name, _, directory = text.partition("=")
-    if not directory:
-        raise ValueError(f"evaluate: --datasets has '{text}': give NAME=DIR, DIR with its records")
-    return name, directory
+    writer = scorecard.PredictionWriter(folder, kinds) if kinds else None
+    try:
+        result = run(
+            config, source.workdir, dataset=target.dataset, keep=writer, partial=folder,
+            variables=source.variables, clip=source.clip,
+        )  # fmt: skip
+    except Interrupted as stopped:
+        if stopped.result is not None:
+            show(stopped.result)
+        raise
+    show(result)
 
 
 def parse_classes(text: str) -> list[str]:

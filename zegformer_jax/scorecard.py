@@ -63,7 +63,13 @@ class PredictionWriter:
                 evaluation_files.write_bytes(path, content.encode())
 
 
-def write(folder: epath.Path, config: ConfigDict, result: Evaluation, dataset: str) -> str:
+def write(
+    folder: epath.Path,
+    config: ConfigDict,
+    result: Evaluation,
+    dataset: str,
+    settings: ConfigDict | None = None,
+) -> str:
     """Writes an evaluation's tables, and gives what the screen shows.
 
     A part of an evaluation is marked as such, and does not replace a whole one's tables.
@@ -74,6 +80,7 @@ def write(folder: epath.Path, config: ConfigDict, result: Evaluation, dataset: s
         config: the experiment.
         result: of the evaluation.
         dataset: that it was on.
+        settings: of the evaluation; None for the experiment's own, `config.eval`.
     """
     rows = _rows(result)
     lines = [_table(rows), FOOTNOTE, *_notes(result), *_published(config, dataset)]
@@ -92,7 +99,7 @@ def write(folder: epath.Path, config: ConfigDict, result: Evaluation, dataset: s
         "oracles": _json(result.oracle_rows()),
         "confused": _pairs(result, result.subsets[0]),
         "published": _published(config, dataset),
-        "settings": json.loads(config.eval.to_json_best_effort()),
+        "settings": json.loads((settings or config.eval).to_json_best_effort()),
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     evaluation_files.write_bytes(folder / REPORT, text.encode())
