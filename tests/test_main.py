@@ -195,29 +195,50 @@ def test_evaluate_prints_the_scores(finished, capsys):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_path, monkeypatch):
+    """And goes on without a picture's counts or label map missing, also if no table is written."""
     workdir, written = finished.workdir / "per_pixel", []
     arguments = ["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}", f"--output={tmp_path}"]
+    arguments.append("--predictions=png")
+    write_map, folder = scorecard.PredictionWriter.__call__, tmp_path / "openmoji_voc"
 
     def stop(self, id_, labels_hw):
         written.append(id_)
         if len(written) == 3:
             raise KeyboardInterrupt
+        write_map(self, id_, labels_hw)
 
     with monkeypatch.context() as patched:
         patched.setattr(scorecard.PredictionWriter, "__call__", stop)
-        assert main.main([*arguments, "--predictions=png"]) == 130
+        assert main.main(arguments) == 130
     out, err = capsys.readouterr()
     assert out.splitlines()[:2] == ["openmoji_voc", "PARTIAL: 2 of 5 pictures"]
     assert err.splitlines()[-1] == "zegformer_jax: interrupted; the same command goes on"
-    report = json.loads((tmp_path / "openmoji_voc/report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     assert report["partial"] and (report["pictures"], report["of"]) == (2, 5)
+    assert {path.stem for path in folder.glob("png/*")} == set(written[:2])
+
+    def fail(*_):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorecard, "write", fail)
+        assert main.main(arguments) == 1
+    assert "no space" in capsys.readouterr().err and list(folder.glob("partial*"))
     assert main.main(arguments) == 0
     assert "PARTIAL" not in capsys.readouterr().out
-    report = json.loads((tmp_path / "openmoji_voc/report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     assert not report["partial"] and (report["pictures"], report["of"]) == (5, 5)
     expected = finished.report.find(demo.METHOD_NAMES["per_pixel"], "pascal_voc_20")
     assert report["scores"][0]["pixels"] == pytest.approx(expected.pixel_accuracy, abs=1e-3)
-    assert not list(tmp_path.glob("*/partial*"))
+    assert not list(folder.glob("partial*"))
+    maps = {path.stem: path for path in folder.glob("png/*")}
+    config = shrunk.get_config("per_pixel")
+    source = experiment.open_split(config, workdir, "validation")
+    shapes = {source[i]["id"]: source[i]["label"].shape for i in range(len(source))}
+    assert maps.keys() == shapes.keys() and len(maps) == 5
+    for id_, path in maps.items():
+        with Image.open(path) as picture:
+            assert picture.size[::-1] == shapes[id_]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Evaluation on a data set's pictures, on several hosts together, and again after an interrupt."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from zegformer_jax import experiment, hosts
 from zegformer_jax.evaluation_datasets import on_dataset
-from zegformer_jax.evaluation_progress import Progress
+from zegformer_jax.evaluation_progress import Progress, identify_records
 from zegformer_jax.evaluator import Evaluator
 from zegformer_jax.results import Evaluation
 from zegformer_jax.vocabulary import Vocabulary
@@ -39,8 +40,10 @@ def evaluate(
         examples: number of pictures whose label maps are kept.
         progress: whether to show a progress bar.
         dataset: name and directory of another data set, see `evaluation_datasets.on_dataset`.
-        keep: takes each picture's id and its label map, as the examples'.
+        keep: takes each picture's id and its label map, as the examples'. `kinds`, where it has
+            them, say what it writes: one that writes other kinds begins anew.
         partial: a folder for what is counted so far; an interrupted evaluation goes on from it.
+            The file stays until `finish` of the result is called.
         variables: of the model, see `Evaluator`; None reads the workdir's checkpoint.
         clip: see there.
 
@@ -70,8 +73,9 @@ def run(
     `stop` ends it after a batch as Ctrl-C does at any moment.
     """
     source = experiment.open_split(config, workdir, "validation")
+    progress_file = _open_progress(config, workdir, evaluator, source, keep, partial)
     result = Evaluation(evaluator.subsets, evaluator.vocabulary, evaluator.shown, of=len(source))
-    progress_file = Progress(partial, evaluator.identity(config), len(source))
+    result.finish = progress_file.remove
     progress_file.load(result)
     batches = validation_batches(config, source, evaluator.vocabulary, progress_file.done)
     own = len(range(jax.process_index(), len(source), jax.process_count()))
@@ -85,7 +89,7 @@ def run(
     try:
         with bar:
             for batch in _count(batches, evaluator, result, examples, keep):
-                count = int(batch["valid"].sum())
+                count = _count_valid(batch)
                 progress_file.note(result, batch["index"][:count])
                 bar.update(count)
                 if stop is not None and result.pictures < own and stop.asked():
@@ -93,8 +97,27 @@ def run(
     except KeyboardInterrupt as interrupt:
         raise progress_file.interrupt(result) from interrupt
     result.add_hosts()
-    progress_file.remove()
     return result
+
+
+def _open_progress(
+    config: ConfigDict,
+    workdir: epath.Path,
+    evaluator: Evaluator,
+    source: Any,
+    keep: Keep | None,
+    folder: epath.PathLike | None,
+) -> Progress:
+    """What is counted so far, by all that the counts and the files beside them follow from."""
+    if folder is None:
+        return Progress(None, "", len(source))
+    parts = (
+        evaluator.identity(config),
+        [(subset.name, subset.vocabulary) for subset in evaluator.subsets],
+        identify_records(source, experiment.dataset_directory(config, workdir)),
+        sorted(getattr(keep, "kinds", ())),
+    )
+    return Progress(folder, hashlib.sha256(repr(parts).encode()).hexdigest(), len(source))
 
 
 def _count(
@@ -105,24 +128,43 @@ def _count(
     keep: Keep | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Adds what the evaluator counts to a result; yields each batch when it is counted."""
-    shapes_seen = set()
+    shapes_seen: set[tuple] = set()
     for batch in batches:
-        start, count = time.perf_counter(), int(batch["valid"].sum())
-        sums, predictions = evaluator(batch)
-        shape = (batch["image"].shape, batch["label"].shape)
-        if shape in shapes_seen:  # the first of a shape compiles
-            result.seconds += time.perf_counter() - start
-            result.images += count
-        shapes_seen.add(shape)
-        for row in range(count):
-            example = example_of(batch, predictions, row, evaluator)
-            if len(result.examples) < examples:
-                result.examples.append(example)
-            if keep is not None:
-                keep(str(batch["id"][row]), example[2].astype(batch["label"].dtype))
-        result.add(sums)
+        sums, predictions = _run_timed(batch, evaluator, result, shapes_seen)
+        count = _count_valid(batch)
+        for row in range(min(count, examples - len(result.examples))):
+            result.examples.append(example_of(batch, predictions, row, evaluator))
+        for row in range(count if keep is not None else 0):
+            labels_hw = _cut(predictions, batch, row).astype(batch["label"].dtype)
+            keep(str(batch["id"][row]), labels_hw)
+        result.add(sums)  # last: a picture that is counted has its files
         result.pictures += count
         yield batch
+
+
+def _run_timed(
+    batch: dict[str, np.ndarray], evaluator: Evaluator, result: Evaluation, shapes_seen: set[tuple]
+) -> tuple[dict[Any, np.ndarray], np.ndarray]:
+    """Runs the evaluator on a batch, and adds the time it took unless it compiled for its shape."""
+    start = time.perf_counter()
+    answer = evaluator(batch)
+    shape = (batch["image"].shape, batch["label"].shape)
+    if shape in shapes_seen:
+        result.seconds += time.perf_counter() - start
+        result.images += _count_valid(batch)
+    shapes_seen.add(shape)
+    return answer
+
+
+def _count_valid(batch: dict[str, np.ndarray]) -> int:
+    """The pictures of a batch; the rows after them only fill it."""
+    return int(batch["valid"].sum())
+
+
+def _cut(array_bhw: np.ndarray, batch: dict[str, np.ndarray], row: int) -> np.ndarray:
+    """A row of labels without its padding, [h, w]."""
+    height, width = batch["original_size"][row]
+    return array_bhw[row, :height, :width]
 
 
 def validation_batches(
@@ -151,12 +193,9 @@ def example_of(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts one picture, its truth and its prediction out of a batch, in the headline vocabulary."""
     height, width = batch["size"][row]
-    label_height, label_width = batch["original_size"][row]
-    headline = evaluator.subsets[0]
-    table = headline.table(evaluator.vocabulary.ignore_label)
-    truth = table[batch["label"][row, :label_height, :label_width]]
+    table = evaluator.subsets[0].table(evaluator.vocabulary.ignore_label)
     return (
         batch["image"][row, :height, :width],
-        truth,
-        predictions[row, :label_height, :label_width],
+        table[_cut(batch["label"], batch, row)],
+        _cut(predictions, batch, row),
     )

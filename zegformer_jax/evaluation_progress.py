@@ -1,8 +1,11 @@
 """What an evaluation has counted so far, kept on disk so that an interrupted one goes on."""
 
+import hashlib
 import io
 import json
+import logging
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +13,10 @@ import numpy as np
 from etils import epath
 
 from zegformer_jax.evaluation_files import write_bytes
-from zegformer_jax.results import Evaluation
+from zegformer_jax.results import OVERLAP, Evaluation
 
 SECONDS_BETWEEN_NOTES = 60.0
+IDENTITY_DIGITS = 12  # of it in a file's name: evaluations in one folder keep apart
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,10 +48,12 @@ class Progress:
 
         Args:
             folder: for the file.
-            identity: of model and settings; what others counted is not taken up.
+            identity: of model, settings, records and what is written of them, in hexadecimal; what
+                another evaluation counted is not taken up.
             records: of the data set.
         """
-        name = f"partial_{jax.process_index()}_of_{jax.process_count()}.npz"
+        part = f"{jax.process_index()}_of_{jax.process_count()}"
+        name = f"partial_{identity[:IDENTITY_DIGITS]}_{part}.npz"
         self._path = None if folder is None else epath.Path(folder) / name
         self._identity = identity
         self._time = time.monotonic()
@@ -59,16 +65,16 @@ class Progress:
         return self._counted.done
 
     def load(self, result: Evaluation) -> None:
-        """Takes up what an interrupted evaluation counted."""
+        """Takes up what an interrupted evaluation counted; a damaged file is as none."""
         if self._path is None or not self._path.exists():
             return
-        with np.load(io.BytesIO(self._path.read_bytes())) as arrays:
-            content = dict(arrays)
-        if str(content.pop("identity")) != self._identity:
+        try:
+            self._counted = self._parse(self._path.read_bytes(), result)
+        except Exception as error:  # zipfile, zlib, NumPy and JSON each have their own
+            logging.getLogger(__name__).warning(
+                "%s: not what an evaluation leaves (%s), it begins anew", self._path, error
+            )
             return
-        done = content.pop("done")
-        counts = {tuple(json.loads(key)): counts for key, counts in content.items()}
-        self._counted = _Counted(counts, done)
         self._give(result)
 
     def note(self, result: Evaluation, places: np.ndarray) -> None:
@@ -88,7 +94,7 @@ class Progress:
         return Interrupted(result if jax.process_count() == 1 else None)
 
     def remove(self) -> None:
-        """Removes the file: the evaluation is complete."""
+        """Removes the file: the results of the whole evaluation are written."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -106,3 +112,48 @@ class Progress:
         np.savez(file, **counts, done=self.done, identity=self._identity)
         write_bytes(self._path, file.getvalue())
         self._time = time.monotonic()
+
+    def _parse(self, data: bytes, result: Evaluation) -> _Counted:
+        """Reads what `_write` wrote of such a result, or raises anything."""
+        with np.load(io.BytesIO(data)) as arrays:
+            content = dict(arrays)
+        if str(content.pop("identity")) != self._identity:
+            raise ValueError("it is of another evaluation")
+        done = content.pop("done")
+        counts = {tuple(json.loads(key)): array for key, array in content.items()}
+        forms = {name: (array.shape, array.dtype.kind) for name, array in counts.items()}
+        if (done.shape, done.dtype) != (self.done.shape, bool) or forms != _forms(counts, result):
+            raise ValueError("it has other shapes")
+        return _Counted(counts, done)
+
+
+def _forms(counts: dict[Any, np.ndarray], result: Evaluation) -> dict[Any, Any]:
+    """Shapes and kinds of dtypes that a result's counts have."""
+    sizes = {subset.name: len(subset.indices) for subset in result.subsets}
+    return {
+        key: ((3, len(result.vocabulary)), "f") if key == OVERLAP else ((sizes[key[1]],) * 2, "i")
+        for key in counts
+    }
+
+
+def identify_records(source: Any, directory: str | Path) -> str:
+    """Stands for a source's records, in hexadecimal, without decoding a picture.
+
+    For their number, and for what else is known: ids, files' sizes and times, or the index of
+    prepared records, which has the sum of each one's bytes.
+
+    Args:
+        source: the validation pictures, a `zegformer_jax.input.datasets.Source`.
+        directory: of the data set.
+    """
+    from zegformer_jax.input import prepared
+
+    parts = [repr((len(source), list(getattr(source, "ids", ())))).encode()]
+    for path in (*getattr(source, "image_files", ()), *getattr(source, "label_files", ())):
+        status = path.stat()
+        parts.append(repr((path.name, status.st_size, status.st_mtime_ns)).encode())
+    if prepared.is_prepared(directory):
+        parts.append(
+            prepared.read_bytes(prepared.join(directory, prepared.index_name("validation")))
+        )
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()

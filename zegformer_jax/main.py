@@ -168,6 +168,8 @@ def _evaluate_on(target: Any, config: Any, source: Any, folder: Any, kinds: Sequ
             show(stopped.result)
         raise
     show(result)
+    hosts.wait_for_all("tables are written")  # until then any of them may have to go on
+    result.finish()
 
 
 def parse_classes(text: str) -> list[str]:

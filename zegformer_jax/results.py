@@ -1,6 +1,6 @@
 """What an evaluation counts, over pictures and hosts, and the scores that follow from it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -57,17 +57,17 @@ class Subset:
         np.logical_or.at(seen, self.merge, np.asarray(self.vocabulary.seen))
         return self.merged, tuple(seen.tolist())
 
-    def table(self, ignore: int) -> np.ndarray:
-        """Maps the data set's labels to this vocabulary's, other classes to the ignore label."""
-        table = np.full(ignore + 1, ignore, np.int32)
-        table[self.indices] = np.arange(len(self.indices))
-        return table
-
     @property
     def seen_c(self) -> np.ndarray:
         """Whether each class counts as seen, bool [C]: where several are one, all as that one."""
         seen = np.asarray(self.reported[1], bool)
         return seen if self.merge is None else seen[self.merge]
+
+    def table(self, ignore: int) -> np.ndarray:
+        """Maps the data set's labels to this vocabulary's, other classes to the ignore label."""
+        table = np.full(ignore + 1, ignore, np.int32)
+        table[self.indices] = np.arange(len(self.indices))
+        return table
 
 
 def load_subsets(names: Sequence[str], vocabulary: Vocabulary, dataset: str) -> tuple[Subset, ...]:
@@ -132,6 +132,7 @@ class Evaluation:
         seconds: of the steps, compilation apart.
         images: evaluated in these seconds.
         examples: a few (image, truth, prediction) by `eval.scores`, in the headline vocabulary.
+        finish: to be called when the results are written: removes what is kept for an interrupt.
     """
 
     subsets: tuple[Subset, ...]
@@ -144,6 +145,7 @@ class Evaluation:
     seconds: float = 0.0
     images: int = 0
     examples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    finish: Callable[[], None] = lambda: None
 
     @property
     def partial(self) -> bool:

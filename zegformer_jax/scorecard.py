@@ -49,7 +49,8 @@ class PredictionWriter:
     """Writes pictures' label maps, a file each, named by their ids."""
 
     def __init__(self, folder: epath.Path, kinds: Sequence[str]):
-        """Makes the folders `png` and `rle` in a folder."""
+        """Writes into `png` and `rle` in a folder."""
+        self.kinds = tuple(kinds)
         self._folders = {kind: folder / kind for kind in kinds}
 
     def __call__(self, id_: str, labels_hw: np.ndarray) -> None:
