@@ -235,3 +235,14 @@ def test_records_are_told_apart_without_decoding_them(tmp_path, monkeypatch):
     prepare.prepare(Folder.open(mine), mine, prepared[2], workers=1)
     first, again, other = map(identify, prepared)
     assert first == again != other
+
+
+def test_only_what_is_asked_for_is_cut_out_of_a_batch(run, monkeypatch):
+    """Label maps by id, without padding; of the examples, which also need truths, no more."""
+    kept, made, source, make = {}, [], make_source(), evaluate.example_of
+    monkeypatch.setattr(evaluate, "example_of", lambda *x: made.append(x) or make(*x))
+    run(source, keep=kept.__setitem__)
+    assert not made and kept.keys() == set(source.ids)
+    for id_, label in zip(source.ids, source.labels, strict=True):
+        np.testing.assert_array_equal(kept[id_], (label + 1) % 3)
+        assert kept[id_].dtype == np.uint8
