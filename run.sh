@@ -14,7 +14,7 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   (none), demo         train and evaluate on the embedded benchmark, write runs/openmoji
   train                --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR
   evaluate             --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR|--checkpoint=PATH
-                       [--datasets=NAME=DIR,...]
+                       [--datasets=NAME[=DIR],...]
   predict PICTURE      --classes "sheep, cat, sofa" | --classes-file FILE
   prepare NAME         --source=DIR --destination=DIR|gs://... [--skip-bad] [--workers=N]
                        (NAME alone: where to get the data set)
