@@ -137,6 +137,15 @@ def test_what_is_shown_swept_and_asked_of_oracles_is_by_eval_scores(make_evaluat
     assert (iou_c[3], boundary_c[3]) == (1, 1) and present_c.sum() == present_c[3] == 1
 
 
+def test_another_clip_is_another_evaluation(make_evaluator, tmp_path):
+    """What it has counted is not taken up."""
+    config = shrunk.get_config()
+    identity = make_evaluator(config).identity(config)
+    assert make_evaluator(config).identity(config) == identity
+    save_clip(tmp_path / "clip", VIT, random_params(VIT, seed=2), train_tokenizer(["a"], 530, 14))
+    assert make_evaluator(config).identity(config) != identity
+
+
 def test_regions_are_named_by_calibrated_scores(make_evaluator):
     """Of the query that fits best; of all queries where none touches the region."""
     config = shrunk.get_config().unlock()
