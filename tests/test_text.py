@@ -109,6 +109,14 @@ def test_trained_tokenizer_has_clips_layout(small):
     assert small("qqq")[0, 4] == small.end_id  # an unknown one is its bytes
 
 
+def test_the_same_texts_give_the_same_tokenizer():
+    """Also where pairs are as frequent as each other: nearly all of them here."""
+    words = [f"{a}{b}{c}" for a in "cbdpt" for b in "aeiou" for c in "tnrgd"]
+    tokens = [train_tokenizer(words, 560, 77)(words) for _ in range(6)]
+    for others in tokens[1:]:
+        np.testing.assert_array_equal(others, tokens[0])
+
+
 def test_too_small_vocabulary_raises():
     with pytest.raises(ValueError, match="vocab_size 513: .* at least 514"):
         train_tokenizer(["a"], 513)

@@ -148,7 +148,7 @@ class Tokenizer:
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, context_length: int = CONTEXT_LENGTH
 ) -> Tokenizer:
-    """Makes a tokenizer of CLIP's kind from texts, for a small CLIP.
+    """Makes a tokenizer of CLIP's kind from texts, for a small CLIP. The same from the same texts.
 
     The ids are laid out as OpenAI's: 256 bytes, 256 bytes that end a word, merges, start, end.
     There are fewer than ``vocab_size`` where the texts have no more pairs to merge.
@@ -160,10 +160,14 @@ def train_tokenizer(
     if merge_count < 0:
         raise ValueError(f"vocab_size {vocab_size}: CLIP's tokenizer has at least {2 * BYTES + 2}")
     backend = _clip_backend(_clip_vocab([]), [])
+    characters = list(_byte_characters())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 2,
         show_progress=False,
-        initial_alphabet=list(_byte_characters()),
+        initial_alphabet=characters,
+        # Of pairs that are as frequent the one with the smaller ids is merged first. Characters
+        # that end a word would get theirs in the random order of a hash table.
+        special_tokens=[character + END_OF_WORD for character in characters],
         end_of_word_suffix=END_OF_WORD,
     )
     backend.train_from_iterator((_clean(text) for text in texts), trainer)
