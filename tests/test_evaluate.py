@@ -481,7 +481,7 @@ def test_a_sweep_of_gamma_is_as_many_evaluations(finished, whole):
     )
 
 
-NO_SWEEPS = ["0.1", "a:b:c", "0:1:0", "0.3:0:0.05", "0:1:-0.1", "0:inf:0.1", "nan:1:0.1"]
+NO_SWEEPS = ["0.1", "a:b:c", "0:1:0", "0.3:0:0.05", "1:0:1", "0:1:-0.1", "0:inf:0.1", "nan:1:0.1"]
 
 
 @pytest.mark.parametrize("text", NO_SWEEPS)

@@ -1,6 +1,7 @@
 """The compiled evaluation of one model: what it counts on a batch of pictures."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ def parse_sweep(text: str) -> tuple[float, ...]:
         return ()
     try:
         first, last, step = (float(part) for part in text.split(":"))
-        count = int((last - first) / step + 1e-6) + 1 if step > 0 else 0
+        count = math.floor((last - first) / step + 1e-6) + 1 if step > 0 else 0
     except (ValueError, OverflowError):
         count = 0
     if count < 1:
