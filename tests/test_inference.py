@@ -124,6 +124,28 @@ def test_semantic_map_is_the_formula_at_any_strip_height(rows_at_once, resize):
     np.testing.assert_allclose(result[:, :13, :41], expected, atol=5e-6)
 
 
+@pytest.mark.parametrize("grown", ["queries", "classes"])
+@pytest.mark.parametrize("resize", label_maps.RESIZE)
+def test_memory_of_a_label_map_does_not_grow(monkeypatch, resize, grown):
+    """With more queries or classes, strips become lower."""
+    monkeypatch.setattr(label_maps, "STRIP_VALUES_ON", {})
+    monkeypatch.setattr(label_maps, "STRIP_VALUES", 2**14)
+
+    def temporaries(queries, classes):
+        size, shapes = np.array([64, 64]), [(queries, 16, 16), (1, queries, classes)]
+        run = jax.jit(
+            lambda logits, scores: label_maps.label_maps(
+                [label_maps.View(logits, size)], [label_maps.Question([scores], [True] * classes)],
+                original_size=size, out_size=(64, 64), resize=resize,
+            )
+        )  # fmt: skip
+        compiled = run.lower(*[jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes])
+        return compiled.compile().memory_analysis().temp_size_in_bytes
+
+    few = {"queries": 20, "classes": 20}
+    assert temporaries(**few | {grown: 10 * few[grown]}) < 1.5 * temporaries(**few)
+
+
 def test_resizing_before_the_sum_is_another_map():
     scores, _, mask_logits = random_case(4)
     after, before = (

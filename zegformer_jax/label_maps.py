@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zegformer_jax.segments import padded_resize_matrix, resize_matrix, resize_taps
+from zegformer_jax.segments import mix_rows, padded_resize_matrix, resize_matrix, resize_taps
 
 RESIZE = ("after", "before")  # the map after the sum over queries, or each mask before it
 STRIDE = 4  # pixels of the network's input from one mask logit to the next
-ROWS_AT_ONCE = 32  # output rows per strip; bounds the memory of the full-resolution masks
+STRIP_VALUES = 2**24  # float32 numbers in a strip's masks, or in its map; bounds the memory
+STRIP_VALUES_ON = {"cpu": 2**21}  # faster there, in its caches; accelerators need few steps
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -58,7 +59,7 @@ def semantic_maps(
     original_size: jax.Array,
     out_size: tuple[int, int],
     resize: str = RESIZE[0],
-    rows_at_once: int = ROWS_AT_ONCE,
+    rows_at_once: int | None = None,
 ) -> list[jax.Array]:
     """Gives every pixel's score for every class, at the picture's original size.
 
@@ -76,7 +77,8 @@ def semantic_maps(
         original_size: int32 [2], rows and columns of the picture; may be traced.
         out_size: static (y, x) of the result, at least ``original_size``.
         resize: one of ``RESIZE``.
-        rows_at_once: output rows computed together; memory grows with it.
+        rows_at_once: output rows computed together, memory grows with it; None: as many as
+            ``STRIP_VALUES`` allows, so that it does not grow with queries or classes.
 
     Returns:
         for each question float32 [n, g, c, y, x]; without meaning beyond ``original_size``.
@@ -97,7 +99,7 @@ def label_maps(
     original_size: jax.Array,
     out_size: tuple[int, int],
     resize: str = RESIZE[0],
-    rows_at_once: int = ROWS_AT_ONCE,
+    rows_at_once: int | None = None,
 ) -> list[jax.Array]:
     """Gives every pixel's class: the argmax of ``semantic_maps``, without holding those maps.
 
@@ -175,10 +177,11 @@ def _map_strips(
     original_size: jax.Array,
     out_size: tuple[int, int],
     resize: str,
-    rows_at_once: int,
+    rows_at_once: int | None,
 ) -> list[jax.Array]:
     """Makes maps strip by strip; ``finish`` turns scores [c, rows, x] into what is given."""
     check_resize(resize)
+    rows_at_once = rows_at_once or _rows_at_once(views, questions, out_size)
     strips = -(-out_size[0] // rows_at_once)
     lines = strips * rows_at_once
     activate = partial(_activate, questions[0].scores_vnqc is not None)
@@ -204,6 +207,19 @@ def _map_strips(
     return [join(answer) for answer in jax.lax.map(strip, split)]
 
 
+def _rows_at_once(
+    views: Sequence[View], questions: Sequence[Question], out_size: tuple[int, int]
+) -> int:
+    """Rows of a strip within ``STRIP_VALUES``, the last strip as full as may be."""
+    height, width = out_size
+    allowed = STRIP_VALUES_ON.get(jax.default_backend(), STRIP_VALUES)
+    columns = max(width, *(STRIDE * view.logits_qhw.shape[2] for view in views))
+    masks = sum(len(view.logits_qhw) for view in views)
+    values = columns * max(masks, *(len(question.seen_c) for question in questions))
+    rows = min(max(allowed // values, 1), height)
+    return -(-height // -(-height // rows))
+
+
 def _resized_rows(
     view: View,
     activate: Callable[[jax.Array], jax.Array],
@@ -225,19 +241,17 @@ def _resized_rows(
     low_y, high_y, weight_y = resize_taps(height, out_height, lines)
     counted_y = (jnp.arange(lines) < out_height)[:, None]
 
-    upsample_yh = resize_matrix(stride_height, padded_height)
+    upsample_y = resize_taps(stride_height, padded_height, padded_height)
     upsample_xw = resize_matrix(stride_width, padded_width)
-    wide_qhw = jnp.einsum(
-        "qhw,xw->qhx", view.logits_qhw.astype(jnp.float32), upsample_xw, precision=_EXACT
-    )
     resize_xw = padded_resize_matrix(width, out_width, padded_width, columns)
     if view.mirrored:
         resize_xw = resize_xw[_mirrored_places(columns, out_width)]
     first, last = (activate, _unchanged) if resize == "after" else (_unchanged, activate)
 
     def rows_at(index_y: jax.Array) -> jax.Array:
-        rows_yh = jnp.take(upsample_yh, index_y, axis=0)
-        return first(jnp.einsum("yh,qhw->qyw", rows_yh, wide_qhw, precision=_EXACT))
+        taps = [jnp.take(tap_y, index_y) for tap_y in upsample_y]
+        narrow_qyw = mix_rows(view.logits_qhw, *taps)
+        return first(jnp.einsum("qyw,xw->qyx", narrow_qyw, upsample_xw, precision=_EXACT))
 
     def make(rows: tuple[jax.Array, ...]) -> jax.Array:
         low, high, weight, counted = rows

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from zegformer_jax.metrics import confusion_counts
-from zegformer_jax.segments import inside, resize_matrix, resize_taps, upsample_masks
+from zegformer_jax.segments import inside, mix_rows, resize_matrix, resize_taps, upsample_masks
 
 # Of the picture's diagonal; Csurka et al., "What is a good evaluation measure for semantic
 # segmentation?", BMVC 2013, after the Berkeley benchmark. DAVIS has 0.008.
@@ -292,11 +292,8 @@ def _sum_strips(
     columns_xw = resize_matrix(mask_logits_qhw.shape[2], width)
 
     def add_strip(total: Total, strip: tuple[jax.Array, ...]) -> tuple[Total, None]:
-        labels_yx, low_y, high_y, weight_y = strip
-        low_qyw = jnp.take(mask_logits_qhw, low_y, axis=1).astype(jnp.float32)
-        high_qyw = jnp.take(mask_logits_qhw, high_y, axis=1).astype(jnp.float32)
-        weight_1y1 = weight_y[None, :, None]
-        rows_qyw = low_qyw * (1 - weight_1y1) + high_qyw * weight_1y1
+        labels_yx, *taps = strip
+        rows_qyw = mix_rows(mask_logits_qhw, *taps)
         logits_qyx = jnp.einsum("qyw,xw->qyx", rows_qyw, columns_xw, precision=_EXACT)
         return add(total, logits_qyx, labels_yx), None
 

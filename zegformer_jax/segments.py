@@ -112,6 +112,23 @@ def apply_matrices(rows_yh: jax.Array, columns_xw: jax.Array, maps_qhw: jax.Arra
     return jnp.einsum("yh,qhx->qyx", rows_yh, wide_qhx, precision=_EXACT)
 
 
+def mix_rows(
+    maps_qhw: jax.Array, low_y: jax.Array, high_y: jax.Array, weight_y: jax.Array
+) -> jax.Array:
+    """Mixes two rows of maps for each row of the result, in float32: [q, h, w] -> [q, y, w].
+
+    Args:
+        maps_qhw: float [q, h, w].
+        low_y: int32 [y], the first row, in 0..h-1.
+        high_y: int32 [y], the second row, in 0..h-1.
+        weight_y: float32 [y], of the second row.
+    """
+    low_qyw = jnp.take(maps_qhw, low_y, axis=1).astype(jnp.float32)
+    high_qyw = jnp.take(maps_qhw, high_y, axis=1).astype(jnp.float32)
+    weight_1y1 = weight_y[None, :, None]
+    return low_qyw * (1 - weight_1y1) + high_qyw * weight_1y1
+
+
 def boxes_from_masks(masks_qhw: jax.Array) -> jax.Array:
     """Gives the box of each segment.
 
