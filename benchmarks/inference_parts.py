@@ -92,10 +92,12 @@ class MadeGrouper(NamedTuple):
 
     grouper: Any
 
-    def apply(self, variables: Any, images: jax.Array, text: jax.Array) -> GrouperOutput:
+    def apply(
+        self, variables: Any, images: jax.Array, text: jax.Array, all_layers: bool
+    ) -> GrouperOutput:
         """As the grouper's; `variables` are its own, the made logits and the share."""
         variables, made, share = variables
-        output = self.grouper.apply(variables, images, text)
+        output = self.grouper.apply(variables, images, text, all_layers=all_layers)
         mixed = (x[None, None] + share * own[-1:] for x, own in zip(made, output, strict=True))
         return GrouperOutput(*mixed)
 
@@ -153,7 +155,7 @@ class Pipeline:
 
         @jax.jit
         def group(variables: Any, image: jax.Array, size: jax.Array, text: jax.Array) -> Any:
-            return self.grouper.apply(variables, normalise_images(image, size), text)
+            return self.grouper.apply(variables, normalise_images(image, size), text, False)
 
         return _bind(group, self.variables, self.image, self.size, self.text.grouper_cd)
 

@@ -1,12 +1,16 @@
-"""Which segments CLIP need not see."""
+"""The two halves together: which segments CLIP need not see, and what is held meanwhile."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shrunk
 from clips import VIT, random_params
 
 from configs import base
-from zegformer_jax import experiment, halves, inference
+from zegformer_jax import experiment, halves, inference, label_maps
 from zegformer_jax.models.clip import CLIP
 from zegformer_jax.models.grouper import GrouperOutput
 
@@ -158,7 +162,7 @@ def test_a_picture_without_segments_is_named_all_the_same(style):
     class_logits, masks = rng.normal(size=(3, 6)), -1 - rng.random((3, 16, 16))
 
     class Grouper:
-        def apply(self, variables, images, text_cd):
+        def apply(self, variables, images, text_cd, all_layers):
             return GrouperOutput(jnp.asarray(class_logits)[None, None], masks[None, None])
 
     version = halves.Version(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8), np.array([60, 50]))
@@ -176,3 +180,52 @@ def test_a_picture_without_segments_is_named_all_the_same(style):
         feature = np.asarray(clip.apply({"params": params}, black, method=CLIP.encode_image))
         expected = np.exp(params["logit_scale"]) * text[1] @ feature[0] / np.linalg.norm(feature)
         np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def make_grouper(queries):
+    config = shrunk.get_config().unlock()
+    config.model.transformer.update(queries=queries, layers=6)
+    return experiment.build_model(config, VIT.embed_dim)
+
+
+def test_the_last_layer_alone_is_the_last_of_all():
+    grouper, rng = make_grouper(7), np.random.default_rng(0)
+    images, text = rng.normal(size=(2, 64, 96, 3)), rng.normal(size=(5, VIT.embed_dim))
+    variables = jax.jit(grouper.init)(jax.random.key(0), images, text)
+    every = jax.jit(grouper.apply)(variables, images, text)
+    last = jax.jit(partial(grouper.apply, all_layers=False))(variables, images, text)
+    for of_every, of_last in zip(every, last, strict=True):
+        assert len(of_every) == 6 and len(of_last) == 1
+        np.testing.assert_allclose(of_last[0], of_every[-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_queries_cost_no_memory_beyond_their_masks(monkeypatch):
+    """From the picture to its label map: the logits of one layer, and no map at a larger size."""
+    monkeypatch.setattr(label_maps, "STRIP_VALUES_ON", {})
+    monkeypatch.setattr(label_maps, "STRIP_VALUES", 2**14)
+    clip, size = CLIP(VIT), np.array([256, 256])
+    version = halves.Version(np.zeros((256, 256, 3), np.uint8), size)
+    text = halves.TextEmbeddings(*np.zeros((2, 5, VIT.embed_dim), np.float32))
+    everything = halves.Economy(0.0, 0, (), 0.0, ())
+
+    def temporaries(queries):
+        grouper = make_grouper(queries)
+        shapes = jax.eval_shape(grouper.init, jax.random.key(0), version.image_hwc[None], text[0])
+
+        def label(variables, clip_params):
+            found = halves.run_models(
+                grouper, clip, variables, clip_params, text, version,
+                crop_style="cropmask", clip_chunk=2, one_pass_layers=1, economy=everything,
+            )  # fmt: skip
+            view = label_maps.View(found.mask_logits_qhw, size)
+            question = label_maps.Question([found.clip_logits_qc[None]], np.zeros(5, bool))
+            return label_maps.label_maps(
+                [view], [question], original_size=size, out_size=(256, 256)
+            )
+
+        compiled = jax.jit(label).lower(shapes, random_params(VIT)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    mask_bytes = 4 * 64 * 64
+    assert temporaries(300) - temporaries(100) < 3 * 200 * mask_bytes

@@ -171,9 +171,11 @@ def run_models(
     if clip_chunk < 0:
         raise ValueError(f"eval.clip_chunk {clip_chunk}: give a number of segments, or 0")
     image_1hwc, size_12 = version.image_hwc[None], version.size[None]
-    output = grouper.apply(variables, normalise_images(image_1hwc, size_12), text.grouper_cd)
-    class_logits_qc = output.class_logits_lbqc[-1, 0]
-    mask_logits_qhw = output.mask_logits_lbqhw[-1, 0]
+    output = grouper.apply(
+        variables, normalise_images(image_1hwc, size_12), text.grouper_cd, all_layers=False
+    )
+    class_logits_qc = output.class_logits_lbqc[0, 0]
+    mask_logits_qhw = output.mask_logits_lbqhw[0, 0]
     image_hwc = normalise_images(image_1hwc, size_12, CLIP_MEAN, CLIP_STD)[0]
     scale = clip_params["logit_scale"]
     wanted_q, named_q = economy.choose(class_logits_qc, mask_logits_qhw, scale)

@@ -14,7 +14,7 @@ CLASS_LOGIT_SCALE = 100.0  # temperature 0.01, fixed; ZegFormer, section 3.2
 
 
 class GrouperOutput(NamedTuple):
-    """What the grouper says of every query, after every decoder layer.
+    """What the grouper says of every query, after every decoder layer or the last alone.
 
     Attributes:
         class_logits_lbqc: float32 [L, B, Q, C + 1]; the last column is "no object".
@@ -66,7 +66,11 @@ class Grouper(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images_bhwc: jax.Array, text_cd: jax.Array, deterministic: bool = True
+        self,
+        images_bhwc: jax.Array,
+        text_cd: jax.Array,
+        deterministic: bool = True,
+        all_layers: bool = True,
     ) -> GrouperOutput:
         """Runs the grouper.
 
@@ -74,11 +78,15 @@ class Grouper(nn.Module):
             images_bhwc: normalised images [B, H, W, 3]; H and W are multiples of 32.
             text_cd: text embeddings of unit length [C, embed_dim].
             deterministic: False applies dropout, from the random stream `dropout`.
+            all_layers: False makes the logits of the last layer alone, L is 1: what inference
+                reads, in less memory.
         """
         maps = self.backbone(images_bhwc, deterministic=deterministic)
         features_bhwd, res5_bhwc = self.pixel_decoder(maps, deterministic)
         memory_bhwc = (maps | {"res5": res5_bhwc})[self.memory]
         states_lbqd = self.transformer(memory_bhwc, deterministic)
+        if not all_layers:
+            states_lbqd = states_lbqd[-1:]
         project = nn.Dense(self.embed_dim, dtype=self.dtype, name="class_projection")
         no_object_d = self.param("no_object", nn.initializers.normal(0.02), (self.embed_dim,))
         names_cd = jnp.concatenate([text_cd.astype(jnp.float32), no_object_d[None]])
