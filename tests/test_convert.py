@@ -135,6 +135,7 @@ def test_a_backbone_becomes_detectron2s(tmp_path, capsys):
         np.testing.assert_array_equal(again[name], array)
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_a_backbones_file(finished, tmp_path):
     tensors, arrays = random_resnet()
     write_tensors(tmp_path / "resnet.pth", tensors)
@@ -168,6 +169,7 @@ def test_a_maskformer_checkpoint_is_a_start_and_no_model(golden, tmp_path):
     assert {"backbone", "pixel_decoder", "transformer"} <= set(start.variables["params"])
 
 
+@pytest.mark.slow
 def test_a_clip_becomes_a_directory(finished, tmp_path, capsys):
     arguments = [str(finished.workdir / "clip"), str(tmp_path / "clip")]
     assert main.main(["convert", *arguments]) == 0

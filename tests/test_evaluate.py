@@ -52,6 +52,7 @@ def whole(finished):
     return evaluate.evaluate(config.lock(), finished.workdir, examples=100, progress=False)
 
 
+@pytest.mark.slow
 def test_crop_styles_that_do_not_exist_are_refused(finished):
     config = shrunk.get_config().unlock()
     config.eval.crop_style = "crops"
@@ -59,6 +60,7 @@ def test_crop_styles_that_do_not_exist_are_refused(finished):
         evaluate.evaluate(config, finished.workdir, progress=False)
 
 
+@pytest.mark.slow
 def test_scores_that_do_not_exist_are_refused(finished):
     config = shrunk.get_config().unlock()
     config.eval.scores = "both"

@@ -13,6 +13,7 @@ COUNTS = {
     "text": 7, "stages": 24, "gradients": 17, "steps": 8, "inference": 57, "segments": 19,
     "per_pixel": 2, "evaluation": 3,
 }  # fmt: skip
+SLOW = ("gradients", "steps", "inference", "per_pixel")
 
 
 @pytest.fixture
@@ -25,7 +26,10 @@ def optimised():
 
 
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize("part", check_golden.PARTS)
+@pytest.mark.parametrize(
+    "part",
+    [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in check_golden.PARTS],
+)
 def test_the_numbers_are_the_published_systems(part):
     rows = list(check_golden.check(GOLDEN, [part]))
     assert [row for row in rows if not row.ok] == []

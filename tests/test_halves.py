@@ -188,6 +188,7 @@ def make_grouper(queries):
     return experiment.build_model(config, VIT.embed_dim)
 
 
+@pytest.mark.slow
 def test_the_last_layer_alone_is_the_last_of_all():
     grouper, rng = make_grouper(7), np.random.default_rng(0)
     images, text = rng.normal(size=(2, 64, 96, 3)), rng.normal(size=(5, VIT.embed_dim))

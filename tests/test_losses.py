@@ -1,4 +1,4 @@
-"""Targets from label maps, and the losses against slow NumPy; see also test_grouper's numbers."""
+"""Targets from label maps, and the losses against slow NumPy; see also test_golden's numbers."""
 
 import jax
 import jax.numpy as jnp

@@ -184,6 +184,7 @@ def test_bfloat16_is_close_to_float32(finished, segmenter, rgb):
         assert 1e-5 < error < 0.1
 
 
+@pytest.mark.slow
 def test_a_synonym_of_a_trained_class_is_seen(segmenter):
     classes = ["Cat", "rat", "kitten, cat", "sheep", "sofa", "zebra crossing"]
     assert segmenter.vocabulary(classes).seen == (True, True, True, False, False, False)
