@@ -165,14 +165,28 @@ def test_two_hosts_train_as_one_device_does(finished, whole, tmp_path, axis):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def train_eights(finished, tmp_path_factory):
+    """Trains 20 steps of eight pictures on so many devices, and gives what was logged."""
+
+    def train(devices, axis=""):
+        workdir = tmp_path_factory.mktemp("eights")
+        fields = [f"--config.sharding.params={axis}", "--config.input.batch_size=8"]
+        finish(start(command(workdir, finished, *fields, steps=20), devices))
+        return lines_of(workdir)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def eights_on_one_device(train_eights):
+    return train_eights(1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", ["", "data"], ids=["replicated", "fsdp"])
-def test_eight_devices_train_as_one_does(finished, whole, tmp_path, axis):
-    fields = [f"--config.sharding.params={axis}", "--config.input.batch_size=8"]
-    workdirs = [tmp_path / "one", tmp_path / "eight"]
-    for workdir, devices in zip(workdirs, (1, 8), strict=True):
-        finish(start(command(workdir, finished, *fields, steps=20), devices))
-    one, eight = (lines_of(workdir) for workdir in workdirs)
+def test_eight_devices_train_as_one_does(train_eights, eights_on_one_device, axis):
+    one, eight = eights_on_one_device, train_eights(8, axis)
     assert len(one) == 10
     np.testing.assert_allclose(one[0]["gradient_norm"], eight[0]["gradient_norm"], rtol=1e-4)
     losses = [[line["loss"] for line in lines] for lines in (one, eight)]
@@ -265,7 +279,7 @@ def test_a_host_without_pictures_is_no_trouble(finished, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices, batch_size, clip_chunk", [(1, 3, 8), (2, 4, 3), (4, 4, 100)])
+@pytest.mark.parametrize("devices, batch_size, clip_chunk", [(1, 3, 3), (4, 4, 100)])
 def test_neither_devices_nor_batches_nor_chunks_count(
     finished, counted_alone, tmp_path, devices, batch_size, clip_chunk
 ):
