@@ -155,7 +155,8 @@ class Pipeline:
 
         @jax.jit
         def group(variables: Any, image: jax.Array, size: jax.Array, text: jax.Array) -> Any:
-            return self.grouper.apply(variables, normalise_images(image, size), text, False)
+            images = normalise_images(image, size)
+            return self.grouper.apply(variables, images, text, all_layers=False)
 
         return _bind(group, self.variables, self.image, self.size, self.text.grouper_cd)
 
