@@ -188,4 +188,4 @@ if [[ $1 == test ]]; then
   shift
   run_tests "$@"
 fi
-exec "$venv/bin/python" -P -m zegformer_jax.main "$@"
+exec "$venv/bin/python" -P -m zegformer_jax.cli.main "$@"

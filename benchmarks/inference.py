@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from inference_parts import Case, Pipeline, economy, in_process, peak_bytes
 
-from zegformer_jax import halves  # noqa: E402
+from zegformer_jax.segmentation.zegformer import CHUNK, CHUNKS  # noqa: E402
 
 PARTS = ("speed", "memory", "classes", "devices")
 DTYPES = ("float32", "bfloat16")
@@ -233,7 +233,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         return text.split(",")
 
     on_cpu = jax.default_backend() == "cpu"  # where bfloat16 is slow
-    chunk = halves.CHUNKS.get(jax.default_backend(), halves.CHUNK)
+    chunk = CHUNKS.get(jax.default_backend(), CHUNK)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", type=parts, default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES[: 2 - on_cpu])

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from inference_parts import Case, MadeGrouper, config_of, make
 
-from zegformer_jax import experiment, inference
-from zegformer_jax.evaluator import Evaluator
-from zegformer_jax.models.clip import CLIP, ClipConfig
+from zegformer_jax.evaluation.evaluator import Evaluator
+from zegformer_jax.experiment.data import load_vocabulary
+from zegformer_jax.experiment.models import build_model
+from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip import save_clip
+from zegformer_jax.segmentation.class_scores import MODES
 from zegformer_jax.text import Tokenizer
 
 VOCABULARIES = {20: "pascal_voc_20", 171: "coco_stuff_171", 847: "ade20k_full_847"}
@@ -53,7 +55,7 @@ def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> Evalu
         params = jax.device_get(init(jax.random.key(0), images, tokens)["params"])
         save_clip(folder / "clip", SMALL_CLIP, params, Tokenizer.openai())
         config = small_config(case, folder, methods, oracles)
-        grouper = experiment.build_model(config, SMALL_CLIP.embed_dim)
+        grouper = build_model(config, SMALL_CLIP.embed_dim)
         text = jnp.zeros((case.classes, SMALL_CLIP.embed_dim))
         variables = jax.jit(grouper.init)(jax.random.key(0), images, text)
         evaluator = Evaluator(config, folder, variables=variables)
@@ -67,7 +69,7 @@ def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> Evalu
 def make_batch(case: Case, count: int) -> dict[str, np.ndarray]:
     """Pictures of noise with labels of noise, as `input.pipeline.eval_batches` gives them."""
     rng = np.random.default_rng(2)
-    ignore = experiment.load_vocabulary(VOCABULARIES[case.classes]).ignore_label
+    ignore = load_vocabulary(VOCABULARIES[case.classes]).ignore_label
     height, width = case.original
     label = np.full((-(-height // 32) * 32, -(-width // 32) * 32), ignore, np.int32)
     label[:height, :width] = rng.integers(0, case.classes, case.original)
@@ -97,5 +99,5 @@ def step_seconds(
 
 def classes_row(case: Case, repeats: int) -> list[float]:
     """Seconds of a picture's step: the ensemble alone, all methods, and the oracles besides."""
-    choices = ((("ensemble",), False), (inference.MODES, False), (inference.MODES, True))
+    choices = ((("ensemble",), False), (MODES, False), (MODES, True))
     return [step_seconds(case, 1, repeats, *choice) for choice in choices]

@@ -17,10 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for configs.base
 
 from configs import base  # noqa: E402
-from zegformer_jax import experiment, halves, inference, label_maps, segment_encoding  # noqa: E402
-from zegformer_jax.models.clip import CLIP, ClipConfig  # noqa: E402
+from zegformer_jax.experiment.models import build_model  # noqa: E402
+from zegformer_jax.models.clip.model import CLIP, ClipConfig  # noqa: E402
 from zegformer_jax.models.grouper import GrouperOutput  # noqa: E402
 from zegformer_jax.models.normalise import normalise_images  # noqa: E402
+from zegformer_jax.segmentation import label_maps  # noqa: E402
+from zegformer_jax.segmentation.augmentation import Version  # noqa: E402
+from zegformer_jax.segmentation.class_scores import ENSEMBLE_WEIGHT, class_scores, score_bounds  # noqa: E402
+from zegformer_jax.segmentation.classifiers.crops import segment_features  # noqa: E402
+from zegformer_jax.segmentation.skipping import Economy  # noqa: E402
+from zegformer_jax.segmentation.zegformer import CHUNKS, TextEmbeddings, run_models  # noqa: E402
 
 VIT_B16 = ClipConfig()
 MULTIPLE, STRIDE = 32, 4  # that pictures are padded to; of the mask logits
@@ -38,7 +44,7 @@ class Case(NamedTuple):
     queries: int = 100
     classes: int = 171
     dtype: str = "float32"
-    chunk: int = halves.CHUNKS["cpu"]
+    chunk: int = CHUNKS["cpu"]
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -110,10 +116,10 @@ def config_of(case: Case) -> Any:
     return config
 
 
-def economy(top: int = 0, skip_below: float = 0.0, seen_c: Any = ()) -> halves.Economy:
+def economy(top: int = 0, skip_below: float = 0.0, seen_c: Any = ()) -> Economy:
     """What CLIP need not see, for the ensemble."""
     vocabularies = ((range(len(seen_c)), jnp.asarray(seen_c)),) if skip_below else ()
-    return halves.Economy(skip_below, top, ("ensemble",), inference.ENSEMBLE_WEIGHT, vocabularies)
+    return Economy(skip_below, top, ("ensemble",), ENSEMBLE_WEIGHT, vocabularies)
 
 
 class Pipeline:
@@ -122,13 +128,11 @@ class Pipeline:
     def __init__(self, case: Case):
         """Makes the models, with random parameters, and the arrays."""
         self.case, self.made = case, make(case)
-        self.grouper = MadeGrouper(
-            experiment.build_model(config_of(case), VIT_B16.embed_dim, case.dtype)
-        )
+        self.grouper = MadeGrouper(build_model(config_of(case), VIT_B16.embed_dim, case.dtype))
         self.clip = CLIP(VIT_B16, jnp.dtype(case.dtype))
         self.image = jnp.asarray(self.made.image_hwc)[None]
         self.size = jnp.array([case.size])
-        self.text = halves.TextEmbeddings(*[jnp.asarray(self.made.text_cd)] * 2)
+        self.text = TextEmbeddings(*[jnp.asarray(self.made.text_cd)] * 2)
         small = jnp.zeros((1, MULTIPLE, MULTIPLE, 3))
         variables = jax.jit(self.grouper.grouper.init)(jax.random.key(0), small, self.text[0])
         self.variables = (variables, self._logits(self.made.mask_logits_qhw), jnp.float32(0))
@@ -165,7 +169,7 @@ class Pipeline:
 
         @jax.jit
         def crop(image_hwc: jax.Array, masks_qhw: jax.Array) -> jax.Array:
-            return segment_encoding.segment_features(
+            return segment_features(
                 lambda crops: crops.max((1, 2)), image_hwc, masks_qhw,
                 side=VIT_B16.image_size, chunk=self.case.chunk,
             )  # fmt: skip
@@ -201,7 +205,7 @@ class Pipeline:
         return label_maps.label_maps([view], [question], **original)[0]
 
     def whole(
-        self, economy: halves.Economy, kept: int | None = None, crop_style: str = "cropmask"
+        self, economy: Economy, kept: int | None = None, crop_style: str = "cropmask"
     ) -> Callable[[], Any]:
         """Everything as one compiled function, from the picture to the label map.
 
@@ -213,13 +217,13 @@ class Pipeline:
 
         @jax.jit
         def segment(variables: Any, clip_params: Any, text: Any, image: Any, size: Any) -> Any:
-            version = halves.Version(image[0], size[0])
-            queries = halves.run_models(
+            version = Version(image[0], size[0])
+            queries = run_models(
                 self.grouper, self.clip, variables, clip_params, text, version,
                 crop_style=crop_style, clip_chunk=self.case.chunk, one_pass_layers=4,
                 economy=economy,
             )  # fmt: skip
-            scores_qc = inference.class_scores(
+            scores_qc = class_scores(
                 queries.class_logits_qc, queries.clip_logits_qc,
                 jnp.asarray(self.made.seen_c), named_q=queries.named_q,
             )  # fmt: skip
@@ -233,7 +237,7 @@ class Pipeline:
 
     def threshold(self, left: int) -> float:
         """The `eval.skip_below` that leaves so many segments to CLIP."""
-        bounds_q = inference.score_bounds(
+        bounds_q = score_bounds(
             self.made.class_logits_qc, self.made.seen_c, self.clip_params["logit_scale"]
         )
         opacity_q = jax.nn.sigmoid(self.made.mask_logits_qhw).max((1, 2))

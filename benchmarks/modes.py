@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ml_collections import ConfigDict
 
-from zegformer_jax import evaluate, main
+from zegformer_jax.cli import main
+from zegformer_jax.evaluation import loop
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS tells every file
 
@@ -56,7 +57,7 @@ def measure(config: ConfigDict, workdir: str, rounds: int) -> list[dict[str, Any
     speeds, lines = {name: [] for name in MODES}, {}
     for _ in range(rounds):
         for name, mode in MODES.items():
-            result = evaluate.evaluate(in_mode(config, *mode), workdir, progress=False)
+            result = loop.evaluate(in_mode(config, *mode), workdir, progress=False)
             speeds[name].append(result.images / result.seconds)
             lines[name] = result.line()
     return [

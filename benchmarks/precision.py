@@ -12,8 +12,8 @@ import sys
 import jax
 import numpy as np
 
-from zegformer_jax import experiment
-from zegformer_jax.main import read_classes
+from zegformer_jax.cli.main import read_classes
+from zegformer_jax.experiment.workdir import load_config
 from zegformer_jax.segmenter import Segmenter, read_picture
 
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     classes = read_classes(options)
     segmenters = {}
     for dtype in ("float32", "bfloat16"):
-        config = experiment.load_config(options.workdir).unlock()
+        config = load_config(options.workdir).unlock()
         config.eval.dtype = dtype
         segmenters[dtype] = Segmenter(config.lock(), options.workdir)
     print(f"device: {jax.devices()[0].device_kind}; {len(classes)} classes")

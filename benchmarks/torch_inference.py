@@ -15,9 +15,9 @@ from inference_parts import VIT_B16, Case, Made, config_of, resident_peak
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, normalize
 from torch_step import make_model
 
-from zegformer_jax.inference import ENSEMBLE_WEIGHT
-from zegformer_jax.models.clip import CLIP_MEAN, CLIP_STD, INITIAL_LOGIT_SCALE
+from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD, INITIAL_LOGIT_SCALE
 from zegformer_jax.models.normalise import PIXEL_MEAN, PIXEL_STD
+from zegformer_jax.segmentation.class_scores import ENSEMBLE_WEIGHT
 
 
 def make_clip() -> torch.nn.Module:

@@ -32,12 +32,16 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 import jax
 import jax.numpy as jnp
 
-from zegformer_jax import experiment, matching, sharding
-from zegformer_jax.losses import first_targets, target_widths, targets_from_labels
+from zegformer_jax.experiment.data import load_vocabulary
+from zegformer_jax.experiment.models import build_model
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.optim import make_optimiser
-from zegformer_jax.tasks import Task, grouper_loss
-from zegformer_jax.train_step import make_state, make_train_step
+from zegformer_jax.runtime.mesh import make_mesh, replicate, replicated, to_devices
+from zegformer_jax.training import matching
+from zegformer_jax.training.objective import Task
+from zegformer_jax.training.objectives.grouper import grouper_loss
+from zegformer_jax.training.optim import make_optimiser
+from zegformer_jax.training.step import make_state, make_train_step
+from zegformer_jax.training.targets import first_targets, target_widths, targets_from_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "this project"
@@ -99,9 +103,9 @@ class OurStep:
 
     def __init__(self, config: Any, dtype: str, batch: dict[str, np.ndarray], text: np.ndarray):
         """Compiles the step."""
-        mesh = sharding.make_mesh(1)
-        self.config, self.text = config, sharding.replicate(jnp.asarray(text), mesh)
-        self.model = experiment.build_model(config, EMBED_DIM, dtype)
+        mesh = make_mesh(1)
+        self.config, self.text = config, replicate(jnp.asarray(text), mesh)
+        self.model = build_model(config, EMBED_DIM, dtype)
         side = config.input.crop_size
         init = jax.jit(lambda key: self.model.init(key, jnp.zeros((1, side, side, 3)), text))
         loss = grouper_loss(self.model, config.loss)
@@ -111,10 +115,10 @@ class OurStep:
         optimiser, schedule = make_optimiser(steps=config.train.steps, **config.optimiser)
         step = make_train_step(task, optimiser, schedule, mesh)
         key = jax.random.key(config.seed)
-        self.state = sharding.replicate(make_state(task, optimiser, key), mesh)
-        self.batch = sharding.to_devices(batch, mesh)
-        self.key = sharding.replicate(key, mesh)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+        self.state = replicate(make_state(task, optimiser, key), mesh)
+        self.batch = to_devices(batch, mesh)
+        self.key = replicate(key, mesh)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
         lowered = jitted.lower(self.state, self.text, self.batch, self.key)
         self.flops = lowered.cost_analysis()["flops"]
         self._compiled = lowered.compile()
@@ -199,7 +203,7 @@ def attempt(make: Callable[[], Any]) -> Any:
 
 def compare(options: argparse.Namespace, config: Any, dtype: str, size: int) -> None:
     """Measures a batch size and a dtype, and prints what came out."""
-    vocabulary = experiment.load_vocabulary(config.dataset.vocabulary)
+    vocabulary = load_vocabulary(config.dataset.vocabulary)
     text = make_text(len(vocabulary.seen_indices))
     arguments = (config, dtype, make_batch(config, size, len(text)), text)
     makers = {OURS: lambda: OurStep(*arguments)}

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from zegformer_jax.models.resnet import BLOCKS
-from zegformer_jax.models.swin import SWIN
+from zegformer_jax.models.backbones.resnet import BLOCKS
+from zegformer_jax.models.backbones.swin import SWIN
 
 # Sections of `model` and their fields by the names that stand after a config file's colon.
 BACKBONES = {f"r{depth}": {"backbone": {"blocks": blocks}} for depth, blocks in BLOCKS.items()}

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parent / "support"), str(Path(__file__).parents[1])]
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,21 @@ import numpy as np
 import optax
 from golden_case import CLASSIFIER_PROMPTS, GoldenCase
 
-from zegformer_jax import halves, inference, label_maps, losses, matching, metrics, segments
-from zegformer_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
+from zegformer_jax.evaluation.metrics.confusion import scores_from_confusion
+from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.optim import make_optimiser
 from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.zegformer_names import table
-from zegformer_jax.segment_encoding import segment_features
+from zegformer_jax.segmentation import class_scores, label_maps, segments
+from zegformer_jax.segmentation.augmentation import Version
+from zegformer_jax.segmentation.classifiers.crops import STYLES, segment_features, segment_images
+from zegformer_jax.segmentation.resize import upsample_masks
+from zegformer_jax.segmentation.skipping import Economy
+from zegformer_jax.segmentation.zegformer import TextEmbeddings, run_models
 from zegformer_jax.text import Tokenizer
+from zegformer_jax.training import losses, matching
+from zegformer_jax.training.optim import make_optimiser
+from zegformer_jax.training.targets import targets_from_labels
 
 MASK_WEIGHT, DICE_WEIGHT = 20.0, 1.0  # ALGORITHM: section 2
 LEARNING_RATE, SCHEDULE_STEPS, CLIP_NORM = 1e-4, 10, 0.01
@@ -118,7 +125,7 @@ class Training:
         images, sizes, labels = case.training_batch()
         self.images = normalise_images(jnp.asarray(images), jnp.asarray(sizes))
         most = max(len(np.unique(x[x < len(case.seen)])) for x in labels)
-        self.targets = losses.targets_from_labels(jnp.asarray(labels), len(case.seen), most)
+        self.targets = targets_from_labels(jnp.asarray(labels), len(case.seen), most)
         self.text = jnp.asarray(case.text(case.seen, case.prompts))
 
     def loss(self, params) -> tuple[jax.Array, dict]:
@@ -267,15 +274,15 @@ def map_of(
     clip_logits = None
     if features is not None:
         text = case.text(case.names, CLASSIFIER_PROMPTS)
-        clip_logits = inference.clip_logits(features, text, case.clip[1]["logit_scale"])
-    scores = inference.class_scores(class_logits, clip_logits, case.is_seen, mode=mode)
+        clip_logits = class_scores.clip_logits(features, text, case.clip[1]["logit_scale"])
+    scores = class_scores.class_scores(class_logits, clip_logits, case.is_seen, mode=mode)
     return picture.semantic_map(scores, mask_logits, case.is_seen, gamma)
 
 
 def clip_inputs(case: GoldenCase, picture: Picture, mask_logits, style: str) -> np.ndarray:
     """What CLIP sees of every segment, [Q, side, side, 3]."""
     side = case.clip[0].config.image_size
-    make = jax.jit(partial(segments.segment_images, style=style, side=side))
+    make = jax.jit(partial(segment_images, style=style, side=side))
     chunks = [
         np.asarray(make(picture.clip_hwc, jnp.asarray(mask_logits[i : i + CHUNK])))
         for i in range(0, len(mask_logits), CHUNK)
@@ -301,16 +308,16 @@ def run_halves(case: GoldenCase, picture: Picture, image_chw: np.ndarray, style:
     """Both halves of the method as evaluation and prediction run them, on one picture."""
     model, variables, _ = case.model("segmenter_weights")
     clip, clip_params = case.clip
-    text = halves.TextEmbeddings(
+    text = TextEmbeddings(
         case.text(case.names, case.prompts), case.text(case.names, CLASSIFIER_PROMPTS)
     )
     height, width = picture.size
     padded = np.zeros((*picture.padded_size, 3), np.uint8)
     padded[:height, :width] = image_chw.transpose(1, 2, 0)
-    economy = halves.Economy(0.0, 0, (), 0.0, ())
+    economy = Economy(0.0, 0, (), 0.0, ())
     settings = {"crop_style": style, "clip_chunk": CHUNK, "one_pass_layers": 0, "economy": economy}
-    run = jax.jit(partial(halves.run_models, model, clip, **settings))
-    return run(variables, clip_params, text, halves.Version(padded, jnp.array(picture.size)))
+    run = jax.jit(partial(run_models, model, clip, **settings))
+    return run(variables, clip_params, text, Version(padded, jnp.array(picture.size)))
 
 
 def check_inference(case: GoldenCase) -> Iterator[Row]:
@@ -320,9 +327,9 @@ def check_inference(case: GoldenCase) -> Iterator[Row]:
     for i in range(count):
         image = training[f"image{i}"]
         picture = open_picture(image, case.output_sizes[i])
-        queries = {style: run_halves(case, picture, image, style) for style in segments.STYLES}
+        queries = {style: run_halves(case, picture, image, style) for style in STYLES}
         for variant, (style, mode, gamma) in VARIANTS.items():
-            name, found = f"picture {i} {variant}", queries[style or segments.STYLES[0]]
+            name, found = f"picture {i} {variant}", queries[style or STYLES[0]]
             class_logits, mask_logits, clip_logits, _ = found
             for key, actual in (("class_logits", class_logits), ("mask_logits", mask_logits)):
                 yield compare(f"{name} {key}", actual, arrays[f"{key}{i}"], relative=1e-4)
@@ -333,7 +340,9 @@ def check_inference(case: GoldenCase) -> Iterator[Row]:
                 inputs = clip_inputs(case, picture, mask_logits, style)
                 yield from check_inputs(name, arrays, f"{variant}/clip_input{i}", inputs)
             if f"{variant}/sem_seg{i}" in arrays:
-                scores = inference.class_scores(class_logits, clip_logits, case.is_seen, mode=mode)
+                scores = class_scores.class_scores(
+                    class_logits, clip_logits, case.is_seen, mode=mode
+                )
                 result = picture.semantic_map(scores, mask_logits, case.is_seen, gamma)
                 expected = arrays[f"{variant}/sem_seg{i}"]
                 yield compare(f"{name} semantic map", result, expected, absolute=1e-4)
@@ -345,7 +354,7 @@ def check_segments(case: GoldenCase) -> Iterator[Row]:
     variants = [name for name in VARIANTS if f"{name}/sem_seg" in arrays]
     picture = open_picture(arrays["image"], arrays[f"{variants[0]}/sem_seg"].shape[1:])
     mask_logits = jnp.asarray(arrays["mask_logits"])
-    masks = segments.upsample_masks(mask_logits, *picture.padded_size) > 0
+    masks = upsample_masks(mask_logits, *picture.padded_size) > 0
     boxes = segments.boxes_from_masks(masks)
     yield compare("boxes", boxes, arrays["boxes_xyxy"], absolute=1e-4)
     for variant in variants:
@@ -389,7 +398,7 @@ def check_evaluation(case: GoldenCase) -> Iterator[Row]:
     for name, given in cases.items():
         confusion = np.array(given["confusion[prediction][label]"]).T[:-1, :-1]
         seen = [x not in given["unseen"] for x in given["class_names"]]
-        scores = metrics.scores_from_confusion(confusion, seen)
+        scores = scores_from_confusion(confusion, seen)
         ours = {
             "mIoU": scores.mean_iou_labels_or_predictions,
             "fwIoU": scores.frequency_weighted_iou,

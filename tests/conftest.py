@@ -66,7 +66,7 @@ def finished(tmp_path_factory):
     """
     import shrunk
 
-    from zegformer_jax import demo
+    from zegformer_jax.cli import demo
 
     common = tmp_path_factory.getbasetemp()
     common = common.parent if "PYTEST_XDIST_WORKER" in os.environ else common

@@ -10,14 +10,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from zegformer_jax import experiment
-from zegformer_jax.models.clip import CLIP, ClipConfig
+from zegformer_jax.experiment.data import dataset_vocabulary, load_vocabulary
+from zegformer_jax.experiment.models import build_model
+from zegformer_jax.models.backbones.resnet import ResNet
+from zegformer_jax.models.backbones.swin import SwinTransformer
+from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.pixel_decoder import PixelDecoder
-from zegformer_jax.models.resnet import ResNet
-from zegformer_jax.models.swin import SwinTransformer
 from zegformer_jax.models.transformer import TransformerDecoder
-from zegformer_jax.optim import group_factors
+from zegformer_jax.training.optim import group_factors
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("zegformer", "per_pixel", "classifier", "clip")
@@ -143,7 +144,7 @@ def abstract_variables(config, width):
         model, side, length = CLIP(ClipConfig(**sizes)), sizes["image_size"], 4
         inputs = ((1, side, side, 3), np.float32), ((1, length), np.int32)
     else:
-        model = experiment.build_model(config, width)
+        model = build_model(config, width)
         inputs = ((1, 64, 64, 3), np.float32), ((1, width), np.float32)
     shapes = [jax.ShapeDtypeStruct(*x) for x in inputs]
     return jax.eval_shape(model.init, jax.random.key(0), *shapes)
@@ -188,9 +189,9 @@ def test_only_what_is_known_comes_after_the_comma(name, words):
 @pytest.mark.parametrize("variant, seen", [("r101", 156), ("r101,supervised", 171)])
 def test_a_supervised_training_sees_every_class(variant, seen, tmp_path):
     config = importlib.import_module("configs.coco_stuff").get_config(variant)
-    vocabulary = experiment.dataset_vocabulary(config, tmp_path)
+    vocabulary = dataset_vocabulary(config, tmp_path)
     assert len(vocabulary) == 171 and len(vocabulary.seen_indices) == seen
-    file = experiment.load_vocabulary("coco_stuff_171")
+    file = load_vocabulary("coco_stuff_171")
     assert (vocabulary.names, vocabulary.ids) == (file.names, file.ids)
     table = vocabulary.training_table()
     assert np.count_nonzero(table[:171] != vocabulary.ignore_label) == seen

@@ -6,7 +6,7 @@ import check_golden
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from golden_case import GOLDEN
 
 # Comparisons in each part: none may fall out unseen.
 COUNTS = {

@@ -78,7 +78,7 @@ def test_the_first_run_installs_and_the_second_does_not(sandbox):
     assert len(sandbox.calls("-m venv")) == 1
     (pip,) = sandbox.calls("-m pip")
     assert pip.endswith(f"-r {sandbox.repository}/requirements.txt")
-    assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.main train --workdir=x"]
+    assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.cli.main train --workdir=x"]
     assert (sandbox.venv / "zegformer_jax.pth").read_text().strip() == str(sandbox.repository)
 
     second = sandbox.run("train")
@@ -220,12 +220,12 @@ def test_another_folder_is_never_emptied(sandbox):
 
 def test_without_a_command_it_is_the_demo_and_the_users_folder_stays(sandbox):
     done = sandbox.run()
-    assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.main demo"]
+    assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.cli.main demo"]
     assert (
         done.stdout == f"{sandbox.folder}/elsewhere|{sandbox.folder}/.cache/zegformer_jax/xla|2\n"
     )
     sandbox.run("--workdir=x")
-    assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.main demo --workdir=x"]
+    assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.cli.main demo --workdir=x"]
     done = sandbox.run(JAX_COMPILATION_CACHE_DIR="/c", TF_CPP_MIN_LOG_LEVEL="0")
     assert done.stdout.endswith("|/c|0\n")
     assert "|/d/xla|" in sandbox.run(ZEGFORMER_CACHE="/d").stdout
@@ -235,7 +235,9 @@ def test_without_a_command_it_is_the_demo_and_the_users_folder_stays(sandbox):
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
 def test_commands_pass_their_arguments_and_exit_status_on(sandbox, command):
     assert sandbox.run(command, "a b.png", "--classes=x, y", FAKE_EXIT="3").returncode == 3
-    assert sandbox.calls("-P -m") == [f"-P -m zegformer_jax.main {command} a b.png --classes=x, y"]
+    assert sandbox.calls("-P -m") == [
+        f"-P -m zegformer_jax.cli.main {command} a b.png --classes=x, y"
+    ]
 
 
 def test_an_unknown_command_shows_the_usage_and_installs_nothing(sandbox):
@@ -275,4 +277,4 @@ def test_it_works_through_a_link_and_from_a_folder_with_a_space(tmp_path):
     link.symlink_to(sandbox.repository / "run.sh")
     done = subprocess.run([str(link), "train"], env=sandbox.environment(), capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.main train"]
+    assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.cli.main train"]

@@ -8,7 +8,7 @@ import shrunk
 from PIL import Image
 
 import zegformer_jax
-from zegformer_jax import experiment
+from zegformer_jax.experiment.workdir import CONFIG_FILE, load_config, save_config
 from zegformer_jax.segmenter import Segmentation, Segmenter, read_picture
 from zegformer_jax.vocabulary import Vocabulary
 
@@ -171,7 +171,7 @@ def test_the_order_of_the_classes_does_not_matter(segmenter, rgb):
 @pytest.mark.slow
 def test_bfloat16_is_close_to_float32(finished, segmenter, rgb):
     """Both halves compute in what the config says; logits are float32 either way."""
-    config = experiment.load_config(finished.workdir).unlock()
+    config = load_config(finished.workdir).unlock()
     config.eval.dtype = "bfloat16"
     rough = Segmenter(config.lock(), finished.workdir).queries(rgb, CLASSES)
     exact = segmenter.queries(rgb, CLASSES)
@@ -213,10 +213,10 @@ def test_a_workdir_without_a_model(tmp_path):
 
 @pytest.mark.slow
 def test_a_workdir_that_is_not_trained_yet(finished, tmp_path):
-    experiment.save_config(shrunk.beside(finished.workdir), tmp_path)
+    save_config(shrunk.beside(finished.workdir), tmp_path)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no checkpoint here: train"):
         zegformer_jax.load(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [experiment.CONFIG_FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG_FILE]
 
 
 @pytest.mark.slow

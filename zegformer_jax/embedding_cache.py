@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from zegformer_jax.evaluation_files import write_bytes
-from zegformer_jax.models.clip import ClipConfig
+from zegformer_jax.models.clip.model import ClipConfig
 from zegformer_jax.pretrained.tables import flatten
+from zegformer_jax.runtime.files import write_bytes
 
 VARIABLE = "ZEGFORMER_CACHE"
 FOLDER = "embeddings"

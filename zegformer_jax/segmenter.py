@@ -11,17 +11,20 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from zegformer_jax import experiment, inference, label_maps, pictures
-from zegformer_jax.halves import (
-    Queries,
-    TextEmbeddings,
-    Version,
+from zegformer_jax.drawing import overlay
+from zegformer_jax.experiment.data import dataset_vocabulary
+from zegformer_jax.experiment.models import (
+    build_model,
     embed_vocabulary,
+    load_clip_of,
     make_economy,
-    make_versions,
-    run_models,
 )
+from zegformer_jax.experiment.workdir import load_config, load_variables
 from zegformer_jax.input import transforms
+from zegformer_jax.segmentation import label_maps
+from zegformer_jax.segmentation.augmentation import Version, make_versions
+from zegformer_jax.segmentation.class_scores import class_scores
+from zegformer_jax.segmentation.zegformer import Queries, TextEmbeddings, run_models
 from zegformer_jax.vocabulary import Vocabulary, mark_seen
 
 SHARE_OF_16_BITS = 257  # 65535 / 255
@@ -46,7 +49,7 @@ class Segmentation:
     def overlay(self) -> Image.Image:
         """Draws classes and their names over the picture."""
         names, seen = self.vocabulary.names, self.vocabulary.seen
-        return pictures.overlay(self.image, self.labels, names, seen=seen)
+        return overlay.overlay(self.image, self.labels, names, seen=seen)
 
     def label_image(self) -> Image.Image:
         """Gives the label map as an 8-bit picture, 16-bit for more than 256 classes."""
@@ -121,11 +124,11 @@ class Segmenter:
             )
         self.config = config
         self._workdir = workdir
-        self._clip = experiment.load_clip_of(config, workdir)
+        self._clip = load_clip_of(config, workdir)
         self._clip_module = self._clip.module(config.eval.dtype)
-        self._model = experiment.build_model(config, self._clip.config.embed_dim, config.eval.dtype)
-        self._variables = experiment.load_variables(workdir)
-        self._trained = experiment.dataset_vocabulary(config, workdir)
+        self._model = build_model(config, self._clip.config.embed_dim, config.eval.dtype)
+        self._variables = load_variables(workdir)
+        self._trained = dataset_vocabulary(config, workdir)
         self._embed = lru_cache(maxsize=16)(self._embed_names)
         self._run = jax.jit(self._label_map, static_argnames="out_size")
         self._run_models = jax.jit(self._query_models)
@@ -215,7 +218,7 @@ class Segmenter:
         settings, views, scores = self.config.eval, [], []
         for version in make_versions(picture, settings.flip):
             queries = self._queries(variables, clip_params, text, seen_c, version)
-            scores_qc = inference.class_scores(
+            scores_qc = class_scores(
                 queries.class_logits_qc,
                 queries.clip_logits_qc,
                 seen_c,
@@ -241,4 +244,4 @@ def load(workdir: str | Path) -> Segmenter:
     Raises:
         FileNotFoundError: there is none.
     """
-    return Segmenter(experiment.load_config(workdir), workdir)
+    return Segmenter(load_config(workdir), workdir)

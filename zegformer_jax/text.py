@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+from zegformer_jax.runtime.assets import DATA
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"

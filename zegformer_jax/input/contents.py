@@ -115,7 +115,7 @@ def draw_sheet(sources: Sequence[Any], vocabulary: Vocabulary) -> bytes:
     Returns:
       A PNG file's content.
     """
-    from zegformer_jax.pictures import sheet
+    from zegformer_jax.drawing.sheet import sheet
 
     records = []
     for source, count in zip(sources, _shares([len(x) for x in sources]), strict=True):

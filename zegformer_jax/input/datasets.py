@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from zegformer_jax.input import builders, decoding, folder, prepared
+from zegformer_jax.input import benchmarks, decoding, folder, prepared
 from zegformer_jax.vocabulary import Vocabulary
 
-NAMES = ("folder", "openmoji_voc", *builders.BENCHMARKS)
+NAMES = ("folder", "openmoji_voc", *benchmarks.BENCHMARKS)
 
 
 class Source(Protocol):
@@ -158,7 +158,7 @@ def open_source(
     """Opens a data set by name.
 
     Args:
-      name: a published benchmark (`builders.BENCHMARKS`) whose records are prepared in `data_dir`;
+      name: a published benchmark, whose records are prepared in `data_dir`;
         "folder", of one's own, prepared or as it is, see `folder.GUIDE`; or "openmoji_voc",
         generated under `data_dir` where it is not there yet.
       split: "train" or "validation"; for a "folder" the name of its sub-folder or list.
@@ -172,9 +172,9 @@ def open_source(
         data set that takes none.
     """
     if name == "openmoji_voc":
-        from zegformer_jax.input.builders import openmoji_voc
+        from zegformer_jax.input.openmoji.builder import prepare
 
-        return RecordSource(openmoji_voc.prepare(data_dir, **builder_options), split)
+        return RecordSource(prepare(data_dir, **builder_options), split)
     if name not in NAMES:
         raise ValueError(f"no data set {name!r}; there are {', '.join(NAMES)}")
     if builder_options:

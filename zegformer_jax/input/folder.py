@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from zegformer_jax.input import decoding
-from zegformer_jax.input.builders import files
-from zegformer_jax.input.builders.benchmark import Benchmark, Example
+from zegformer_jax.input.benchmarks import files
+from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
 from zegformer_jax.vocabulary import Vocabulary
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

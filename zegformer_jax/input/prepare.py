@@ -14,7 +14,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from zegformer_jax.input import contents, metadata, prepared, processes, shards
-from zegformer_jax.input.builders.benchmark import Benchmark, Example
+from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
 from zegformer_jax.input.contents import Report, SplitCounts
 from zegformer_jax.input.shards import BadRecord, Job, Note
 from zegformer_jax.vocabulary import Vocabulary

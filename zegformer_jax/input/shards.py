@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zegformer_jax.input import decoding, tfrecords
-from zegformer_jax.input.builders.benchmark import Benchmark, Example
+from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
 from zegformer_jax.vocabulary import Vocabulary
 
 

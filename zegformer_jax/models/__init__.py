@@ -6,12 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from zegformer_jax.models.backbones.resnet import ResNet
+from zegformer_jax.models.backbones.swin import SwinTransformer
 from zegformer_jax.models.classifier import Classifier
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.per_pixel import PerPixel
 from zegformer_jax.models.pixel_decoder import PixelDecoder
-from zegformer_jax.models.resnet import ResNet
-from zegformer_jax.models.swin import SwinTransformer
 from zegformer_jax.models.transformer import TransformerDecoder
 
 KINDS = ("zegformer", "per_pixel", "classifier")

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zegformer_jax.models.resnet import NORM_GROUPS, ConvNorm
+from zegformer_jax.models.backbones.resnet import NORM_GROUPS, ConvNorm
 from zegformer_jax.models.transformer import TransformerEncoder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import serialization, traverse_util
 
-from zegformer_jax.models.clip import ClipConfig
+from zegformer_jax.models.clip.model import ClipConfig
 from zegformer_jax.pretrained import clip_configs
 from zegformer_jax.pretrained.archives import read_tensors, write_tensors
 from zegformer_jax.pretrained.clip_normalisation import fold_normalisation, read_normalisation

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from zegformer_jax.models.clip import CLIP_MEAN, CLIP_STD, ClipConfig
-from zegformer_jax.models.clip_resnet import STRIDE, WIDTH_FACTOR
-from zegformer_jax.models.clip_vit import LAYER_NORM_EPSILON, MLP_RATIO
+from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD, ClipConfig
+from zegformer_jax.models.clip.resnet import STRIDE, WIDTH_FACTOR
+from zegformer_jax.models.clip.vit import LAYER_NORM_EPSILON, MLP_RATIO
 from zegformer_jax.pretrained.clip_tensors import OPENAI
 
 HEAD_WIDTH = 64  # openai/CLIP model.py, build_model: heads = width // 64

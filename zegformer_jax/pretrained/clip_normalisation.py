@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zegformer_jax.models.clip import CLIP_MEAN, CLIP_STD, ClipConfig
+from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD, ClipConfig
 from zegformer_jax.pretrained import tables
 
 # What a file holds of the mean and the deviation, on the scale 0..1: the section, the keys.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zegformer_jax.models.clip import ClipConfig
+from zegformer_jax.models.clip.model import ClipConfig
 from zegformer_jax.pretrained import tables
 
 CUBIC_SLOPE = -0.75  # PyTorch's; Keys 1981, equation 15, calls it alpha

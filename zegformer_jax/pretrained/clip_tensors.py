@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from zegformer_jax.models.clip import CLIP, ClipConfig
+from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.tables import (
     CONV,

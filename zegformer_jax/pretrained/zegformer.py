@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from zegformer_jax import models
-from zegformer_jax.models.clip import CLIP_MEAN, CLIP_STD
+from zegformer_jax.models.backbones.resnet import NORM_GROUPS
+from zegformer_jax.models.backbones.swin import relative_index
+from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.grouper import CLASS_LOGIT_SCALE
 from zegformer_jax.models.normalise import PIXEL_MEAN, PIXEL_STD
-from zegformer_jax.models.resnet import NORM_GROUPS
-from zegformer_jax.models.swin import relative_index
-from zegformer_jax.pretrained import swin
+from zegformer_jax.pretrained.backbones import swin
 from zegformer_jax.pretrained.tables import (
     Shapes,
     Summary,
@@ -42,11 +42,11 @@ from zegformer_jax.pretrained.zegformer_names import (
 HEAD_CHANNELS = 32  # of an attention head, in every published model: 256 channels, 8 heads
 EMBED_DIM = 512  # of ViT-B/16's text embeddings; where no tensor tells
 
-CLIP = f"{PREDICTOR}.clip_model."
+CLIP_PREFIX = f"{PREDICTOR}.clip_model."
 MASKFORMER_CLASSES = f"{PREDICTOR}.class_embed.weight"
 LEFT_OUT = (
     (r"sem_seg_head\.(predictor\.)?logit_scale", "the class logits' scale, fixed at 100"),
-    (re.escape(CLIP) + ".*", "CLIP, which is read on its own"),
+    (re.escape(CLIP_PREFIX) + ".*", "CLIP, which is read on its own"),
     (r"sem_seg_head\.predictor\.class_embed\..*", "MaskFormer's classes"),
     (r"sem_seg_head\.(predictor\.)?\w*text_features\w*", "text embeddings, which are an argument"),
     (r"criterion\.empty_weight", "the loss's class weights, which a config sets"),
@@ -101,7 +101,11 @@ def from_checkpoint(
         left_out=LEFT_OUT,
         new=NEW_CLASSES if MASKFORMER_CLASSES in tensors else (),
     )
-    clip = {name.removeprefix(CLIP): x for name, x in tensors.items() if name.startswith(CLIP)}
+    clip = {
+        name.removeprefix(CLIP_PREFIX): x
+        for name, x in tensors.items()
+        if name.startswith(CLIP_PREFIX)
+    }
     return Checkpoint(sizes, unflatten(arrays), clip, summary)
 
 

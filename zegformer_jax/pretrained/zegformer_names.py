@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from zegformer_jax.models.resnet import ResNet
-from zegformer_jax.models.swin import SwinSizes
-from zegformer_jax.pretrained import detectron2, swin
+from zegformer_jax.models.backbones.resnet import ResNet
+from zegformer_jax.models.backbones.swin import SwinSizes
+from zegformer_jax.pretrained.backbones import detectron2, swin
 from zegformer_jax.pretrained.tables import (
     CONV,
     FLAT,

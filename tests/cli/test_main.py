@@ -1,0 +1,310 @@
+"""The commands in process: what they print, and one line and exit status 1 for every bad input."""
+
+import json
+import shutil
+
+import folders
+import numpy as np
+import pytest
+import shrunk
+from PIL import Image
+
+from zegformer_jax.cli import demo, main
+from zegformer_jax.evaluation.report import tables as scorecard
+from zegformer_jax.experiment.data import dataset_directory, open_split
+
+ROOT = main.ROOT
+# ml_collections reads config files with a call that Python 3.12 calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+OPENMOJI = f"--config={ROOT}/configs/openmoji.py"
+SHRUNK = f"--config={ROOT}/tests/support/shrunk.py"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder; whatever appears in it was written by the command."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 36, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def error_of(arguments, capsys, here):
+    """The line on standard error of a command that must fail and write nothing."""
+    assert main.main([str(x) for x in arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("zegformer_jax: ") and "Traceback" not in line
+    assert not any(here.iterdir()), "something was written"
+    return line.removeprefix("zegformer_jax: ")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", OPENMOJI, "--workdir=w", "--config.model.typo=1"], ["train", "typo"]),
+        (["train", OPENMOJI, "--workdir=w", "--config.train.steps=many"], ["steps", "many"]),
+        (["train", OPENMOJI + ":vit", "--workdir=w"], ["openmoji.py:vit", "clip, classifier"]),
+        (["train", "--config=configs/none.py", "--workdir=w"], ["configs/none.py", "no such"]),
+        (["train", "--workdir=w"], ["train", "--config"]),
+        (["train", OPENMOJI], ["train", "--workdir"]),
+        (["train", OPENMOJI, "--workdir=w", "--wrong=1"], ["train", "wrong"]),
+        (["train", OPENMOJI, "--workdir=w", "word"], ["train", "'word'"]),
+        (["train", OPENMOJI, "--workdir=w"], ["w/clip", "no CLIP here"]),
+        (["evaluate", OPENMOJI, "--workdir=w"], ["w: no checkpoint here: train"]),
+        (["evaluate", OPENMOJI, "--workdir=w", "--config.eval.typo=1"], ["evaluate", "typo"]),
+        (["predict", "x.png", "--classes=cat", "--workdir=w"], ["w: no trained model here"]),
+        (["predict", "x.png", "--classes-file=c.txt", "--workdir=w"], ["c.txt"]),
+    ],
+)
+def test_bad_commands(arguments, words, capsys, here):
+    line = error_of(arguments, capsys, here)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["--help"]])
+def test_an_unknown_command_is_exit_status_2(arguments, capsys):
+    assert main.main(arguments) == 2
+    assert "demo|train|evaluate|predict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("sheep, cat,sofa", ["sheep", "cat", "sofa"]),
+        ('sheep, "sofa, couch", cat', ["sheep", "sofa, couch", "cat"]),
+        ('"a ""big"" dog"', ['a "big" dog']),
+        ("  cat  ", ["cat"]),
+        ("", []),
+    ],
+)
+def test_quotes_hold_synonyms_together(text, names):
+    assert main.parse_classes(text) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "classes, words",
+    [
+        ("", ["classes", "empty"]),
+        ("cat, ,dog", ["entry 2", "empty name"]),
+        ("cat, dog, cat", ["'cat'", "twice", "1 and 3"]),
+    ],
+)
+def test_classes_that_are_no_vocabulary(finished, picture, classes, words, capsys, here):
+    arguments = ["predict", picture, "--classes", classes, "--workdir", finished.workdir]
+    line = error_of([*arguments, "--output", "out"], capsys, here)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.slow
+def test_an_empty_file_of_classes(finished, picture, tmp_path, capsys, here):
+    file = tmp_path / "classes.txt"
+    file.write_text("\n \n")
+    arguments = ["predict", picture, "--classes-file", file, "--workdir", finished.workdir]
+    assert "empty" in error_of([*arguments, "--output", "out"], capsys, here)
+
+
+@pytest.mark.slow
+def test_a_missing_and_a_damaged_picture(finished, picture, tmp_path, capsys, here):
+    rest = ["--classes=cat", "--workdir", finished.workdir, "--output", "out"]
+    assert "none.png: no such picture" in error_of(["predict", "none.png", *rest], capsys, here)
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(picture.read_bytes()[:500])
+    line = error_of(["predict", damaged, *rest], capsys, here)
+    assert "damaged.png: damaged or cut off" in line
+
+
+@pytest.mark.slow
+def test_evaluate_without_a_trained_model(finished, capsys, here, tmp_path):
+    """The config is there, CLIP is there, and no checkpoint."""
+    workdir = tmp_path / "untrained"
+    shutil.copytree(finished.workdir / "clip", workdir / "clip")
+    line = error_of(["evaluate", SHRUNK, f"--workdir={workdir}"], capsys, here)
+    assert f"{workdir}: no checkpoint here: train" in line
+    assert [path.name for path in workdir.iterdir()] == ["clip"]
+
+
+@pytest.mark.slow
+def test_training_with_another_config_names_the_field(finished, capsys, here):
+    arguments = ["train", SHRUNK, f"--workdir={finished.workdir}", "--config.train.steps=7"]
+    assert "train.steps was 3, is 7" in error_of(arguments, capsys, here)
+
+
+@pytest.mark.slow
+def test_predict_writes_what_it_says(finished, picture, capsys, here):
+    arguments = ["predict", picture, "--classes", 'sheep, "sofa, couch", cat']
+    arguments += ["--workdir", finished.workdir, "--output", "out"]
+    assert main.main([str(x) for x in arguments]) == 0
+    *areas, written = capsys.readouterr().out.splitlines()
+    assert written == "written: out/picture_overlay.png, picture_labels.png"
+    assert {p.name for p in (here / "out").iterdir()} == {
+        "picture_overlay.png",
+        "picture_labels.png",
+    }
+    with Image.open(here / "out" / "picture_labels.png") as image:
+        labels = np.asarray(image)
+    assert labels.shape == (40, 36)
+    kinds = ["sheep (unseen, label 0)", "sofa, couch (unseen, label 1)", "cat (seen, label 2)"]
+    counts = np.bincount(labels.ravel(), minlength=3)
+    expected = {
+        f"{100 * n / labels.size:5.1f} %  {k}" for n, k in zip(counts, kinds, strict=True) if n
+    }
+    assert set(areas) == expected
+
+
+@pytest.mark.slow
+def test_predict_with_a_file_of_classes(finished, picture, tmp_path, capsys, here):
+    file = tmp_path / "classes.txt"
+    file.write_text("sheep\n\nsofa, couch\n")
+    arguments = ["predict", picture, "--classes-file", file, "--workdir", finished.workdir]
+    assert main.main([str(x) for x in [*arguments, "--output", "out"]]) == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert lines and all("sheep (" in line or "sofa, couch (" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_evaluate_prints_the_scores(finished, capsys):
+    workdir = finished.workdir / "per_pixel"
+    assert main.main(["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}"]) == 0
+    name, heading, *rows = capsys.readouterr().out.splitlines()
+    scores = ["seen", "unseen", "harmonic", "mIoU", "mIoU*", "fwIoU", "accuracy", "pixels"]
+    assert name == "openmoji_voc" and heading.split() == ["vocabulary", "method", *scores]
+    assert [row.split()[:2] for row in rows[:2]] == [
+        ["pascal_voc_20", "per_pixel"],
+        ["openmoji_voc", "per_pixel"],
+    ]
+    for row in rows[:2]:
+        result = finished.report.find(demo.METHOD_NAMES["per_pixel"], row.split()[0])
+        expected = (result.seen, result.unseen, result.harmonic, result.pixel_accuracy)
+        found = dict(zip(scores, map(float, row.split()[2:]), strict=True))
+        np.testing.assert_allclose(
+            [found[name] for name in ("seen", "unseen", "harmonic", "pixels")],
+            [100 * x for x in expected],
+            atol=0.051,
+        )
+    assert rows[-1] == f"written: {workdir}/evaluation/openmoji_voc"
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_path, monkeypatch):
+    """And goes on without a picture's counts or label map missing, also if no table is written."""
+    workdir, written = finished.workdir / "per_pixel", []
+    arguments = ["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}", f"--output={tmp_path}"]
+    arguments.append("--predictions=png")
+    write_map, folder = scorecard.PredictionWriter.__call__, tmp_path / "openmoji_voc"
+
+    def stop(self, id_, labels_hw):
+        written.append(id_)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write_map(self, id_, labels_hw)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorecard.PredictionWriter, "__call__", stop)
+        assert main.main(arguments) == 130
+    out, err = capsys.readouterr()
+    assert out.splitlines()[:2] == ["openmoji_voc", "PARTIAL: 2 of 5 pictures"]
+    assert err.splitlines()[-1] == "zegformer_jax: interrupted; the same command goes on"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["partial"] and (report["pictures"], report["of"]) == (2, 5)
+    assert {path.stem for path in folder.glob("png/*")} == set(written[:2])
+
+    def fail(*_):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorecard, "write", fail)
+        assert main.main(arguments) == 1
+    assert "no space" in capsys.readouterr().err and list(folder.glob("partial*"))
+    assert main.main(arguments) == 0
+    assert "PARTIAL" not in capsys.readouterr().out
+    report = json.loads((folder / "report.json").read_text())
+    assert not report["partial"] and (report["pictures"], report["of"]) == (5, 5)
+    expected = finished.report.find(demo.METHOD_NAMES["per_pixel"], "pascal_voc_20")
+    assert report["scores"][0]["pixels"] == pytest.approx(expected.pixel_accuracy, abs=1e-3)
+    assert not list(folder.glob("partial*"))
+    maps = {path.stem: path for path in folder.glob("png/*")}
+    config = shrunk.get_config("per_pixel")
+    source = open_split(config, workdir, "validation")
+    shapes = {source[i]["id"]: source[i]["label"].shape for i in range(len(source))}
+    assert maps.keys() == shapes.keys() and len(maps) == 5
+    for id_, path in maps.items():
+        with Image.open(path) as picture:
+            assert picture.size[::-1] == shapes[id_]
+
+
+@pytest.mark.slow
+def test_a_model_is_evaluated_on_its_own_data_set_and_on_a_folder(finished, capsys, tmp_path):
+    """In one command: with its own vocabularies and gamma on the one, and without on the other."""
+    mine, out, workdir = tmp_path / "mine", tmp_path / "out", finished.workdir / "per_pixel"
+    folders.make_folder(mine, train=0, validation=3)
+    text = f"--datasets=openmoji_voc,folder={mine}"
+    arguments = ["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}", f"--output={out}", text]
+    assert main.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line in ("openmoji_voc", "folder_mine")] == [
+        "openmoji_voc",
+        "folder_mine",
+    ]
+    own, other = (
+        json.loads((out / name / "report.json").read_text())
+        for name in ("openmoji_voc", "folder_mine")
+    )
+    gamma = shrunk.get_config("per_pixel").eval.gamma
+    assert (own["settings"]["gamma"], other["settings"]["gamma"]) == (gamma, 0) and gamma > 0
+    assert (own["pictures"], other["pictures"]) == (5, 3)
+    assert [row["vocabulary"] for row in own["scores"]] == ["pascal_voc_20", "openmoji_voc"]
+    assert [row["vocabulary"] for row in other["scores"]] == ["folder"]
+    expected = finished.report.find(demo.METHOD_NAMES["per_pixel"], "pascal_voc_20")
+    assert own["scores"][0]["seen"] == pytest.approx(expected.seen, abs=1e-3)
+
+
+def test_no_data_set_is_evaluated_on_if_one_is_wrong(capsys, here, tmp_path, monkeypatch):
+    monkeypatch.setattr("zegformer_jax.evaluation.loop.evaluate", pytest.fail)
+    folders.make_folder(tmp_path / "mine", train=0, validation=1)
+    text = f"--datasets=folder={tmp_path / 'mine'},ade20k_150"
+    line = error_of(["evaluate", SHRUNK, f"--workdir={tmp_path / 'w'}", text], capsys, here)
+    assert line == (
+        f"--datasets: 'ade20k_150': {tmp_path / 'w' / 'ade20k_150'} is no directory; give NAME=DIR"
+    )
+
+
+def test_the_demos_data_lie_in_its_workdir(tmp_path, here, monkeypatch):
+    """Though there is a folder `data` here, as in the repository, and another beside it."""
+    (here / "records").mkdir()
+    (tmp_path / "records").mkdir()
+    found = []
+
+    def train(config, workdir):
+        found.append(dataset_directory(config, workdir).resolve())
+
+    def evaluate(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(demo, "train", train)
+    monkeypatch.setattr(demo, "evaluate", evaluate)
+    with pytest.raises(InterruptedError):
+        demo.run(demo.load_configs(0), "runs/openmoji", lambda line: None)
+    assert found == [here / "runs" / "openmoji" / "records"] * 4
+
+
+@pytest.mark.slow
+def test_train_and_demo_say_where_the_result_is(finished, capsys, monkeypatch):
+    assert main.main(["train", SHRUNK, f"--workdir={finished.workdir}"]) == 0
+    assert f"{finished.workdir}: 3 steps, loss " in capsys.readouterr().out
+    monkeypatch.setattr(demo, "load_configs", lambda seed: shrunk.configs())
+    assert main.main(["demo", f"--workdir={finished.workdir}"]) == 0
+    out = capsys.readouterr().out
+    assert f"report: {finished.workdir}/report.md" in out
+    for name in demo.METHOD_NAMES.values():
+        assert name in out

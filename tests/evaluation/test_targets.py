@@ -1,0 +1,165 @@
+"""Which data sets an evaluation is on, and what is refused before the first of them."""
+
+import folders
+import numpy as np
+import pytest
+import shrunk
+from etils import epath
+
+from configs import coco_stuff
+from zegformer_jax.evaluation import targets as targets_module
+from zegformer_jax.evaluation.targets import NAMES, choose, on_dataset
+from zegformer_jax.experiment import data as experiment
+from zegformer_jax.input import benchmarks, datasets, prepare
+from zegformer_jax.input.folder import Folder
+from zegformer_jax.input.openmoji import builder as openmoji_voc
+from zegformer_jax.vocabulary import mark_seen
+
+
+@pytest.fixture
+def mine(tmp_path):
+    return folders.make_folder(tmp_path / "mine", train=1, validation=2)
+
+
+@pytest.fixture
+def any_records(monkeypatch):
+    """Directories hold whatever is asked of them; gives what was opened."""
+    opened = []
+    monkeypatch.setattr(targets_module, "open_split", lambda *args: opened.append(args))
+    return opened
+
+
+def config_on(directory):
+    config = coco_stuff.get_config().unlock()
+    config.dataset.directory = str(directory)
+    return config.lock()
+
+
+def test_without_names_it_is_the_experiments_own(tmp_path):
+    config = coco_stuff.get_config()
+    (target,) = choose("", config, tmp_path)
+    assert target == ("coco_stuff", config, "coco_stuff", None)
+
+
+def test_a_name_alone_lies_beside_the_experiments_own(tmp_path, any_records):
+    for name in ("coco", "ade20k_150", "pascal_voc"):
+        (tmp_path / "records" / name).mkdir(parents=True)
+    config = config_on(tmp_path / "records" / "coco")
+    text = f"coco_stuff, ade20k_150,pascal_voc={tmp_path}/records/pascal_voc/"
+    targets = choose(text, config, tmp_path / "w")
+    assert [(x.name, x.results) for x in targets] == [
+        (name, name) for name in ("coco_stuff", "ade20k_150", "pascal_voc")
+    ]
+    places = [experiment.dataset_directory(x.config, tmp_path / "w").name for x in targets]
+    assert places == ["coco", "ade20k_150", "pascal_voc"]
+    own, other, _ = (target.config for target in targets)
+    assert own == config
+    assert (other.dataset.name, other.dataset.vocabulary) == ("ade20k_150", "ade20k_150")
+    assert [args[0] for args in any_records] == [target.config for target in targets]
+
+
+def test_on_its_own_data_set_elsewhere_the_experiment_is_as_it_is(tmp_path):
+    config = config_on("records").unlock()
+    config.dataset.all_seen = True
+    config.eval.update(vocabularies=("pascal_voc_20",), gamma=0.3)
+    there, trained = on_dataset(config, tmp_path, "coco_stuff", "elsewhere")
+    assert trained is None and there.dataset.directory == "elsewhere"
+    there = there.unlock()
+    there.dataset.directory = config.dataset.directory
+    assert there.to_dict() == config.to_dict()
+
+
+def test_another_data_set_keeps_its_classes_and_knows_what_was_seen(tmp_path):
+    config = shrunk.get_config()
+    other, trained = on_dataset(config, tmp_path, "ade20k_150", "records/ade")
+    assert (other.dataset.name, other.dataset.vocabulary) == ("ade20k_150", "ade20k_150")
+    assert other.eval.gamma == 0 and other.model == config.model
+    marked = mark_seen(experiment.load_vocabulary("ade20k_150"), trained)
+    by_name = dict(zip(marked.names, marked.seen, strict=True))
+    assert by_name["bicycle"] and not by_name["sofa"] and not by_name["wall"]
+
+
+def test_two_folders_are_two_data_sets(mine, tmp_path):
+    other = folders.make_folder(tmp_path / "more" / "other", train=0, validation=1)
+    config = coco_stuff.get_config().unlock()
+    config.dataset.update(name="folder", vocabulary="", directory=str(mine))
+    targets = choose(f"folder={mine}/,folder={other}", config.lock(), tmp_path)
+    assert [target.results for target in targets] == ["folder_mine", "folder_other"]
+    assert [target.config.eval.gamma for target in targets] == [config.eval.gamma, 0]
+    assert [target.config.dataset.name for target in targets] == ["folder", "folder"]
+
+
+@pytest.mark.parametrize(
+    "text, error, message",
+    [
+        ("ade20k", ValueError, "no data set 'ade20k'; there are folder, openmoji_voc, .*ade20k_1"),
+        ("ade20k=DIR/mine", ValueError, "no data set 'ade20k'; there are"),
+        ("folder=", ValueError, "has 'folder=': give NAME=DIR, DIR with"),
+        ("folder=DIR/none", FileNotFoundError, "'folder=.*/none': .*/none is no directory"),
+        ("pascal_voc", FileNotFoundError, "'pascal_voc': .*/pascal_voc is no directory"),
+        ("folder=DIR/mine,folder=DIR/mine/", ValueError, "both be written to folder_mine"),
+        ("folder=DIR/mine,folder=DIR/x/mine", ValueError, "both be written to folder_mine"),
+    ],
+)
+def test_what_is_wrong_is_told(mine, tmp_path, any_records, text, error, message):
+    (tmp_path / "x" / "mine").mkdir(parents=True)
+    config = config_on(tmp_path / "coco_stuff")
+    text = text.replace("DIR", str(tmp_path))
+    with pytest.raises(error, match=message):
+        choose(f"folder={tmp_path / 'x'},{text}", config, tmp_path / "w")
+    assert not any_records
+
+
+def test_records_are_looked_at_before_any_evaluation(mine, tmp_path):
+    """A directory of something else, and one with a list of classes but no pictures."""
+    config, empty = config_on("coco_stuff"), tmp_path / "empty"
+    with pytest.raises(FileNotFoundError, match="no records of 'ade20k_150' are prepared here"):
+        choose(f"folder={mine},ade20k_150={mine}", config, tmp_path)
+    prepare.prepare(Folder.open(mine), mine, tmp_path / "ready", workers=1)
+    with pytest.raises(ValueError, match="ready: holds the data set 'folder', not 'ade20k_150'"):
+        choose(f"ade20k_150={tmp_path}/ready", config, tmp_path)
+    empty.mkdir()
+    (empty / "classes.json").write_bytes((mine / "classes.json").read_bytes())
+    with pytest.raises(FileNotFoundError, match="empty/validation: no such folder"):
+        choose(f"folder={mine},folder={empty}", config, tmp_path)
+
+
+@pytest.mark.parametrize("answer, found", [(True, True), (False, False), (OSError("no net"), True)])
+def test_a_bucket_is_asked_as_far_as_it_answers(tmp_path, monkeypatch, any_records, answer, found):
+    asked, make = [], epath.Path
+
+    class Bucket(type(make("gs://x"))):
+        def is_dir(self):
+            asked.append(str(self))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(epath, "Path", lambda x: Bucket(x) if "://" in str(x) else make(x))
+    config = config_on("gs://data/coco_stuff")
+    if found:
+        (target,) = choose("ade20k_150", config, tmp_path)
+        assert target.config.dataset.directory == "gs://data/ade20k_150"
+    else:
+        with pytest.raises(FileNotFoundError, match="gs://data/ade20k_150 is no directory"):
+            choose("ade20k_150", config, tmp_path)
+    assert asked == ["gs://data/ade20k_150"] and not any_records
+
+
+@pytest.mark.slow
+def test_the_embedded_benchmark_is_a_data_set_as_others_are(finished, tmp_path, monkeypatch):
+    """Here with as few scenes as there are already."""
+    make = openmoji_voc.prepare
+    options = shrunk.get_config().dataset.options
+    monkeypatch.setattr(openmoji_voc, "prepare", lambda data_dir: make(data_dir, **options))
+    text = f"openmoji_voc={finished.workdir}/records"
+    (target,) = choose(text, coco_stuff.get_config(), tmp_path)
+    source = experiment.open_split(target.config, tmp_path, "validation")
+    vocabulary = experiment.dataset_vocabulary(target.config, tmp_path)
+    assert len(source) == shrunk.VALIDATION_SCENES and len(vocabulary) == 236
+    assert np.isin(source[0]["label"], [*range(236), 255]).all()
+
+
+def test_the_names_are_those_that_there_are():
+    assert NAMES == datasets.NAMES
+    assert set(benchmarks.BENCHMARKS) < set(NAMES)

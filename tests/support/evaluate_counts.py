@@ -1,0 +1,33 @@
+"""Evaluates, as one of several processes where there are more, and writes all that is counted.
+
+Arguments: kind, workdir, the file to write, and as JSON further fields of `eval`, or `scenes`, the
+number of pictures.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import shrunk
+
+from zegformer_jax.evaluation import loop
+from zegformer_jax.runtime.processes import is_first, join
+
+
+def main(kind: str, workdir: str, path: str, fields: str = "{}") -> None:
+    join()
+    config = shrunk.beside(Path(workdir), kind).unlock()
+    fields = json.loads(fields)
+    scenes = fields.pop("scenes", shrunk.VALIDATION_SCENES)
+    config.dataset.options.validation_scenes = scenes
+    config.eval.update(fields)
+    folder = workdir if kind == "zegformer" else f"{workdir}/{kind}"
+    result = loop.evaluate(config.lock(), folder, progress=False)
+    if is_first():
+        counts = {json.dumps(key): array for key, array in result.counts().items()}
+        np.savez(path, **counts, pictures=result.pictures)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,158 @@
+"""Text embeddings on disk: the computed ones bit for bit, and nothing that could be others'."""
+
+import dataclasses
+import logging
+
+import clips
+import numpy as np
+import pytest
+
+from zegformer_jax import embedding_cache
+from zegformer_jax.experiment.models import LoadedClip, embed_names
+from zegformer_jax.text import load_templates, text_embeddings, train_tokenizer
+
+VIT = dataclasses.replace(clips.VIT, context_length=40, eos_token_id=None)
+NAMES = ("sofa, couch", "cat")
+PROMPTS = "single"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["a cat", "a sofa"], VIT.vocab_size, VIT.context_length)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return clips.random_params(VIT)
+
+
+@pytest.fixture
+def clip(tokenizer, params):
+    return LoadedClip(VIT, params, tokenizer)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEGFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(embedding_cache, "_warned", [])
+    return tmp_path / "cache" / "embeddings"
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How many classes were embedded, a number each time that it was done."""
+    counts, compute = [], LoadedClip.embed_tokens
+
+    def count(self, tokens):
+        counts.append(len(tokens))
+        return compute(self, tokens)
+
+    monkeypatch.setattr(LoadedClip, "embed_tokens", count)
+    return counts
+
+
+def test_they_are_computed_once_and_read_bit_for_bit(clip, folder, computed):
+    module = clip.module()
+    expected = text_embeddings(
+        lambda tokens: module.apply({"params": clip.params}, tokens, method=module.encode_text),
+        clip.tokenizer, NAMES, load_templates(PROMPTS),
+    )  # fmt: skip
+    first = embed_names(clip, NAMES, PROMPTS)
+    np.testing.assert_allclose(first, expected, atol=1e-6)
+    (path,) = folder.iterdir()
+    np.testing.assert_array_equal(np.load(path), first)  # a plain .npy file to others
+    again = embed_names(clip, NAMES, PROMPTS)
+    assert computed == [2] and again.dtype == np.float32
+    np.testing.assert_array_equal(again, first)
+
+
+def changed(clip, tower, path, **fields):
+    """The CLIP with one number of a tower changed by its last bit, or with other sizes."""
+    params = {name: dict(tree) if name == tower else tree for name, tree in clip.params.items()}
+    if path:
+        params[tower][path] = np.array(params[tower][path])
+        params[tower][path].flat[-1] = np.nextafter(params[tower][path].flat[-1], np.inf)
+    config = dataclasses.replace(clip.config, **fields)
+    return LoadedClip(config, params, clip.tokenizer)
+
+
+@pytest.mark.slow
+def test_whatever_they_follow_from_counts(clip, folder, computed):
+    embed_names(clip, NAMES, PROMPTS)
+    others = [
+        (changed(clip, "text", "projection"), NAMES, PROMPTS),
+        (changed(clip, "text", "", activation="gelu"), NAMES, PROMPTS),
+        (changed(clip, "text", "", eos_token_id=257), NAMES, PROMPTS),
+        (clip, ("sofa", "couch", "cat"), PROMPTS),  # the same texts, grouped otherwise
+        (clip, NAMES[::-1], PROMPTS),
+        (clip, NAMES, "imagenet_select"),
+        (dataclasses.replace(clip, tokenizer=train_tokenizer(
+            ["sofa, couch"], VIT.vocab_size, VIT.context_length)), NAMES, PROMPTS),
+    ]  # fmt: skip
+    for other in others:
+        before = len(computed)
+        embed_names(*other)
+        assert len(computed) == before + 1, other[1:]
+    assert len(list(folder.iterdir())) == 1 + len(others)
+
+
+def test_images_do_not_count(clip, folder, computed):
+    embed_names(clip, NAMES, PROMPTS)
+    embed_names(changed(clip, "visual", "projection"), NAMES, PROMPTS)
+    embed_names(changed(clip, "text", "", vision_heads=2), NAMES, PROMPTS)
+    assert computed == [2]
+
+
+def flip(data):
+    return data[:200] + bytes([data[200] ^ 1]) + data[201:]
+
+
+def of_another_shape(data):
+    return embedding_cache._to_bytes(np.zeros((3, VIT.embed_dim), np.float32))
+
+
+def of_another_type(data):
+    return embedding_cache._to_bytes(np.zeros((2, VIT.embed_dim)))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip, lambda data: data[:-1], lambda data: b"", of_another_shape, of_another_type],
+    ids=["a bit", "cut off", "empty", "shape", "type"],
+)
+def test_a_damaged_file_is_made_anew(clip, folder, computed, damage):
+    expected = embed_names(clip, NAMES, PROMPTS)
+    (path,) = folder.iterdir()
+    sound = path.read_bytes()
+    path.write_bytes(damage(sound))
+    np.testing.assert_array_equal(embed_names(clip, NAMES, PROMPTS), expected)
+    assert computed == [2, 2]
+    assert path.read_bytes() == sound and len(list(folder.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_warning(clip, folder, computed, caplog):
+    folder.parent.write_text("a file where the folder would be")
+    for names in (NAMES, ("dog",), NAMES):
+        assert embed_names(clip, names, PROMPTS).shape == (len(names), VIT.embed_dim)
+    assert computed == [2, 1, 2]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "\n" not in record.message
+    assert str(folder.parent) in record.message and "ZEGFORMER_CACHE=DIR" in record.message
+
+
+def test_a_file_that_cannot_be_read_is_no_obstacle(clip, folder, computed):
+    expected = embed_names(clip, NAMES, PROMPTS)
+    (path,) = folder.iterdir()
+    path.unlink()
+    path.mkdir()
+    np.testing.assert_array_equal(embed_names(clip, NAMES, PROMPTS), expected)
+
+
+def test_where_they_are_kept(monkeypatch):
+    of = embedding_cache.cache_folder
+    both = {"ZEGFORMER_CACHE": "/a", "XDG_CACHE_HOME": "/b"}
+    assert str(of(both)) == "/a/embeddings"
+    assert str(of(both | {"ZEGFORMER_CACHE": ""})) == "/b/zegformer_jax/embeddings"
+    assert str(of({"ZEGFORMER_CACHE": "gs://bucket/x"})) == "gs://bucket/x/embeddings"
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert str(of({"XDG_CACHE_HOME": ""})) == "/home/somebody/.cache/zegformer_jax/embeddings"

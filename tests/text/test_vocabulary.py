@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zegformer_jax.vocabulary import Vocabulary
+
+VOCABULARIES = sorted((Path(__file__).parents[2] / "data" / "vocabularies").glob("*.json"))
+
+
+def write(tmp_path, classes, **fields):
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"classes": classes, **fields}))
+    return path
+
+
+@pytest.mark.parametrize("path", VOCABULARIES, ids=lambda path: path.stem)
+def test_every_shipped_vocabulary_loads_and_survives_saving(path, tmp_path):
+    vocabulary = Vocabulary.load(path)
+    vocabulary.save(tmp_path / "copy.json")
+    assert Vocabulary.load(tmp_path / "copy.json") == vocabulary
+    assert all(vocabulary.synonyms(i) for i in range(len(vocabulary)))
+
+
+@pytest.mark.parametrize(
+    ("name", "seen", "unseen"),
+    [("coco_stuff_171", 156, 15), ("pascal_voc_20", 15, 5), ("ade20k_full_847", 572, 275)],
+)
+def test_published_splits(name, seen, unseen):
+    vocabulary = Vocabulary.load(VOCABULARIES[0].with_name(f"{name}.json"))
+    assert len(vocabulary.seen_indices) == seen
+    assert len(vocabulary.unseen_indices) == unseen
+
+
+def test_names_are_stripped_and_split_into_synonyms(tmp_path):
+    vocabulary = Vocabulary.load(write(tmp_path, [{"name": " bed "}, {"name": "sofa, couch"}]))
+    assert vocabulary.names == ("bed", "sofa, couch")
+    assert vocabulary.synonyms(1) == ("sofa", "couch")
+    assert vocabulary.seen == (True, True)
+    assert vocabulary.ids == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "classes.json: the list of classes is empty"),
+        ([{"name": "cat"}, {"name": "  "}], "classes.json: entry 2 has an empty name ('')"),
+        ([{"name": ", ,"}], "classes.json: entry 1 has an empty name (', ,')"),
+        (
+            [{"name": "cat"}, {"name": "sofa"}, {"name": "dog"}, {"name": " Sofa"}],
+            "classes.json: 'Sofa' is listed twice (entries 2 and 4)",
+        ),
+        (
+            [{"name": "a", "id": 3}, {"name": "b", "id": 3}],
+            "classes.json: id 3 is used twice (entries 1 and 2)",
+        ),
+        ([{"name": "a", "id": 255}], "classes.json: entry 1: id 255 is not in 0..254"),
+        ([{"name": "a", "id": "x"}], "classes.json: entry 1: id 'x' is not in 0..254"),
+        ([{"name": 3}], "classes.json: entry 1 needs a 'name' that is text, got {'name': 3}"),
+        ([{"name": "a", "seen": 1}], "classes.json: entry 1: 'seen' must be true or false"),
+        ({"a": 1}, "classes.json: expected an object with a list 'classes'"),
+    ],
+)
+def test_a_bad_file_gives_one_clear_line(tmp_path, classes, message):
+    with pytest.raises(ValueError) as caught:
+        Vocabulary.load(write(tmp_path, classes))
+    assert str(caught.value) == message
+
+
+def test_other_bad_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.json: no such vocabulary file"):
+        Vocabulary.load(tmp_path / "missing.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="broken.json: not valid JSON: .*line 1"):
+        Vocabulary.load(tmp_path / "broken.json")
+    with pytest.raises(ValueError, match="ignore_label must be 255 or 65535, not 7"):
+        Vocabulary.load(write(tmp_path, [{"name": "a"}], ignore_label=7))
+    many = [{"name": f"class {i}"} for i in range(256)]
+    with pytest.raises(ValueError, match="256 classes, but .* use 65535"):
+        Vocabulary.load(write(tmp_path, many))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "the list of classes is empty"),
+        (["cat", ""], "entry 2 has an empty name"),
+        (["Cat", "dog", "cat "], r"'cat' is listed twice \(entries 1 and 3\)"),
+        ("cat", "expected a list of names"),
+    ],
+)
+def test_from_names_checks_too(names, message):
+    with pytest.raises(ValueError, match=f"^vocabulary: .*{message}"):
+        Vocabulary.from_names(names)
+
+
+def test_seen_flags_must_be_as_many_as_names():
+    with pytest.raises(ValueError, match="2 names, 1 seen flags"):
+        Vocabulary.from_names(["a", "b"], [True])
+
+
+def test_many_names_use_16_bit_labels():
+    vocabulary = Vocabulary.from_names([f"class {i}" for i in range(300)])
+    assert vocabulary.ignore_label == 65535
+    assert vocabulary.training_table().dtype == np.uint16
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_training_table_numbers_the_seen_classes(seen):
+    vocabulary = Vocabulary.from_names([f"class {i}" for i in range(len(seen))], seen)
+    table = vocabulary.training_table()
+    expected, count = [], 0
+    for flag in seen:
+        expected.append(count if flag else 255)
+        count += flag
+    assert table[: len(seen)].tolist() == expected
+    assert np.all(table[len(seen) :] == 255)
+    assert table.shape == (256,) and table.dtype == np.uint8
+
+
+def test_annotation_table_and_selection():
+    vocabulary = Vocabulary(("a", "b", "c"), (True, False, True), (7, 0, 3))
+    table = vocabulary.annotation_table()
+    assert (table[7], table[0], table[3], table[1], table[255]) == (0, 1, 2, 255, 255)
+    part = vocabulary.select([2, 1])
+    assert part == Vocabulary(("c", "b"), (True, False), (3, 0))
+    assert part.seen_indices.tolist() == [0] and part.unseen_indices.tolist() == [1]

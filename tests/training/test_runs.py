@@ -1,0 +1,292 @@
+"""Runs as users start them, in real processes: killed, asked to stop, on several hosts."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import shrunk
+
+from zegformer_jax.evaluation.counts import OVERLAP
+from zegformer_jax.experiment.data import open_split
+from zegformer_jax.experiment.workdir import load_config
+from zegformer_jax.runtime.checkpoints import Checkpoints
+from zegformer_jax.runtime.processes import count_processes, join
+from zegformer_jax.training.log import METRICS_FILE, TIMINGS, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 40
+KILLS = 5
+# The published one. Adam's first steps are as long for a gradient that is mere rounding as for any
+# other, so at the shrunk experiment's rate the sums of another split soon lead elsewhere.
+LEARNING_RATE = 1e-4
+
+
+def command(workdir, finished, *fields, steps=STEPS, kind="per_pixel"):
+    config = shrunk.beside(finished.workdir, kind)
+    return [
+        sys.executable, "-m", "zegformer_jax.cli.main", "train",
+        f"--config={ROOT / 'tests' / 'support' / 'shrunk.py'}:{kind}", f"--workdir={workdir}",
+        f"--config.clip.source={config.clip.source}",
+        f"--config.dataset.directory={config.dataset.directory}",
+        f"--config.model.start_from={config.model.start_from}",
+        f"--config.train.steps={steps}", "--config.train.log_every=2",
+        "--config.train.checkpoint_every=4", "--config.train.tensorboard=False",
+        f"--config.optimiser.learning_rate={LEARNING_RATE}", *fields,
+    ]  # fmt: skip
+
+
+def start(arguments, devices=1, **variables):
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        **variables,
+    }
+    return subprocess.Popen(
+        arguments, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def lines_of(workdir):
+    return [
+        {name: value for name, value in line.items() if name not in TIMINGS}
+        for line in read_metrics(workdir)
+    ]
+
+
+def state_of(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.latest_step == STEPS
+        return checkpoints.read(("params", "opt_state", "sums", "step"))
+
+
+def wait_for_step(process, workdir, step):
+    path, last = Path(workdir) / METRICS_FILE, 0
+    while last < step:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+        lines = path.read_text().splitlines() if path.exists() else []
+        last = json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+
+@pytest.fixture(scope="module")
+def whole(finished, tmp_path_factory):
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finish(start(command(workdir, finished)))
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_killed_five_times_is_the_one_that_was_not(finished, whole, tmp_path):
+    """At random moments: while it starts, steps, saves."""
+    rng, expected = random.Random(0), lines_of(whole)
+    for kill in range(KILLS):
+        process = start(command(tmp_path, finished))
+        wait_for_step(process, tmp_path, (kill + 1) * STEPS // (KILLS + 2))
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, "it ended before it was killed"
+        process.kill()
+        process.communicate()
+    finish(start(command(tmp_path, finished)))
+    assert [line["step"] for line in expected] == list(range(2, STEPS + 1, 2))
+    assert lines_of(tmp_path) == expected
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path), state_of(whole))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(finished, whole, tmp_path):
+    process = start(command(tmp_path, finished))
+    wait_for_step(process, tmp_path, 6)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert f"of {STEPS}; the same command goes on from there" in output
+    with Checkpoints(tmp_path) as checkpoints:
+        assert f"saved at step {checkpoints.latest_step} of" in output
+    finish(start(command(tmp_path, finished)))
+    assert lines_of(tmp_path) == lines_of(whole)
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path), state_of(whole))
+
+
+@pytest.mark.slow
+def test_another_config_goes_on_only_when_told(finished, whole, tmp_path):
+    workdir = tmp_path / "run"
+    finish(start(command(workdir, finished, steps=2)))
+    changed = command(workdir, finished, "--config.optimiser.power=0.5", steps=4)
+    process = start(changed)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "optimiser.power was 0.9, is 0.5" in output and "train.steps was 2, is 4" in output
+    finish(start([*changed, "--change_config"]))
+    assert [line["step"] for line in lines_of(workdir)] == [2, 4]
+    assert load_config(workdir).optimiser.power == 0.5
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start_hosts(arguments, count=2, devices=2):
+    shared = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+        "JAX_NUM_PROCESSES": str(count),
+    }
+    return [start(arguments, devices, **shared, JAX_PROCESS_ID=str(i)) for i in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["", "data"], ids=["replicated", "fsdp"])
+def test_two_hosts_train_as_one_device_does(finished, whole, tmp_path, axis):
+    """The first 20 steps' losses; then SIGTERM to one of the hosts stops both, and they go on."""
+    arguments = command(tmp_path, finished, f"--config.sharding.params={axis}")
+    processes = start_hosts(arguments)
+    wait_for_step(processes[0], tmp_path, 6)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [finish(process) for process in processes]
+    assert all("the same command goes on from there" in output for output in outputs)
+    for process in start_hosts(arguments):
+        finish(process)
+    lines, expected = lines_of(tmp_path), lines_of(whole)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    losses, expected = ([line["loss"] for line in x[:10]] for x in (lines, expected))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def train_eights(finished, tmp_path_factory):
+    """Trains 20 steps of eight pictures on so many devices, and gives what was logged."""
+
+    def train(devices, axis=""):
+        workdir = tmp_path_factory.mktemp("eights")
+        fields = [f"--config.sharding.params={axis}", "--config.input.batch_size=8"]
+        finish(start(command(workdir, finished, *fields, steps=20), devices))
+        return lines_of(workdir)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def eights_on_one_device(train_eights):
+    return train_eights(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["", "data"], ids=["replicated", "fsdp"])
+def test_eight_devices_train_as_one_does(train_eights, eights_on_one_device, axis):
+    one, eight = eights_on_one_device, train_eights(8, axis)
+    assert len(one) == 10
+    np.testing.assert_allclose(one[0]["gradient_norm"], eight[0]["gradient_norm"], rtol=1e-4)
+    losses = [[line["loss"] for line in lines] for lines in (one, eight)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_the_environment_tells_the_number_of_processes():
+    assert count_processes({}) == 1
+    assert count_processes({"SLURM_STEP_NUM_TASKS": "4"}) == 4
+    assert count_processes({"OMPI_COMM_WORLD_SIZE": "2", "JAX_NUM_PROCESSES": ""}) == 2
+    assert count_processes({"TPU_WORKER_HOSTNAMES": "a,b,c"}) == 3
+    assert count_processes({"TPU_WORKER_HOSTNAMES": "localhost"}) == 1
+    assert count_processes({"TPU_WORKER_HOSTNAMES": "a,b,"}) == 2
+    assert count_processes({"SLURM_STEP_NUM_TASKS": "4(x2)"}) == 1
+
+
+def test_half_a_description_of_the_processes_is_refused():
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is set, but not JAX_COORDINATOR_ADD"):
+        join({"JAX_NUM_PROCESSES": "2"})
+
+
+def count_command(finished, kind, path, **fields):
+    script = ROOT / "tests" / "support" / "evaluate_counts.py"
+    return [sys.executable, script, kind, finished.workdir, path, json.dumps(fields)]
+
+
+@pytest.fixture(scope="module")
+def counted_alone(finished, tmp_path_factory):
+    """What one process with one device counts: a kind of model to its counts."""
+    folder, counts = tmp_path_factory.mktemp("alone"), {}
+
+    def count(kind):
+        if kind not in counts:
+            path = folder / f"{kind}.npz"
+            finish(start(count_command(finished, kind, path)))
+            counts[kind] = read_counts(path)
+        return counts[kind]
+
+    return count
+
+
+def read_counts(path):
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def assert_same_counts(actual, expected, matrices):
+    """Every confusion matrix, how often classes occur, and the number of pictures: exactly."""
+    assert actual.keys() == expected.keys()
+    assert actual["pictures"] == shrunk.VALIDATION_SCENES
+    confusion = [key for key, array in expected.items() if array.ndim and array.dtype == np.int64]
+    assert len(confusion) == matrices and all(expected[key].sum() > 0 for key in confusion)
+    for key, counts in expected.items():
+        if key == OVERLAP_KEY:  # sums of fractions, which round by their order
+            np.testing.assert_array_equal(actual[key][2], counts[2])
+            np.testing.assert_allclose(actual[key], counts, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(actual[key], counts, err_msg=key)
+
+
+OVERLAP_KEY = json.dumps(OVERLAP)
+MATRICES = {"per_pixel": 2, "zegformer": 4 * 2 + 2}  # methods in two vocabularies, and two oracles
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["per_pixel", "zegformer"])
+def test_two_hosts_count_as_one_device_does(finished, counted_alone, tmp_path, kind):
+    """Of five pictures one host gets three and the other two, on two devices each."""
+    expected = counted_alone(kind)
+    path = tmp_path / "counts.npz"
+    for process in start_hosts(count_command(finished, kind, path)):
+        finish(process)
+    assert_same_counts(read_counts(path), expected, MATRICES[kind])
+
+
+@pytest.mark.slow
+def test_a_host_without_pictures_is_no_trouble(finished, tmp_path):
+    """There is one picture, and so one host that reads none."""
+    config = shrunk.beside(finished.workdir, "per_pixel")
+    config.dataset.options.validation_scenes = 1
+    record = open_split(config, finished.workdir, "validation")[0]  # generates it
+    path = tmp_path / "counts.npz"
+    for process in start_hosts(count_command(finished, "per_pixel", path, scenes=1), devices=1):
+        finish(process)
+    counts = read_counts(path)
+    assert counts.pop("pictures") == 1 and len(counts) == MATRICES["per_pixel"]
+    whole = counts[json.dumps(("per_pixel", "openmoji_voc"))]
+    labels = record["label"][record["label"] < len(whole)]
+    np.testing.assert_array_equal(whole.sum(1), np.bincount(labels, minlength=len(whole)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices, batch_size, clip_chunk", [(1, 3, 3), (4, 4, 100)])
+def test_neither_devices_nor_batches_nor_chunks_count(
+    finished, counted_alone, tmp_path, devices, batch_size, clip_chunk
+):
+    path = tmp_path / "counts.npz"
+    fields = {"batch_size": batch_size, "clip_chunk": clip_chunk}
+    finish(start(count_command(finished, "zegformer", path, **fields), devices))
+    assert_same_counts(read_counts(path), counted_alone("zegformer"), MATRICES["zegformer"])

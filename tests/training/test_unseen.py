@@ -1,0 +1,124 @@
+"""No loss or target sees an unseen label: changing such labels does not move the loss by a bit."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zegformer_jax import models
+from zegformer_jax.input.datasets import ArraySource
+from zegformer_jax.input.pipeline import train_batches
+from zegformer_jax.training.objectives.grouper import grouper_loss, pixel_loss
+from zegformer_jax.training.targets import targets_from_labels
+from zegformer_jax.vocabulary import Vocabulary
+
+SEEN = (True, False, True, True, False, False, True)
+VOCABULARY = Vocabulary.from_names(list("abcdefg"), SEEN)
+UNSEEN, NUM_SEEN, IGNORE = (1, 4, 5), 4, 255
+SIZES = {
+    "memory": "res5",
+    "backbone": {
+        "blocks": (1, 1, 1, 1),
+        "stem_width": 4,
+        "bottleneck_width": 4,
+        "stage_width": 4,
+        "norm": "group",
+        "norm_groups": 2,
+    },
+    "pixel_decoder": {"width": 4, "mask_width": 4, "norm_groups": 2},
+    "transformer": {"queries": 6, "width": 8, "layers": 1, "heads": 2, "mlp_width": 8},
+}
+WEIGHTS = SimpleNamespace(
+    class_weight=1.0, mask_weight=20.0, dice_weight=1.0, no_object_weight=0.1, max_targets=4
+)
+# What every unseen label becomes: another unseen class, always the same one, or no label.
+CHANGES = {
+    "another": {1: 4, 4: 5, 5: 1},
+    "one": {1: 5, 4: 5},
+    "ignored": dict.fromkeys(UNSEEN, IGNORE),
+}
+
+
+def make_labels():
+    rng = np.random.default_rng(0)
+    coarse = rng.choice(np.array([*range(7), IGNORE], np.uint8), (6, 5, 5))
+    return [np.kron(label, np.ones((8, 8), np.uint8)) for label in coarse]
+
+
+def changed(labels, change):
+    table = np.arange(256, dtype=np.uint8)
+    table[list(change)] = list(change.values())
+    return [table[label] for label in labels]
+
+
+def batches_of(labels):
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 256, (40, 40, 3), np.uint8) for _ in labels]
+    source = ArraySource(images, labels, [str(i) for i in range(len(labels))])
+    options = dict(batch_size=2, crop_size=32, short_sides=(32, 40), max_long_side=80, seed=0)
+    return list(train_batches(source, VOCABULARY, **options, num_steps=4))
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_batches_do_not_tell_unseen_classes_apart(change):
+    labels = make_labels()
+    assert all(np.isin(label, UNSEEN).any() for label in labels)
+    for first, second in zip(batches_of(labels), batches_of(changed(labels, change)), strict=True):
+        for name in ("image", "label", "index"):
+            np.testing.assert_array_equal(first[name], second[name])
+        assert set(np.unique(first["label"])) <= {*range(NUM_SEEN), IGNORE}
+
+
+def test_a_seen_label_does_change_the_batches():
+    """So that the test above could fail."""
+    labels = make_labels()
+    pairs = zip(batches_of(labels), batches_of(changed(labels, {0: 2})), strict=True)
+    assert any(np.any(first["label"] != second["label"]) for first, second in pairs)
+
+
+@pytest.fixture(scope="module", params=("zegformer", "per_pixel"))
+def loss_of(request):
+    """The loss and its gradient as a function of the labels, for each kind of model."""
+    model = models.build(request.param, SIZES, embed_dim=8)
+    rng = np.random.default_rng(2)
+    text_cd = rng.normal(size=(NUM_SEEN, 8)).astype(np.float32)
+    text_cd /= np.linalg.norm(text_cd, axis=-1, keepdims=True)
+    images = batches_of(make_labels())[0]["image"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), text_cd)
+    params = jax.tree.map(
+        lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes["params"]
+    )
+    is_grouper = request.param == "zegformer"
+    losses_of = grouper_loss(model, WEIGHTS) if is_grouper else pixel_loss(model)
+
+    @jax.jit
+    def value_and_gradient(label):
+        batch = {"image": images, "label": label}
+        totals = losses_of.totals(text_cd, batch)
+        return jax.value_and_grad(
+            lambda p: losses_of.loss(p, {}, text_cd, batch, totals, jax.random.key(2))[0]
+        )(params)
+
+    return value_and_gradient
+
+
+@pytest.mark.slow
+def test_labels_beyond_the_seen_classes_are_ignored_by_the_loss(loss_of):
+    """Should one ever come through: no bit of the loss or of its gradient depends on it."""
+    label = batches_of(make_labels())[0]["label"]
+    assert (label == IGNORE).any() and (label < NUM_SEEN).any()
+    expected = loss_of(label)
+    for other in (NUM_SEEN, NUM_SEEN + 1, 254):
+        actual = loss_of(np.where(label == IGNORE, other, label).astype(np.uint8))
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    moved, _ = loss_of(np.where(label == IGNORE, 0, label).astype(np.uint8))
+    assert moved != expected[0], "a seen label must move the loss"
+
+
+def test_no_target_is_made_of_labels_beyond_the_seen_classes():
+    label = np.array([[[0, 1, 2, 3], [4, 5, 6, 254]]], np.uint8)
+    targets = targets_from_labels(jnp.asarray(label), NUM_SEEN, 8)
+    assert targets.valid_bn.sum() == NUM_SEEN
+    assert not targets.masks_bnhw[:, :, 1].any()

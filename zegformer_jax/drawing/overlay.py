@@ -1,0 +1,207 @@
+"""Draws class colours and names over an image."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from zegformer_jax.drawing.palette import palette
+
+UNSEEN_MARK = "★"
+NO_LABEL = -1
+_SMALLEST_NAMED = 1 / 1000  # Of the picture: a smaller region's name would only hide it.
+_LABEL_SEARCH_SIDE = 512  # Where names go is worked out at this size: fast for any picture.
+INK, PAPER, GREY = (25, 25, 28), (255, 255, 255), (110, 110, 116)
+
+
+def overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    *,
+    seen: Sequence[bool] | None = None,
+    ignore: int | None = None,
+    alpha: float = 0.55,
+    min_side: int = 384,
+) -> Image.Image:
+    """Draws a label map over its image: colours, thin borders, and the name of every class.
+
+    A class's name (its first synonym) stands on its largest region, unless that is a mere speck
+    or the name does not fit. Classes that were not seen in training are hatched, bordered in white
+    and starred. A picture whose longer side is under
+    ``min_side`` is enlarged by a whole factor.
+
+    Args:
+        image: uint8 [h, w, 3], RGB.
+        labels: integer [h, w]; values outside 0..c-1 are left as they are in the image.
+        names: c class names.
+        seen: c flags; None means all seen.
+        ignore: one more value that means no label.
+        alpha: weight of the colours, 0..1.
+        min_side: the least longer side of the result, in pixels.
+
+    Returns:
+        A picture, RGB, of the image's size times a whole factor.
+
+    Raises:
+        ValueError: if image, labels, names and seen do not fit together.
+    """
+    image, labels = check_drawing(image, labels, names, seen, ignore)
+    seen = np.ones(len(names), bool) if seen is None else np.asarray(seen, bool)
+    factor = max(1, math.ceil(min_side / max(labels.shape)))
+    height, width = labels.shape[0] * factor, labels.shape[1] * factor
+    picture = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
+    painted = Image.fromarray(paint(picture, labels, seen, alpha))
+    _write_names(painted, labels, names, seen)
+    return painted
+
+
+def check_drawing(image, labels, names, seen, ignore) -> tuple[np.ndarray, np.ndarray]:
+    """Gives image and labels as arrays, int32 labels with NO_LABEL for all that has none."""
+    image, labels = np.asarray(image), np.asarray(labels)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"image is {image.dtype} {image.shape}; it must be uint8 [h, w, 3]")
+    if labels.shape != image.shape[:2] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels are {labels.dtype} {labels.shape}; they must be integer {image.shape[:2]}"
+        )
+    if seen is not None and len(seen) != len(names):
+        raise ValueError(f"seen has {len(seen)} flags for {len(names)} class names")
+    labels = labels.astype(np.int32)
+    unlabelled = (labels < 0) | (labels >= len(names))
+    if ignore is not None:
+        unlabelled |= labels == ignore
+    return image, np.where(unlabelled, NO_LABEL, labels)
+
+
+def paint(image: np.ndarray, labels: np.ndarray, seen: np.ndarray, alpha: float) -> np.ndarray:
+    """Blends colours, hatching of unseen classes and borders into an image [h, w, 3]."""
+    if not len(seen):
+        return image
+    labelled = labels != NO_LABEL
+    unseen = labelled & ~seen[labels]
+    thickness = max(1, round(math.sqrt(labels.size) / 350))
+    rows, columns = np.indices(labels.shape, sparse=True)
+    hatched = unseen & ((rows + columns) % (10 * thickness) < 2 * thickness)
+    colours = palette(len(seen))[labels].astype(np.float32)
+    colours = np.where(hatched[..., None], 0.35 * colours + 0.65 * 255, colours)
+    weight = np.where(labelled, alpha, 0)[..., None]
+    painted = (1 - weight) * image + weight * colours
+    border = _border(labels, thickness)
+    painted[border & labelled] *= 0.3
+    painted[_border(np.where(unseen, labels, NO_LABEL), 2 * thickness) & unseen] = 255
+    return painted.round().astype(np.uint8)
+
+
+def _border(labels: np.ndarray, thickness: int) -> np.ndarray:
+    """Marks the pixels within ``thickness`` of another label, across rows or columns."""
+    border = np.zeros(labels.shape, bool)
+    for step in range(1, thickness + 1):
+        down, right = labels[step:] != labels[:-step], labels[:, step:] != labels[:, :-step]
+        border[step:] |= down
+        border[:-step] |= down
+        border[:, step:] |= right
+        border[:, :-step] |= right
+    return border
+
+
+def shown_name(name: str, seen: bool) -> str:
+    """Gives the first synonym, starred where the class is unseen."""
+    first = name.split(",")[0].strip()
+    return first if seen else f"{UNSEEN_MARK} {first}"
+
+
+@functools.lru_cache(maxsize=64)
+def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Loads DejaVu Sans, which matplotlib brings along: it has accents, Greek and Cyrillic."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{name}", size)
+
+
+def _region_centres(labels: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Gives (class, row, column, depth) of the largest region of each class, larger ones first.
+
+    The point is the one farthest from the region's edge, and the depth is how far that is.
+    """
+    from scipy import ndimage
+
+    stride = math.ceil(max(labels.shape) / _LABEL_SEARCH_SIDE)
+    labels = labels[::stride, ::stride]
+    centres = []
+    for index, box in enumerate(ndimage.find_objects(labels + 1)):
+        if box is None:
+            continue
+        regions, _ = ndimage.label(labels[box] == index)
+        sizes = np.bincount(regions.ravel())[1:]
+        if sizes.max() < _SMALLEST_NAMED * labels.size:
+            continue
+        region = np.pad(regions == 1 + np.argmax(sizes), 1)
+        depth = ndimage.distance_transform_edt(region)[1:-1, 1:-1]
+        row, column = np.unravel_index(np.argmax(depth), depth.shape)
+        centre = row + box[0].start, column + box[1].start, depth.max()
+        centres.append((sizes.max(), index, *(int(value * stride) for value in centre)))
+    return [centre[1:] for centre in sorted(centres, key=lambda centre: -centre[0])]
+
+
+def _write_names(
+    picture: Image.Image, labels: np.ndarray, names: Sequence[str], seen: np.ndarray
+) -> None:
+    """Writes the names of the classes onto the picture, moved apart where they would overlap."""
+    size = round(min(max(math.sqrt(picture.width * picture.height) / 34, 13), 64))
+    colours = palette(len(names))
+    draw = ImageDraw.Draw(picture, "RGBA")
+    taken: list[tuple[int, int, int, int]] = []
+    for index, *centre in _region_centres(labels):
+        text = shown_name(names[index], seen[index])
+        font = fit_font(text, size, picture.width)
+        if font is None:
+            continue
+        box = _free_box(font, text, centre, picture.size, taken)
+        if box is not None:
+            taken.append(box)
+            _draw_tag(draw, box, text, font, tuple(map(int, colours[index])), bool(seen[index]))
+
+
+def fit_font(text: str, size: int, width: int) -> ImageFont.FreeTypeFont | None:
+    """Gives the font at the size, or smaller so that the text fits the width; None under 8."""
+    for smaller in range(size, 7, -1):
+        if load_font(smaller, bold=True).getlength(text) + smaller <= width:
+            return load_font(smaller, bold=True)
+    return None
+
+
+def _free_box(font, text, centre, picture_size, taken) -> tuple[int, int, int, int] | None:
+    """Finds a box (left, top, right, bottom) for a text that touches no taken one.
+
+    It lies on the region's centre, or below or above it where it would hide a small region.
+    """
+    row, column, depth = centre
+    width, height = round(font.getlength(text) + font.size * 0.8), round(font.size * 1.45)
+    last_left, last_top = picture_size[0] - width - 1, picture_size[1] - height - 1
+    if last_left < 0 or last_top < 0:
+        return None
+    away, line = depth + height // 2 + 3, height + 2
+    near = (0, line, -line) if depth > 0.75 * height else (away, -away, 0)
+    for shift in (*near, 2 * line, -2 * line, 3 * line, -3 * line):
+        left = min(max(column - width // 2, 0), last_left)
+        top = min(max(row - height // 2 + shift, 0), last_top)
+        box = left, top, left + width, top + height
+        if not any(
+            box[0] <= other[2] and other[0] <= box[2] and box[1] <= other[3] and other[1] <= box[3]
+            for other in taken
+        ):
+            return box
+    return None
+
+
+def _draw_tag(draw, box, text, font, colour, seen) -> None:
+    """Draws a name in a rounded box: dark for a seen class, white for an unseen one."""
+    fill, ink = ((*INK, 205), PAPER) if seen else ((*PAPER, 235), INK)
+    draw.rounded_rectangle(box, radius=(box[3] - box[1]) // 4, fill=fill, outline=colour)
+    centre = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    draw.text(centre, text, fill=ink, font=font, anchor="mm")

@@ -1,0 +1,180 @@
+"""The models and text embeddings of an experiment."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from zegformer_jax import embedding_cache, models
+from zegformer_jax.experiment.workdir import resolve
+from zegformer_jax.models.clip.model import CLIP, ClipConfig
+from zegformer_jax.pretrained.clip import HUB_NAME, load_clip
+from zegformer_jax.segmentation.skipping import Economy
+from zegformer_jax.segmentation.zegformer import TextEmbeddings
+from zegformer_jax.text import Tokenizer, embed_tokens, load_templates, tokenize_classes
+from zegformer_jax.word_vectors import load_word_vectors
+
+
+def set_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> None:
+    """Writes a checkpoint's sizes over a config's."""
+    backbone = dict(sizes["backbone"])
+    model.kind, model.backbone.kind = sizes["kind"], backbone.pop("kind")
+    (model.swin if model.backbone.kind == "swin" else model.backbone).update(backbone)
+    model.pixel_decoder.encoder_layers = 0
+    model.pixel_decoder.update(sizes["pixel_decoder"])
+    if "transformer" in sizes:
+        model.transformer.update(sizes["transformer"])
+        model.memory = sizes["memory"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedClip:
+    """A CLIP that is ready to encode.
+
+    Attributes:
+        config: its sizes.
+        params: its parameters.
+        tokenizer: texts to token ids.
+    """
+
+    config: ClipConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+
+    def module(self, dtype: str = "float32") -> CLIP:
+        """The Flax module, that computes in a dtype."""
+        return CLIP(self.config, jnp.dtype(dtype))
+
+    @functools.cached_property
+    def text_digest(self) -> str:
+        """Stands for the text tower's numbers; see `embedding_cache`."""
+        return embedding_cache.tower_digest(self.config, self.params["text"])
+
+    def embed_tokens(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
+        """Embeds classes of given token ids; see `text.embed_tokens`."""
+        encode = jax.jit(
+            lambda params, tokens: self.module().apply(
+                {"params": params}, tokens, method=CLIP.encode_text
+            )
+        )
+        return embed_tokens(lambda tokens: encode(self.params, tokens), tokens)
+
+
+def load_clip_of(config: ConfigDict, workdir: epath.PathLike) -> LoadedClip | None:
+    """Reads the experiment's CLIP from a folder or from the Hub; None where none takes part."""
+    if not needs_clip(config):
+        return None
+    source = config.clip.source
+    path = resolve(source, workdir)
+    is_hub_name = HUB_NAME.fullmatch(source) and not path.exists()
+    image_size = config.clip.input_size or None
+    return LoadedClip(*load_clip(source if is_hub_name else path, image_size))
+
+
+def embed_names(clip: LoadedClip, names: tuple[str, ...], prompts: str) -> np.ndarray:
+    """Text embeddings of class names with a prompt set, float32 [C, D] of unit length.
+
+    They are computed once, and then read from where `embedding_cache` keeps them.
+    """
+    tokens = tokenize_classes(clip.tokenizer, names, load_templates(prompts))
+    return embedding_cache.load_or_compute(
+        embedding_cache.embedding_key(clip.text_digest, tokens),
+        (len(names), clip.config.embed_dim),
+        lambda: clip.embed_tokens(tokens),
+    )
+
+
+def embed_classes(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    clip: LoadedClip | None,
+    names: tuple[str, ...],
+    prompts: str = "",
+) -> np.ndarray:
+    """What the model compares its pixels or queries with: float32 [C, D] of unit length.
+
+    CLIP's text embeddings, or word vectors where the baseline's config names a file of them.
+    `prompts` names another prompt set than the training's.
+
+    Raises:
+        ValueError: word vectors are asked for in another model than the baseline.
+    """
+    if config.model.word_vectors and config.model.kind != "per_pixel":
+        raise ValueError(
+            f"model.word_vectors: for model.kind 'per_pixel', not '{config.model.kind}': what "
+            "CLIP names needs CLIP's text embeddings"
+        )
+    if clip is None:
+        return load_word_vectors(resolve(config.model.word_vectors, workdir), names)
+    return embed_names(clip, names, prompts or config.clip.grouper_prompts)
+
+
+def needs_clip(config: ConfigDict) -> bool:
+    """Whether CLIP takes part: not in the per-pixel baseline on word vectors."""
+    return config.model.kind != "per_pixel" or not config.model.word_vectors
+
+
+def model_sizes(config: ConfigDict) -> dict[str, Any]:
+    """The sizes of the experiment's model, as `models.build` takes them."""
+    sizes = config.model.to_dict()
+    swin = sizes.pop("swin")
+    if config.model.backbone.kind == "swin":
+        sizes["backbone"] = {"kind": "swin"} | swin
+    return sizes
+
+
+def build_model(
+    config: ConfigDict, embed_dim: int, dtype: str | None = None
+) -> models.Grouper | models.PerPixel:
+    """Makes the experiment's model; `dtype` is what to compute in, None: as the training does."""
+    return models.build(
+        config.model.kind,
+        model_sizes(config),
+        embed_dim,
+        dtype or config.dtype,
+        remat=config.train.remat,
+    )
+
+
+def embed_vocabulary(
+    config: ConfigDict,
+    workdir: epath.Path,
+    clip: LoadedClip | None,
+    names: tuple[str, ...],
+) -> TextEmbeddings:
+    """Embeds class names for both halves of the method."""
+    grouper_cd = jnp.asarray(
+        embed_classes(config, workdir, clip, names, config.eval.grouper_prompts)
+    )
+    if config.model.kind == "per_pixel":
+        return TextEmbeddings(grouper_cd, None)
+    prompts = config.clip.classifier_prompts
+    return TextEmbeddings(grouper_cd, jnp.asarray(embed_names(clip, names, prompts)))
+
+
+def make_economy(
+    config: ConfigDict,
+    methods: tuple[str, ...],
+    vocabularies: Sequence[tuple[Sequence[int], Any]],
+) -> Economy:
+    """Reads from an experiment's config which segments CLIP need not see; see `Economy`.
+
+    Raises:
+        ValueError: a field is negative.
+    """
+    for name in ("skip_below", "top_segments"):
+        if not config.eval[name] >= 0:
+            raise ValueError(f"eval.{name} {config.eval[name]}: give 0 or more")
+    return Economy(
+        skip_below=config.eval.skip_below,
+        top_segments=config.eval.top_segments,
+        modes=methods,
+        weight=config.eval.ensemble_weight,
+        vocabularies=tuple((indices, jnp.asarray(seen_c)) for indices, seen_c in vocabularies),
+    )

@@ -1,0 +1,87 @@
+"""What the published benchmarks share: archives, their guide, and how a record is checked."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zegformer_jax.input import decoding
+from zegformer_jax.input.benchmarks import files
+from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
+from zegformer_jax.text import DATA
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Published(Benchmark):
+    """Reads what a published benchmark's official archives unpack to.
+
+    Attributes:
+      guide: made of the archives and the advice.
+      archives: what may be needed of it.
+      advice: which of the archives are needed, and what is peculiar to the set.
+      lists: the folder of the lists of ids that come with this program.
+    """
+
+    guide: str = dataclasses.field(init=False)
+    archives: Sequence[files.Archive]
+    advice: str
+    lists: Path = DATA / "splits"
+
+    def __post_init__(self):
+        """Writes the guide."""
+        lines = [f"{self.name}: unpack these archives in one folder. {self.advice}"]
+        for archive in self.archives:
+            lines += [f"  {archive.file}", f"    from {archive.address}"]
+            lines += [f"    gives {path}" for path in archive.gives]
+        object.__setattr__(self, "guide", "\n".join(lines))  # as a frozen class's __init__ does
+
+    def examples(self, source: Path, split: str) -> list[Example]:
+        """Lists a split's records; see `Benchmark.examples`."""
+        if split not in self.counts:
+            raise ValueError(f"{self.name} has no split {split!r}, but {', '.join(self.counts)}")
+        return sorted(self._list(Path(source), split))
+
+    def read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Reads a record; see `Benchmark.read`."""
+        image_hw3 = decoding.decode_image(decoding.read_file(example.image), example.image)
+        label_hw = self._read_label(example)
+        if label_hw.shape != image_hw3.shape[:2]:
+            sizes = f"{_size(label_hw)} pixels, but {example.image} has {_size(image_hw3)}"
+            raise ValueError(f"{example.label}: the label of {example.id} has {sizes}")
+        return image_hw3, label_hw
+
+    def encoded_image(self, example: Example) -> bytes | None:
+        """The picture's own bytes where they may be stored; see `Benchmark.encoded_image`."""
+        data = decoding.read_file(example.image)
+        return data if decoding.is_storable(data, example.image) else None
+
+    @abc.abstractmethod
+    def _list(self, source: Path, split: str) -> list[Example]:
+        """Lists the records of a split that exists; see `examples`."""
+
+    def _read_label(self, example: Example) -> np.ndarray:
+        """Reads a label; see `read`."""
+        ids_hw = self._read_ids(example.label)
+        return files.map_ids(ids_hw, self._table, example.label, self._label_dtype)
+
+    def _read_ids(self, path: Path) -> np.ndarray:
+        """Reads an annotation's ids, integers [h, w]; from a label picture where not overridden."""
+        return files.read_ids(path)
+
+    @property
+    @abc.abstractmethod
+    def _table(self) -> np.ndarray:
+        """Table from annotations' ids to labels; see `files.label_table`."""
+
+    @functools.cached_property
+    def _label_dtype(self) -> np.dtype:
+        return self.load_vocabulary().label_dtype
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

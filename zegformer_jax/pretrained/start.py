@@ -1,0 +1,67 @@
+"""What a training can start from: pretrained backbones and checkpoints, whoever published them."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zegformer_jax.pretrained.archives import read_tensors
+from zegformer_jax.pretrained.backbones.detectron2 import read_resnet
+from zegformer_jax.pretrained.backbones.swin import PATCH_EMBEDDING, read_swin
+from zegformer_jax.pretrained.tables import Summary, Tensors, unflatten
+from zegformer_jax.pretrained.zegformer import from_checkpoint
+
+HEADS = "sem_seg_head."  # begins a name in a checkpoint of a whole model
+
+
+class Start(NamedTuple):
+    """Variables to start from.
+
+    Attributes:
+        kind: of the model that they come from: zegformer, per_pixel or backbone.
+        sizes: of that model; a backbone's own, with `kind` resnet or swin.
+        variables: `params` and, with frozen norms, `constants`, float32.
+        summary: what became of every published tensor.
+    """
+
+    kind: str
+    sizes: dict[str, Any]
+    variables: dict[str, Any]
+    summary: Summary
+
+
+def is_checkpoint(tensors: Tensors) -> bool:
+    """Whether tensors are those of a whole model in detectron2's layout."""
+    return any(name.startswith(HEADS) for name in tensors)
+
+
+def read_start(path: str | Path) -> Start:
+    """Reads a file of published weights.
+
+    Args:
+        path: the authors' or MaskFormer's checkpoint, or a backbone: detectron2's `.pkl`,
+            torchvision's or timm's ResNet, a Swin of Microsoft's or timm's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of these, or a tensor is missing, unknown or of another shape.
+    """
+    tensors = read_tensors(path)
+    if not is_checkpoint(tensors):
+        return read_backbone(tensors, str(path))
+    checkpoint = from_checkpoint(tensors, str(path))
+    sizes = dict(checkpoint.sizes)
+    return Start(sizes["kind"], sizes, checkpoint.variables, checkpoint.summary)
+
+
+def read_backbone(tensors: Tensors, where: str) -> Start:
+    """Reads a backbone from all the tensors of a file; `where` is its name, for messages.
+
+    Raises:
+        ValueError: as `read_start`.
+    """
+    if any(name.endswith(PATCH_EMBEDDING) for name in tensors):
+        swin, arrays, summary = read_swin(tensors, where)
+        sizes = {"kind": "swin"} | swin._asdict()
+    else:
+        resnet, arrays, summary = read_resnet(tensors, where)
+        sizes = {"kind": "resnet"} | resnet
+    return Start("backbone", sizes, unflatten(arrays), summary)

@@ -1,0 +1,101 @@
+"""What a training writes down: lines of metrics as JSON, and as TensorBoard's events."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from zegformer_jax.runtime.processes import is_first
+
+METRICS_FILE = "metrics.jsonl"
+VALIDATION_FILE = "validation.jsonl"
+EVENTS_FOLDER = "tensorboard"
+# Of a line's numbers, those that differ from run to run.
+TIMINGS = ("seconds_per_step", "images_per_second", "host_memory_gib")
+
+
+class Lines:
+    """A file of JSON lines, each with its `step`, rising; only the first process writes."""
+
+    def __init__(self, path: epath.Path, step: int):
+        """Opens it and drops the lines after `step`, from which training goes on."""
+        self._path = path
+        self.history = [line for line in read_lines(path) if line["step"] <= step]
+        if is_first() and path.exists():
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in self.history))
+            partial.replace(path)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Writes a line."""
+        self.history.append(dict(line))
+        if is_first():
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def read_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """Reads a file of JSON lines, whole ones; none where there is no file."""
+    if not path.exists():
+        return []
+    *lines, rest = path.read_text().split("\n")
+    del rest  # after the last line's end: nothing, or what a killed process left of a line
+    return [json.loads(line) for line in lines]
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
+    """Reads the lines of a workdir's metrics, none if it has not been trained."""
+    return read_lines(epath.Path(workdir) / METRICS_FILE)
+
+
+class TrainingLog:
+    """The lines of one run, and its TensorBoard events."""
+
+    def __init__(self, workdir: epath.Path, step: int, tensorboard: bool):
+        """Opens the log to go on after `step`."""
+        self.metrics = Lines(workdir / METRICS_FILE, step)
+        self.validation = Lines(workdir / VALIDATION_FILE, step)
+        self._step, self._time = step, time.perf_counter()
+        self._writer = None
+        if tensorboard and is_first():
+            from clu import metric_writers
+
+            summaries = metric_writers.SummaryWriter(str(workdir / EVENTS_FOLDER))
+            self._writer = metric_writers.AsyncWriter(summaries)
+
+    def start_clock(self) -> None:
+        """Leaves what went before out of the time a step took."""
+        self._time = time.perf_counter()
+
+    def timings(self, step: int, batch_size: int) -> dict[str, float]:
+        """What the steps since the last line took, now that `step` is done."""
+        now = time.perf_counter()
+        seconds = (now - self._time) / max(step - self._step, 1)
+        self._step, self._time = step, now
+        # The largest resident size so far: bytes on macOS, KiB elsewhere.
+        unit = 1 if sys.platform == "darwin" else 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return dict(zip(TIMINGS, (seconds, batch_size / seconds, peak / 2**30), strict=True))
+
+    def write_metrics(self, step: int, line: Mapping[str, float]) -> None:
+        """Writes a line of metrics."""
+        self.metrics.add({"step": step} | dict(line))
+        self._write_events(step, line, "train")
+
+    def write_validation(self, step: int, line: Mapping[str, float]) -> None:
+        """Writes a line of scores."""
+        self.validation.add({"step": step} | dict(line))
+        self._write_events(step, line, "validation")
+
+    def _write_events(self, step: int, line: Mapping[str, float], kind: str) -> None:
+        if self._writer is not None:
+            self._writer.write_scalars(step, {f"{kind}/{k}": v for k, v in line.items()})
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        if self._writer is not None:
+            self._writer.close()
