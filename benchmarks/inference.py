@@ -35,9 +35,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 
 import jax
 import jax.numpy as jnp
-from inference_parts import Case, Pipeline, economy, in_process, peak_bytes
+from inference_parts import Case, Pipeline, in_process, peak_bytes
 
-from zegformer_jax.segmentation.zegformer import CHUNK, CHUNKS  # noqa: E402
+from zegformer_jax.segmentation.classifiers.crops import CHUNK, CHUNK_ON  # noqa: E402
+from zegformer_jax.segmentation.skipping import Skipping  # noqa: E402
 
 PARTS = ("speed", "memory", "classes", "devices")
 DTYPES = ("float32", "bfloat16")
@@ -112,17 +113,17 @@ def calls_by_part(ours: Pipeline) -> dict[str, Callable[[], Any]]:
         "crops": ours.run_crops(),
         "CLIP": ours.encoder(-(-ours.case.queries // ours.chunks)),
         "map": ours.run_map(),
-        "all": ours.whole(economy()),
+        "all": ours.whole(),
     }
 
 
 def calls_by_mode(ours: Pipeline) -> dict[str, Callable[[], Any]]:
     """Everything, where CLIP sees fewer segments."""
-    skipping = economy(0, ours.threshold(LEFT), ours.made.seen_c)
-    calls = {f"{kept} not empty": ours.whole(economy(), kept) for kept in KEPT}
+    skipping = Skipping(skip_below=ours.threshold(LEFT))
+    calls = {f"{kept} not empty": ours.whole(kept=kept) for kept in KEPT}
     calls[f"skip_below leaves {LEFT}"] = ours.whole(skipping)
-    calls[f"top_segments = {LEFT}"] = ours.whole(economy(LEFT))
-    calls["one_pass"] = ours.whole(economy(), crop_style="one_pass")
+    calls[f"top_segments = {LEFT}"] = ours.whole(Skipping(top_segments=LEFT))
+    calls["one_pass"] = ours.whole(classifier=ours.one_pass())
     return calls
 
 
@@ -215,7 +216,7 @@ def measure(fields: dict[str, Any]) -> dict[str, Any]:
 
         return {"peak": TorchPipeline(case, make(case)).peak_bytes(), "xla": float("nan")}
     ours = Pipeline(case)
-    run = ours.run_map() if kind == "map" else ours.whole(economy())
+    run = ours.run_map() if kind == "map" else ours.whole()
     return {"peak": peak_bytes(run), "xla": run.allocated}
 
 
@@ -233,7 +234,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         return text.split(",")
 
     on_cpu = jax.default_backend() == "cpu"  # where bfloat16 is slow
-    chunk = CHUNKS.get(jax.default_backend(), CHUNK)
+    chunk = CHUNK_ON.get(jax.default_backend(), CHUNK)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", type=parts, default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES[: 2 - on_cpu])

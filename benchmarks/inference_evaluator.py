@@ -3,6 +3,7 @@
 Its CLIP and its grouper are tiny, so that what is left is what grows with classes and devices.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,7 +62,8 @@ def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> Evalu
         evaluator = Evaluator(config, folder, variables=variables)
     made = make(case)
     logits = (jnp.asarray(made.class_logits_qc), jnp.asarray(made.mask_logits_qhw))
-    evaluator.model = MadeGrouper(evaluator.model)
+    grouper = MadeGrouper(evaluator.model.grouper)
+    evaluator.model = dataclasses.replace(evaluator.model, grouper=grouper)
     evaluator.set_variables((variables, logits, jnp.float32(0)))
     return evaluator
 
@@ -74,13 +76,12 @@ def make_batch(case: Case, count: int) -> dict[str, np.ndarray]:
     label = np.full((-(-height // 32) * 32, -(-width // 32) * 32), ignore, np.int32)
     label[:height, :width] = rng.integers(0, case.classes, case.original)
     one = {
-        "image": make(case).image_hwc,
-        "size": np.array(case.size, np.int32),
+        "views": ((make(case).image_hwc, np.array(case.size, np.int32)),),
         "label": label.astype(np.min_scalar_type(ignore)),
         "original_size": np.array(case.original, np.int32),
         "valid": np.array(True),
     }
-    return {name: np.stack([array] * count) for name, array in one.items()}
+    return jax.tree.map(lambda array: np.stack([array] * count), one)
 
 
 def step_seconds(

@@ -17,18 +17,30 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for configs.base
 
 from configs import base  # noqa: E402
-from zegformer_jax.experiment.models import build_model  # noqa: E402
+from zegformer_jax.experiment import Experiment  # noqa: E402
 from zegformer_jax.models.clip.model import CLIP, ClipConfig  # noqa: E402
 from zegformer_jax.models.grouper import GrouperOutput  # noqa: E402
 from zegformer_jax.models.normalise import normalise_images  # noqa: E402
 from zegformer_jax.segmentation import label_maps  # noqa: E402
-from zegformer_jax.segmentation.augmentation import Version  # noqa: E402
-from zegformer_jax.segmentation.class_scores import ENSEMBLE_WEIGHT, class_scores, score_bounds  # noqa: E402
-from zegformer_jax.segmentation.classifiers.crops import segment_features  # noqa: E402
-from zegformer_jax.segmentation.skipping import Economy  # noqa: E402
-from zegformer_jax.segmentation.zegformer import CHUNKS, TextEmbeddings, run_models  # noqa: E402
+from zegformer_jax.segmentation.augmentation import View  # noqa: E402
+from zegformer_jax.segmentation.class_scores import score_bounds  # noqa: E402
+from zegformer_jax.segmentation.classifiers.crops import (  # noqa: E402
+    CHUNK_ON,
+    Crops,
+    segment_features,
+)
+from zegformer_jax.segmentation.classifiers.one_pass import OnePass  # noqa: E402
+from zegformer_jax.segmentation.skipping import Skipping  # noqa: E402
+from zegformer_jax.segmentation.zegformer import (  # noqa: E402
+    Question,
+    TextEmbeddings,
+    Weights,
+    ZegFormer,
+    predict,
+)
 
 VIT_B16 = ClipConfig()
+NONE_SKIPPED = Skipping()
 MULTIPLE, STRIDE = 32, 4  # that pictures are padded to; of the mask logits
 RADII = (0.05, 0.5)  # of the made segments, over the picture's side
 PEAK_LOGIT, LEAST_LOGIT = 4.0, -10.0  # of a made mask, at its centre and far from it
@@ -44,7 +56,7 @@ class Case(NamedTuple):
     queries: int = 100
     classes: int = 171
     dtype: str = "float32"
-    chunk: int = CHUNKS["cpu"]
+    chunk: int = CHUNK_ON["cpu"]
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -116,19 +128,15 @@ def config_of(case: Case) -> Any:
     return config
 
 
-def economy(top: int = 0, skip_below: float = 0.0, seen_c: Any = ()) -> Economy:
-    """What CLIP need not see, for the ensemble."""
-    vocabularies = ((range(len(seen_c)), jnp.asarray(seen_c)),) if skip_below else ()
-    return Economy(skip_below, top, ("ensemble",), ENSEMBLE_WEIGHT, vocabularies)
-
-
 class Pipeline:
     """This project's inference on a made picture, whole and by its parts."""
 
     def __init__(self, case: Case):
         """Makes the models, with random parameters, and the arrays."""
         self.case, self.made = case, make(case)
-        self.grouper = MadeGrouper(build_model(config_of(case), VIT_B16.embed_dim, case.dtype))
+        self.grouper = MadeGrouper(
+            Experiment(config_of(case), "").build_model(VIT_B16.embed_dim, case.dtype)
+        )
         self.clip = CLIP(VIT_B16, jnp.dtype(case.dtype))
         self.image = jnp.asarray(self.made.image_hwc)[None]
         self.size = jnp.array([case.size])
@@ -199,41 +207,51 @@ class Pipeline:
         return _bind(function, self.scores, jnp.asarray(self.made.mask_logits_qhw))
 
     def _label_map(self, scores_qc: jax.Array, masks_qhw: jax.Array) -> jax.Array:
-        view = label_maps.View(masks_qhw, self.size[0])
-        question = label_maps.Question([scores_qc[None]], jnp.asarray(self.made.seen_c))
+        view = View(self.image[0], self.size[0])
+        scores = label_maps.ClassScores([scores_qc[None]], jnp.asarray(self.made.seen_c))
         original = {"original_size": jnp.array(self.case.original), "out_size": self.case.original}
-        return label_maps.label_maps([view], [question], **original)[0]
+        return label_maps.label_maps([masks_qhw], [view], [scores], **original)[0]
 
     def whole(
-        self, economy: Economy, kept: int | None = None, crop_style: str = "cropmask"
+        self,
+        skipping: Skipping = NONE_SKIPPED,
+        kept: int | None = None,
+        classifier: Any = None,
     ) -> Callable[[], Any]:
-        """Everything as one compiled function, from the picture to the label map.
+        """Everything as one compiled function, from the image to the label map.
 
         Args:
-            economy: what CLIP need not see.
-            kept: segments that are not empty; None: all.
-            crop_style: as `eval.crop_style`.
+            skipping: Which segments CLIP does not see.
+            kept: Number of segments that are not empty; None: all.
+            classifier: The segment classifier; None: crops.
         """
+        classifier = classifier or Crops(self.clip, clip_chunk=self.case.chunk)
+        model = ZegFormer(self.grouper, classifier, skipping=skipping)
+        question = Question(jnp.asarray(self.made.seen_c), ("ensemble",))
 
         @jax.jit
-        def segment(variables: Any, clip_params: Any, text: Any, image: Any, size: Any) -> Any:
-            version = Version(image[0], size[0])
-            queries = run_models(
-                self.grouper, self.clip, variables, clip_params, text, version,
-                crop_style=crop_style, clip_chunk=self.case.chunk, one_pass_layers=4,
-                economy=economy,
-            )  # fmt: skip
-            scores_qc = class_scores(
-                queries.class_logits_qc, queries.clip_logits_qc,
-                jnp.asarray(self.made.seen_c), named_q=queries.named_q,
-            )  # fmt: skip
-            return self._label_map(scores_qc, queries.mask_logits_qhw)
+        def segment(weights: Weights, text: TextEmbeddings, image: Any, size: Any) -> Any:
+            return predict(
+                model,
+                weights,
+                text,
+                [View(image[0], size[0])],
+                [question],
+                original_size=jnp.array(self.case.original),
+                out_size=self.case.original,
+            ).maps
 
         variables = self.variables
         if kept is not None:
             masks = keep_segments(self.made.mask_logits_qhw, kept)
             variables = (variables[0], self._logits(masks), variables[2])
-        return _bind(segment, variables, self.clip_params, self.text, self.image, self.size)
+        return _bind(
+            segment, Weights(variables, self.clip_params), self.text, self.image, self.size
+        )
+
+    def one_pass(self) -> OnePass:
+        """The segment classifier that needs no crops."""
+        return OnePass(self.clip)
 
     def threshold(self, left: int) -> float:
         """The `eval.skip_below` that leaves so many segments to CLIP."""

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from zegformer_jax.cli.main import read_classes
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.workdir import load_config
 from zegformer_jax.segmenter import Segmenter, read_picture
 
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
     for dtype in ("float32", "bfloat16"):
         config = load_config(options.workdir).unlock()
         config.eval.dtype = dtype
-        segmenters[dtype] = Segmenter(config.lock(), options.workdir)
+        segmenters[dtype] = Segmenter(Experiment(config.lock(), options.workdir))
     print(f"device: {jax.devices()[0].device_kind}; {len(classes)} classes")
     print(f"{'picture':<40}{'class':>9}{'mask':>9}{'CLIP':>9}{'pixels changed':>16}")
     for path in options.pictures:

@@ -152,11 +152,12 @@ def get_config() -> ConfigDict:
     config.eval.grouper_prompts = ""  # prompt set of the grouper's class logits; "": as trained
     config.eval.scores = "ensemble"  # grouper, clip, ensemble or ensemble_all
     config.eval.ensemble_weight = 2 / 3  # of the grouper on seen classes; paper, section 4.1
-    # What CLIP sees of a segment: cropmask, crop or mask. Or one_pass: it sees the picture once,
-    # squeezed into its square (clip.input_size), and names segments by attention within them: far
-    # less work, another accuracy than the published system's.
-    config.eval.crop_style = "cropmask"
-    config.eval.one_pass_layers = 4  # of CLIP, the last ones, that tell segments apart in it
+    # How segments are classified: crops (CLIP sees a crop of each), or one_pass (CLIP sees the
+    # whole image once, squeezed into its square, and a token per segment attends within the
+    # segment: far less work, another accuracy than the published system's).
+    config.eval.segment_classifier = "crops"
+    config.eval.crop_style = "cropmask"  # what a crop shows: cropmask, crop or mask
+    config.eval.one_pass_layers = 4  # of CLIP, the last ones, in which segments are apart
     config.eval.resize = "after"  # to the picture's size: after the sum over queries, or before
     config.eval.gamma = 0.1  # subtracted from the seen classes' scores
     config.eval.sweep_gamma = ""  # others to report eval.scores with, first:last:step, 0:0.3:0.05

@@ -21,18 +21,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from golden_case import CLASSIFIER_PROMPTS, GoldenCase
+from semantic_maps import semantic_maps
 
 from zegformer_jax.evaluation.metrics.confusion import scores_from_confusion
 from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.zegformer_names import table
-from zegformer_jax.segmentation import class_scores, label_maps, segments
-from zegformer_jax.segmentation.augmentation import Version
-from zegformer_jax.segmentation.classifiers.crops import STYLES, segment_features, segment_images
+from zegformer_jax.segmentation import class_scores, segments
+from zegformer_jax.segmentation.augmentation import View
+from zegformer_jax.segmentation.classifiers.crops import (
+    STYLES,
+    Crops,
+    segment_features,
+    segment_images,
+)
+from zegformer_jax.segmentation.label_maps import ClassScores
 from zegformer_jax.segmentation.resize import upsample_masks
-from zegformer_jax.segmentation.skipping import Economy
-from zegformer_jax.segmentation.zegformer import TextEmbeddings, run_models
+from zegformer_jax.segmentation.zegformer import Question, TextEmbeddings, Weights, ZegFormer
 from zegformer_jax.text import Tokenizer
 from zegformer_jax.training import losses, matching
 from zegformer_jax.training.optim import make_optimiser
@@ -238,11 +244,11 @@ class Picture(NamedTuple):
 
     def semantic_map(self, scores, logits, seen_c, gamma=0.0) -> jax.Array:
         """The map at the original size, from scores (None: the baseline's) and mask logits."""
-        view = label_maps.View(logits, jnp.array(self.size))
+        view = View(jnp.zeros((*self.padded_size, 3)), jnp.array(self.size))
         scores = None if scores is None else [scores[None]]
-        question = label_maps.Question(scores, seen_c, (gamma,))
+        scores = ClassScores(scores, seen_c, (gamma,))
         sizes = {"original_size": jnp.array(self.original_size), "out_size": self.original_size}
-        return label_maps.semantic_maps([view], [question], **sizes)[0][0, 0]
+        return semantic_maps([logits], [view], [scores], **sizes)[0][0, 0]
 
 
 def open_picture(image_chw: np.ndarray, original_size: tuple[int, int]) -> Picture:
@@ -314,10 +320,11 @@ def run_halves(case: GoldenCase, picture: Picture, image_chw: np.ndarray, style:
     height, width = picture.size
     padded = np.zeros((*picture.padded_size, 3), np.uint8)
     padded[:height, :width] = image_chw.transpose(1, 2, 0)
-    economy = Economy(0.0, 0, (), 0.0, ())
-    settings = {"crop_style": style, "clip_chunk": CHUNK, "one_pass_layers": 0, "economy": economy}
-    run = jax.jit(partial(run_models, model, clip, **settings))
-    return run(variables, clip_params, text, Version(padded, jnp.array(picture.size)))
+    method = ZegFormer(model, Crops(clip, style, CHUNK))
+    question = Question(jnp.asarray(case.is_seen), method.methods)
+    view = View(jnp.asarray(padded), jnp.array(picture.size))
+    run = jax.jit(lambda weights, text, view: method.run(weights, text, view, [question]))
+    return run(Weights(variables, clip_params), text, view)
 
 
 def check_inference(case: GoldenCase) -> Iterator[Row]:

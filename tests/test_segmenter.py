@@ -8,6 +8,7 @@ import shrunk
 from PIL import Image
 
 import zegformer_jax
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.workdir import CONFIG_FILE, load_config, save_config
 from zegformer_jax.segmenter import Segmentation, Segmenter, read_picture
 from zegformer_jax.vocabulary import Vocabulary
@@ -173,7 +174,7 @@ def test_bfloat16_is_close_to_float32(finished, segmenter, rgb):
     """Both halves compute in what the config says; logits are float32 either way."""
     config = load_config(finished.workdir).unlock()
     config.eval.dtype = "bfloat16"
-    rough = Segmenter(config.lock(), finished.workdir).queries(rgb, CLASSES)
+    rough = Segmenter(Experiment(config.lock(), finished.workdir)).queries(rgb, CLASSES)
     exact = segmenter.queries(rgb, CLASSES)
     assert exact.class_logits_qc.shape == (8, len(CLASSES) + 1)
     assert exact.clip_logits_qc.shape == (8, len(CLASSES))

@@ -8,23 +8,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zegformer_jax.drawing import overlay
-from zegformer_jax.experiment.data import dataset_vocabulary
-from zegformer_jax.experiment.models import (
-    build_model,
-    embed_vocabulary,
-    load_clip_of,
-    make_economy,
-)
-from zegformer_jax.experiment.workdir import load_config, load_variables
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.input import transforms
-from zegformer_jax.segmentation import label_maps
-from zegformer_jax.segmentation.augmentation import Version, make_versions
-from zegformer_jax.segmentation.class_scores import class_scores
-from zegformer_jax.segmentation.zegformer import Queries, TextEmbeddings, run_models
+from zegformer_jax.segmentation.augmentation import make_views
+from zegformer_jax.segmentation.zegformer import Prediction, Queries, Question, predict
 from zegformer_jax.vocabulary import Vocabulary, mark_seen
 
 SHARE_OF_16_BITS = 257  # 65535 / 255
@@ -107,141 +97,103 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 class Segmenter:
-    """A trained model. Call it with a picture and class names."""
+    """A trained model. Call it with an image and class names."""
 
-    def __init__(self, config: ConfigDict, workdir: str | Path):
-        """Loads the newest checkpoint of a workdir, and its CLIP.
+    def __init__(self, experiment: Experiment):
+        """Loads the model of an experiment: the checkpoint of its workdir, and its CLIP.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is not a grouper's.
+            FileNotFoundError: The workdir holds no checkpoint.
+            ValueError: The model is not a grouper.
         """
-        workdir = Path(workdir)
-        if config.model.kind != "zegformer":
+        if experiment.kind != "zegformer":
             raise ValueError(
-                f"{workdir}: holds a model of kind '{config.model.kind}', a Segmenter needs "
-                "'zegformer'"
+                f"{experiment.workdir}: holds a model of kind '{experiment.kind}', a Segmenter "
+                "needs 'zegformer'"
             )
-        self.config = config
-        self._workdir = workdir
-        self._clip = load_clip_of(config, workdir)
-        self._clip_module = self._clip.module(config.eval.dtype)
-        self._model = build_model(config, self._clip.config.embed_dim, config.eval.dtype)
-        self._variables = load_variables(workdir)
-        self._trained = dataset_vocabulary(config, workdir)
-        self._embed = lru_cache(maxsize=16)(self._embed_names)
-        self._run = jax.jit(self._label_map, static_argnames="out_size")
-        self._run_models = jax.jit(self._query_models)
+        self._experiment = experiment
+        self._settings = experiment.eval
+        self._model = experiment.segmentation_model
+        self._weights = experiment.weights()
+        self._embed = lru_cache(maxsize=16)(experiment.text_embeddings)
+        self._run = jax.jit(self._predict, static_argnames="out_size")
 
     def vocabulary(self, classes: Sequence[str]) -> Vocabulary:
-        """Makes a vocabulary of class names; commas in a name separate synonyms.
+        """Returns the vocabulary of class names; commas in a name separate synonyms.
 
         A class counts as seen if a synonym of it names a class that the grouper was trained on.
 
         Raises:
-            ValueError: there is no class, or one is empty or there twice.
+            ValueError: There is no class, or one is empty or listed twice.
         """
-        return mark_seen(Vocabulary.from_names(classes), self._trained)
+        return mark_seen(Vocabulary.from_names(classes), self._experiment.vocabulary)
 
     def __call__(self, image: Picture, classes: Sequence[str]) -> Segmentation:
-        """Segments a picture: every pixel gets one of the classes.
+        """Segments an image: every pixel gets one of the classes.
 
         Args:
-            image: a path, a PIL image or uint8 RGB [H, W, 3].
-            classes: class names, any words; commas in a name separate synonyms.
+            image: A path, a PIL image or uint8 RGB [H, W, 3].
+            classes: Class names, any words; commas in a name separate synonyms.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the picture cannot be read, or the classes are not a vocabulary.
+            FileNotFoundError: There is no such file.
+            ValueError: The image cannot be read, or the classes are not a vocabulary.
         """
         vocabulary = self.vocabulary(classes)
         pixels = read_picture(image)
-        original = pixels.shape[:2]
-        labels = self._run(
-            *self._arrays(vocabulary),
-            jnp.asarray(vocabulary.seen),
-            self._pad(pixels),
-            np.array(original),
-            out_size=transforms.label_sides(*original),
-        )
-        labels = np.asarray(labels)[: original[0], : original[1]]
+        prediction = self._run_on(pixels, vocabulary)
+        height, width = pixels.shape[:2]
+        labels = np.asarray(prediction.maps[0])[0, 0, :height, :width]
         return Segmentation(pixels, labels, vocabulary)
 
     def queries(self, image: Picture, classes: Sequence[str]) -> Queries:
-        """What both halves of the method say of every query of a picture.
+        """Returns the per-query outputs of both halves of the method for the plain view.
 
         Args:
-            image: as for a call.
-            classes: as for a call.
+            image: A path, a PIL image or uint8 RGB [H, W, 3].
+            classes: Class names, any words; commas in a name separate synonyms.
         """
-        vocabulary = self.vocabulary(classes)
-        seen_c = jnp.asarray(vocabulary.seen)
-        return self._run_models(*self._arrays(vocabulary), seen_c, self._pad(read_picture(image)))
+        return self._run_on(read_picture(image), self.vocabulary(classes)).outputs[0]
 
-    def _arrays(self, vocabulary: Vocabulary) -> tuple:
-        return self._variables, self._clip.params, self._embed(vocabulary.names)
+    def _run_on(self, pixels: np.ndarray, vocabulary: Vocabulary) -> Prediction:
+        original = pixels.shape[:2]
+        return self._run(
+            self._weights,
+            self._embed(vocabulary.names),
+            jnp.asarray(vocabulary.seen),
+            self._resized(pixels),
+            np.array(original),
+            out_size=transforms.label_sides(*original),
+        )
 
-    def _pad(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Resizes a picture and pads it, as `halves.make_versions` takes it."""
-        settings, picture = self.config.eval, {}
-        for place, side in enumerate((settings.short_side, *settings.more_short_sides)):
-            number = f"_{place}" if place else ""
-            size = transforms.resized_sides(*pixels.shape[:2], side, settings.max_long_side)
+    def _resized(self, pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Resizes and pads an image to each of the views' sizes, as `make_views` takes them."""
+        images = []
+        for side in (self._settings.short_side, *self._settings.more_short_sides):
+            size = transforms.resized_sides(*pixels.shape[:2], side, self._settings.max_long_side)
             padded = np.zeros((*transforms.padded_sides(*size), 3), np.uint8)
             padded[: size[0], : size[1]] = transforms.resize_image(pixels, size)
-            picture[f"image{number}"] = padded
-            picture[f"size{number}"] = np.array(size)
-        return picture
+            images.append((padded, np.array(size)))
+        return images
 
-    def _embed_names(self, names: tuple[str, ...]) -> TextEmbeddings:
-        return embed_vocabulary(self.config, self._workdir, self._clip, names)
-
-    def _query_models(self, variables, clip_params, text, seen_c, picture) -> Queries:
-        plain = make_versions(picture, False)[0]
-        return self._queries(variables, clip_params, text, seen_c, plain)
-
-    def _queries(self, variables, clip_params, text, seen_c, version: Version) -> Queries:
-        settings = self.config.eval
-        return run_models(
-            self._model, self._clip_module, variables, clip_params, text, version,
-            crop_style=settings.crop_style, clip_chunk=settings.clip_chunk,
-            one_pass_layers=settings.one_pass_layers,
-            economy=make_economy(
-                self.config, (settings.scores,), [(range(len(seen_c)), seen_c)]
-            ),
-        )  # fmt: skip
-
-    def _label_map(
-        self, variables, clip_params, text, seen_c, picture, original_size, out_size
-    ) -> jax.Array:
-        """Classes [out_size] of one picture."""
-        settings, views, scores = self.config.eval, [], []
-        for version in make_versions(picture, settings.flip):
-            queries = self._queries(variables, clip_params, text, seen_c, version)
-            scores_qc = class_scores(
-                queries.class_logits_qc,
-                queries.clip_logits_qc,
-                seen_c,
-                mode=settings.scores,
-                weight=settings.ensemble_weight,
-                named_q=queries.named_q,
-            )
-            scores.append(scores_qc[None])
-            views.append(label_maps.View(queries.mask_logits_qhw, version.size, version.mirrored))
-        ((labels,),) = label_maps.label_maps(
-            views,
-            [label_maps.Question(scores, seen_c, (settings.gamma,))],
+    def _predict(self, weights, text, seen_c, images, original_size, out_size) -> Prediction:
+        """Segments one image; compiled for each shape."""
+        question = Question(seen_c, (self._settings.scores,), (self._settings.gamma,))
+        return predict(
+            self._model,
+            weights,
+            text,
+            make_views(images, self._settings.flip),
+            [question],
             original_size=original_size,
             out_size=out_size,
-            resize=settings.resize,
-        )[0]
-        return labels
+        )
 
 
 def load(workdir: str | Path) -> Segmenter:
     """Loads the trained model of a workdir.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: The workdir holds none.
     """
-    return Segmenter(load_config(workdir), workdir)
+    return Segmenter(Experiment.open(None, workdir))

@@ -16,6 +16,7 @@ from zegformer_jax.evaluation.counts import OVERLAP, RIGHT_NAMES, RIGHT_SEGMENTS
 from zegformer_jax.evaluation.evaluator import Evaluator, SeenAs, parse_sweep, sweep_name
 from zegformer_jax.evaluation.metrics.segment_fit import Overlap
 from zegformer_jax.evaluation.subsets import load_subsets
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.data import load_vocabulary, open_split
 from zegformer_jax.experiment.models import embed_names, load_clip_of
 from zegformer_jax.experiment.workdir import load_config
@@ -259,7 +260,7 @@ def test_the_headline_is_what_the_segmenter_says_with_its_classes(finished, whol
     """Columns of the full vocabulary's scores, or a run with the 20 names: the same label map."""
     config = load_config(finished.workdir).unlock()
     config.eval.scores = SHOWN
-    segment = segmenter.Segmenter(config.lock(), finished.workdir)
+    segment = segmenter.Segmenter(Experiment(config.lock(), finished.workdir))
     agreeing = [
         (segment(image, whole.subsets[0].vocabulary.names).labels == prediction).mean()
         for image, _, prediction in whole.examples[:2]
@@ -292,7 +293,7 @@ def test_augmented_maps_are_averages_of_plain_ones(finished, monkeypatch):
     maps = []
     for side in sides:
         config.eval.short_side = side
-        plain = segmenter.Segmenter(config, finished.workdir)
+        plain = segmenter.Segmenter(Experiment(config, finished.workdir))
         seen = np.asarray(plain.vocabulary(names).seen)
         for step in (1, -1):
             queries = plain.queries(np.ascontiguousarray(picture[:, ::step]), names)
@@ -308,7 +309,7 @@ def test_augmented_maps_are_averages_of_plain_ones(finished, monkeypatch):
     assert (maps[0].argmax(0) != expected).mean() > 0.01
 
     config.eval.update(short_side=sides[0], more_short_sides=sides[1:], flip=True)
-    augmented = segmenter.Segmenter(config, finished.workdir)(picture, names).labels
+    augmented = segmenter.Segmenter(Experiment(config, finished.workdir))(picture, names).labels
     kept = {}
     loop.evaluate(config, finished.workdir, progress=False, keep=kept.__setitem__)
     for labels in (augmented, kept[str(source[0]["id"])]):
@@ -321,9 +322,9 @@ def test_in_one_pass_clip_alone_says_something_else(finished):
     config = load_config(finished.workdir).unlock()
     source = open_split(config, finished.workdir, "validation")
     picture, names = source[0]["image"], load_vocabulary(HEADLINE).names
-    crops = segmenter.Segmenter(config, finished.workdir).queries(picture, names)
-    config.eval.update(crop_style="one_pass", one_pass_layers=1)
-    segment = segmenter.Segmenter(config, finished.workdir)
+    crops = segmenter.Segmenter(Experiment(config, finished.workdir)).queries(picture, names)
+    config.eval.update(segment_classifier="one_pass", one_pass_layers=1)
+    segment = segmenter.Segmenter(Experiment(config, finished.workdir))
     once = segment.queries(picture, names)
     for array, same in zip(once[:2], crops[:2], strict=True):
         np.testing.assert_array_equal(array, same)

@@ -185,7 +185,7 @@ def test_options_that_do_not_fit_are_refused_at_once(options, message):
 
 
 def evaluate(source, **options):
-    options = {"batch_size": 2, "short_side": 36, "max_long_side": 60, **options}
+    options = {"batch_size": 2, "short_sides": (36,), "max_long_side": 60, **options}
     return list(eval_batches(source, VOCABULARY, **options))
 
 
@@ -197,7 +197,7 @@ def test_evaluation_gives_every_record_once():
     for batch in batches:
         assert np.all(batch["id"][~batch["valid"]] == "")
         assert np.all(batch["label"][~batch["valid"]] == 255)
-        assert np.all(batch["image"][~batch["valid"]] == 0)
+        assert np.all(batch["views"][0][0][~batch["valid"]] == 0)
 
 
 def test_evaluation_resizes_as_pillow_and_pads():
@@ -208,10 +208,11 @@ def test_evaluation_resizes_as_pillow_and_pads():
             image, label = source.images[index], source.labels[index]
             short = min(image.shape[:2])
             height, width = (int(side * 36 / short + 0.5) for side in image.shape[:2])
-            assert batch["size"][row].tolist() == [height, width]
+            images, sizes = batch["views"][0]
+            assert sizes[row].tolist() == [height, width]
             assert batch["original_size"][row].tolist() == list(label.shape)
             expected = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-            got = batch["image"][row]
+            got = images[row]
             assert np.abs(got[:height, :width].astype(int) - np.asarray(expected)).max() <= 1
             assert not got[height:].any() and not got[:, width:].any()
             assert got.shape[0] % 32 == 0 and got.shape[0] - height < 32
@@ -221,28 +222,25 @@ def test_evaluation_resizes_as_pillow_and_pads():
             np.testing.assert_array_equal(batch["label"][row], padded)
 
 
-def test_evaluation_gives_further_sizes_of_each_picture():
-    source = make_source()
-    alone = {
-        str(id_): (image[:height, :width], (height, width))
-        for batch in evaluate(source, short_side=50)
-        for id_, image, (height, width) in zip(
-            batch["id"], batch["image"], batch["size"], strict=True
-        )
-    }
-    first = {
-        str(id_): size
-        for b in evaluate(source)
-        for id_, size in zip(b["id"], b["size"], strict=True)
-    }
-    for batch in evaluate(source, more_short_sides=(50, 20)):
-        assert min(batch["size_2"][0]) == 20 and batch["image_2"].shape[0] == 2
+def test_evaluation_gives_every_size_of_each_image():
+    source, sides = make_source(), (36, 50, 20)
+    alone = [
+        {
+            str(id_): image[:height, :width]
+            for batch in evaluate(source, short_sides=(side,))
+            for id_, image, (height, width) in zip(batch["id"], *batch["views"][0], strict=True)
+        }
+        for side in sides
+    ]
+    for batch in evaluate(source, short_sides=sides):
+        assert len(batch["views"]) == 3 and min(batch["views"][2][1][0]) == 20
         for row in np.flatnonzero(batch["valid"]):
-            id_ = str(batch["id"][row])
-            image, (height, width) = alone[id_]
-            assert batch["size_1"][row].tolist() == [height, width]
-            np.testing.assert_array_equal(batch["image_1"][row, :height, :width], image)
-            np.testing.assert_array_equal(batch["size"][row], first[id_])
+            for (images, sizes), expected in zip(batch["views"], alone, strict=True):
+                height, width = sizes[row]
+                np.testing.assert_array_equal(
+                    images[row, :height, :width], expected[str(batch["id"][row])]
+                )
+                assert not images[row, height:].any() and not images[row, :, width:].any()
 
 
 def test_evaluation_shards_are_disjoint_and_complete():
@@ -271,7 +269,7 @@ def test_evaluation_keeps_16_bit_labels():
     vocabulary = Vocabulary.from_names([f"class {i}" for i in range(400)])
     label = np.array([[0, 399], [256, 65535]], np.uint16).repeat(16, 0).repeat(16, 1)
     source = ArraySource([np.zeros((32, 32, 3), np.uint8)], [label], ["one"])
-    (batch,) = eval_batches(source, vocabulary, batch_size=1, short_side=32, max_long_side=60)
+    (batch,) = eval_batches(source, vocabulary, batch_size=1, short_sides=(32,), max_long_side=60)
     np.testing.assert_array_equal(batch["label"], label[None])
 
 

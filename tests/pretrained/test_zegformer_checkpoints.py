@@ -7,8 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from golden_case import GOLDEN
-from golden_case import GoldenCase
+from golden_case import GOLDEN, GoldenCase
 
 from zegformer_jax.pretrained import tables, zegformer
 from zegformer_jax.pretrained.zegformer_names import PIXEL_DECODER, PREDICTOR

@@ -1,4 +1,4 @@
-"""Tests of inference.py against golden semantic maps, SciPy's interpolation and plain NumPy."""
+"""Class scores and label maps against golden maps, SciPy's interpolation and plain NumPy."""
 
 from functools import partial
 
@@ -10,9 +10,11 @@ import scipy.ndimage
 import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
+from semantic_maps import semantic_maps
 
 from zegformer_jax.segmentation import class_scores as class_scores_module
 from zegformer_jax.segmentation import label_maps
+from zegformer_jax.segmentation.augmentation import View, mirror
 
 SEEN = np.array([True] * 5 + [False] * 2)
 class_scores = jax.jit(class_scores_module.class_scores, static_argnames=("mode", "weight"))
@@ -38,26 +40,32 @@ def scipy_resize(maps, size):
     return np.stack([resize(np.asarray(one, np.float64)) for one in maps])
 
 
+def make_view(logits, size, mirrored=False):
+    """The view that mask logits are of; label maps do not read its pixels."""
+    height, width = (label_maps.STRIDE * side for side in logits.shape[1:])
+    return View(jnp.zeros((height, width, 3)), size, mirrored)
+
+
 def jitted_map(function, *views, gamma=0.0, seen_c=None, original_size, **options):
     """Calls a map's function, compiled, on views (scores, logits, size[, mirrored])."""
     turned = [len(view) > 3 for view in views]
 
     def call(traced, gamma, original_size):
         scores, logits, sizes = zip(*traced, strict=True)
-        made = [label_maps.View(*view) for view in zip(logits, sizes, turned, strict=True)]
+        views = [make_view(*view) for view in zip(logits, sizes, turned, strict=True)]
         of_queries = scores[0] is not None
         classes = scores[0].shape[-1] if of_queries else len(logits[0])
         seen = np.zeros(classes, bool) if seen_c is None else seen_c
         scores = [x[None] for x in scores] if of_queries else None
-        question = label_maps.Question(scores, seen, (gamma,))
-        return function(made, [question], original_size=original_size, **options)
+        scores = label_maps.ClassScores(scores, seen, (gamma,))
+        return function(logits, views, [scores], original_size=original_size, **options)
 
     traced = [(scores, logits, jnp.array(size)) for scores, logits, size, *_ in views]
     (maps,) = jax.jit(call)(traced, gamma, jnp.array(original_size))
     return np.asarray(maps[0, 0])
 
 
-semantic_map = partial(jitted_map, label_maps.semantic_maps)
+semantic_map = partial(jitted_map, semantic_maps)
 label_map = partial(jitted_map, label_maps.label_maps)
 
 
@@ -138,7 +146,8 @@ def test_memory_of_a_label_map_does_not_grow(monkeypatch, resize, grown):
         size, shapes = np.array([64, 64]), [(queries, 16, 16), (1, queries, classes)]
         run = jax.jit(
             lambda logits, scores: label_maps.label_maps(
-                [label_maps.View(logits, size)], [label_maps.Question([scores], [True] * classes)],
+                [logits], [make_view(logits, size)],
+                [label_maps.ClassScores([scores], [True] * classes)],
                 original_size=size, out_size=(64, 64), resize=resize,
             )
         )  # fmt: skip
@@ -179,7 +188,7 @@ def test_views_are_averaged_and_mirrored_ones_turned_back():
 def test_a_picture_is_mirrored_without_its_padding():
     image = np.zeros((8, 12, 3), np.float32)
     image[:5, :7] = np.random.default_rng(0).random((5, 7, 3))
-    mirrored = jax.jit(label_maps.mirror)(image, jnp.array([5, 7]))
+    mirrored = jax.jit(mirror)(image, jnp.array([5, 7]))
     np.testing.assert_array_equal(mirrored[:5, :7], image[:5, 6::-1])
     assert not np.any(mirrored[5:]) and not np.any(mirrored[:, 7:])
 
@@ -208,15 +217,15 @@ def test_many_maps_at_once_are_those_one_by_one(of_queries):
         [rng.random((ways, 4, len(seen)), np.float32) if of_queries else None for _ in logits]
         for ways, _, seen in asked
     ]
-    views = [label_maps.View(x, np.array(size)) for x in logits]
+    views = [make_view(x, np.array(size)) for x in logits]
     options = {"original_size": (33, 20), "out_size": (40, 21), "rows_at_once": 7}
-    for function in (label_maps.semantic_maps, label_maps.label_maps):
+    for function in (semantic_maps, label_maps.label_maps):
         questions = [
-            label_maps.Question(own if of_queries else None, seen, gammas)
+            label_maps.ClassScores(own if of_queries else None, seen, gammas)
             for own, (_, gammas, seen) in zip(scores, asked, strict=True)
         ]
         traced = {**options, "original_size": np.array(options["original_size"])}
-        answers = jax.jit(lambda: function(views, questions, **traced))()  # noqa: B023
+        answers = jax.jit(lambda: function(logits, views, questions, **traced))()  # noqa: B023
         for own, (ways, gammas, seen), answer in zip(scores, asked, answers, strict=True):
             ways = ways if of_queries else 1
             assert answer.shape[:2] == (ways, len(gammas)) and answer.shape[-2:] == (40, 21)
@@ -250,7 +259,7 @@ def test_wrong_arguments_are_named():
         class_scores_module.class_scores(class_logits, clip_logits, SEEN[:3], mode="both")
     with pytest.raises(ValueError, match="score mode 'ensemble' needs CLIP's logits"):
         class_scores_module.class_scores(class_logits, None, SEEN[:3])
-    with pytest.raises(ValueError, match="resize 'both' is unknown; choose one of after, before"):
+    with pytest.raises(ValueError, match="eval.resize 'both': choose one of after, before"):
         semantic_map(
             (class_logits, mask_logits, (24, 32)),
             original_size=(24, 32), out_size=(24, 32), resize="both",

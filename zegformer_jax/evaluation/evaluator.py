@@ -3,8 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +21,11 @@ from zegformer_jax.evaluation.metrics.oracles import (
     right_segments_counts,
 )
 from zegformer_jax.evaluation.subsets import Subset, load_subsets
-from zegformer_jax.experiment.data import dataset_vocabulary
-from zegformer_jax.experiment.models import (
-    LoadedClip,
-    build_model,
-    embed_vocabulary,
-    load_clip_of,
-    make_economy,
-)
-from zegformer_jax.experiment.workdir import load_variables
-from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.experiment import Experiment, LoadedClip
 from zegformer_jax.runtime.checkpoints import sum_bits
 from zegformer_jax.runtime.mesh import make_local_mesh, replicate, to_devices
-from zegformer_jax.segmentation import label_maps
-from zegformer_jax.segmentation.augmentation import Version, make_versions
-from zegformer_jax.segmentation.class_scores import class_scores, select_classes
-from zegformer_jax.segmentation.zegformer import Queries, run_models
+from zegformer_jax.segmentation.augmentation import make_views
+from zegformer_jax.segmentation.zegformer import Queries, Question, Weights, predict
 from zegformer_jax.vocabulary import Vocabulary, mark_seen
 
 METHODS = {
@@ -82,17 +70,6 @@ def sweep_name(method: str, gamma: float) -> str:
     return f"{method}, gamma {gamma:g}"
 
 
-class SeenAs(NamedTuple):
-    """What the model says of one version of a picture; see `halves.Version`.
-
-    `queries` are `halves.Queries`, or the baseline's logits [H/4, W/4, C].
-    """
-
-    queries: Any
-    size: jax.Array
-    mirrored: bool
-
-
 class Evaluator:
     """The jitted evaluation of one model in one data set's vocabulary."""
 
@@ -113,29 +90,26 @@ class Evaluator:
             trained: the vocabulary of the training, if the config's data set is another.
             clip: names the segments; None reads the config's.
         """
-        self.settings = config.eval
-        self.kind = config.model.kind
+        experiment = Experiment(config, workdir)
+        if clip is not None:
+            experiment.clip = clip
+        self.settings = experiment.eval
         self.methods = choose_methods(config)
-        self.shown = config.eval.scores if self.kind == "zegformer" else self.kind
+        self.shown = config.eval.scores if config.model.kind == "zegformer" else config.model.kind
         if self.shown not in self.methods:
             raise ValueError(f"eval.scores '{self.shown}': choose one of {', '.join(self.methods)}")
-        self.vocabulary = dataset_vocabulary(config, workdir)
+        self.vocabulary = experiment.vocabulary
         if trained is not None:
             self.vocabulary = mark_seen(self.vocabulary, trained)
         self.subsets = load_subsets(config.eval.vocabularies, self.vocabulary, config.dataset.name)
-        scored = [(subset.indices, subset.vocabulary.seen) for subset in self.subsets]
-        self.economy = make_economy(config, self.methods, scored)
         self.sweep = parse_sweep(config.eval.sweep_gamma)
-        if variables is None:
-            variables = load_variables(workdir, config.eval.checkpoint)
-        clip = clip or load_clip_of(config, workdir)
-        text = embed_vocabulary(config, workdir, clip, self.vocabulary.names)
-        self.clip = clip and clip.module(config.eval.dtype)
-        self.model = build_model(config, text.grouper_cd.shape[1], config.eval.dtype)
-        # Each process works on its own pictures; their shapes differ, so its devices are alone.
+        self.model = experiment.segmentation_model
+        weights = experiment.weights(variables)
+        # Each process works on its own images; their shapes differ, so its devices are alone.
         self.mesh = mesh = make_local_mesh()
-        self.fixed = replicate((clip and clip.params, text), mesh)
-        self.set_variables(variables)
+        text = experiment.text_embeddings(self.vocabulary.names)
+        self.fixed = replicate((weights.classifier, text), mesh)
+        self.set_variables(weights.model)
         split, whole = PartitionSpec("data"), PartitionSpec()
         self.step = jax.jit(
             jax.shard_map(
@@ -170,12 +144,7 @@ class Evaluator:
         """
 
         def count(example: Any) -> tuple[dict[Any, jax.Array], jax.Array]:
-            versions = make_versions(example, self.settings.flip)
-            seen_as = [
-                SeenAs(self._run_models(*arrays, version), version.size, version.mirrored)
-                for version in versions
-            ]
-            return self._count_picture(seen_as, example)
+            return self._count_image(*arrays, example)
 
         first = jax.tree.map(lambda rows: rows[0], batch)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(count, first))
@@ -187,34 +156,48 @@ class Evaluator:
         total, predictions = jax.lax.scan(add, nothing[0], batch)
         return jax.lax.psum(total, "data"), predictions
 
-    def _run_models(self, variables: Any, clip_params: Any, text: Any, version: Version) -> Any:
-        """What the model says of a picture, see `SeenAs`."""
-        if self.kind == "per_pixel":
-            image = normalise_images(version.image_hwc[None], version.size[None])
-            return self.model.apply(variables, image, text.grouper_cd)[0]
-        return run_models(
-            self.model, self.clip, variables, clip_params, text, version,
-            crop_style=self.settings.crop_style, clip_chunk=self.settings.clip_chunk,
-            one_pass_layers=self.settings.one_pass_layers, economy=self.economy,
-        )  # fmt: skip
-
-    def _count_picture(
-        self, seen_as: list[SeenAs], example: Any
+    def _count_image(
+        self, variables: Any, clip_params: Any, text: Any, example: Any
     ) -> tuple[dict[Any, jax.Array], jax.Array]:
-        """Compares one picture's label maps with the truth, by method and vocabulary."""
+        """Compares one image's label maps with the truth, by method and vocabulary."""
+        asked = self._questions()
+        outputs, answers = predict(
+            self.model,
+            Weights(variables, clip_params),
+            text,
+            make_views(example["views"], self.settings.flip),
+            [question for _, question, _ in asked],
+            original_size=example["original_size"],
+            out_size=example["label"].shape,
+        )
         ignore = self.vocabulary.ignore_label
         label, counts, prediction = example["label"].astype(jnp.int32), {}, None
-        for subset, by_name in self._label_maps(seen_as, example):
+        for (subset, _, names), labels_ngyx in zip(asked, answers, strict=True):
             truth = jnp.asarray(subset.table(ignore))[label]
-            for name, labels in by_name.items():
+            flat = labels_ngyx.reshape(-1, *labels_ngyx.shape[2:])
+            for name, labels in zip(names, flat, strict=True):
                 counts[name, subset.name] = confusion_counts(
                     labels, truth, len(subset.indices), ignore
                 )
-            if subset is self.subsets[0]:
-                prediction = by_name[self.shown]
-        if self.kind == "zegformer":
-            counts |= self._count_segments(seen_as[0].queries, example, label)
+                if prediction is None and name == self.shown:
+                    prediction = labels
+        if isinstance(outputs[0], Queries):
+            counts |= self._count_segments(outputs[0], example, label)
         return counts, prediction
+
+    def _question(self, subset: Subset, methods: Sequence[str], gammas: Sequence[float]):
+        seen_c = jnp.asarray(subset.vocabulary.seen)
+        return Question(seen_c, methods, gammas, tuple(subset.indices.tolist()))
+
+    def _questions(self) -> list[tuple[Subset, Question, Sequence[str]]]:
+        """Subsets, questions and names of the maps; the headline's come first."""
+        gammas = (self.settings.gamma,)
+        asked = [(x, self._question(x, self.methods, gammas), self.methods) for x in self.subsets]
+        if self.sweep:
+            names = [sweep_name(self.shown, gamma) for gamma in self.sweep]
+            question = self._question(self.subsets[0], (self.shown,), self.sweep)
+            asked.append((self.subsets[0], question, names))
+        return asked
 
     def _count_segments(self, queries: Queries, example: Any, label: jax.Array) -> dict:
         """The two halves of the method apart: how segments fit, and oracles in the headline.
@@ -229,7 +212,7 @@ class Evaluator:
         counts = {}
         if self.settings.oracles:
             boundary_c, _ = segment_fit.best_overlap_boundary_f(
-                masks_qhw, sampled, overlap, example["size"]
+                masks_qhw, sampled, overlap, example["views"][0][1]
             )
             chosen = overlap.select(headline.indices)
             truth = jnp.asarray(headline.table(self.vocabulary.ignore_label))[sampled]
@@ -247,87 +230,21 @@ class Evaluator:
         They are the best-fitting query's; where no segment touches it, the mean of all queries'.
         """
         headline, iou_qc = self.subsets[0], overlap.iou_qc()
-        scores_qc = self._scores(queries, self.shown, headline)
+        question = self._question(headline, (self.shown,), (0.0,))
+        scores_qc = self.model.class_scores(queries, question, self.shown)
         scores_qc -= self.settings.gamma * jnp.asarray(headline.vocabulary.seen, jnp.float32)[None]
         touched_c1 = (iou_qc.max(0) > 0)[:, None]
         return jnp.where(touched_c1, scores_qc[iou_qc.argmax(0)], scores_qc.mean(0)[None])
 
-    def _scores(self, queries: Queries, method: str, subset: Subset) -> jax.Array:
-        """One picture's scores of every query by one method, [Q, C]."""
-        return class_scores(
-            select_classes(queries.class_logits_qc, subset.indices),
-            queries.clip_logits_qc[:, subset.indices],
-            jnp.asarray(subset.vocabulary.seen),
-            mode=method,
-            weight=self.settings.ensemble_weight,
-            named_q=queries.named_q,
-        )
-
     def _nearest_labels(self, example: Any, label: jax.Array) -> jax.Array:
         """One picture's labels at the resized and padded size, ignored in the padding."""
-        height, width = example["image"].shape[:2]
+        height, width = example["views"][0][0].shape[:2]
 
         def nearest(axis: int, length: int) -> tuple[jax.Array, jax.Array]:
-            size, original = example["size"][axis], example["original_size"][axis]
+            size, original = example["views"][0][1][axis], example["original_size"][axis]
             index = (2 * jnp.arange(length) + 1) * original // (2 * size)
             return jnp.minimum(index, original - 1), jnp.arange(length) < size
 
         (rows, in_rows), (columns, in_columns) = nearest(0, height), nearest(1, width)
         inside = in_rows[:, None] & in_columns[None]
         return jnp.where(inside, label[rows[:, None], columns[None]], self.vocabulary.ignore_label)
-
-    def _label_maps(
-        self, seen_as: list[SeenAs], example: Any
-    ) -> list[tuple[Subset, dict[str, jax.Array]]]:
-        """One picture's classes, [H, W] at the label's padded size, by subset and name of a map.
-
-        The headline's, which come first, include the sweep's.
-        """
-        headline, asked = self.subsets[0], []  # subset, methods, gammas, names of the maps
-        for subset in self.subsets:
-            asked.append((subset, self.methods, (self.settings.gamma,), self.methods))
-        if self.sweep:
-            names = [sweep_name(self.shown, gamma) for gamma in self.sweep]
-            asked.append((headline, (self.shown,), self.sweep, names))
-        answers = self._answer(seen_as, example, [question[:3] for question in asked])
-        maps = {subset.name: {} for subset in self.subsets}
-        for (subset, _, _, names), labels_ngyx in zip(asked, answers, strict=True):
-            flat = labels_ngyx.reshape(-1, *labels_ngyx.shape[2:])
-            maps[subset.name] |= dict(zip(names, flat, strict=True))
-        return [(subset, maps[subset.name]) for subset in self.subsets]
-
-    def _answer(
-        self,
-        seen_as: list[SeenAs],
-        example: Any,
-        questions: list[tuple[Subset, Sequence[str], Sequence[float]]],
-    ) -> list[jax.Array]:
-        """Label maps by subset, methods and gammas, as `label_maps.label_maps` gives them."""
-        sizes = {"original_size": example["original_size"], "out_size": example["label"].shape}
-        make = partial(label_maps.label_maps, resize=self.settings.resize, **sizes)
-        if self.kind == "per_pixel":  # a vocabulary's classes are its masks
-            answers = []
-            for subset, _, gammas in questions:
-                views = [
-                    label_maps.View(x.queries[..., subset.indices].transpose(2, 0, 1), *x[1:])
-                    for x in seen_as
-                ]
-                question = label_maps.Question(None, subset.vocabulary.seen, gammas)
-                answers += make(views, [question])
-            return answers
-        views = [label_maps.View(x.queries.mask_logits_qhw, *x[1:]) for x in seen_as]
-
-        def scores(queries: Queries, methods: Sequence[str], subset: Subset) -> jax.Array:
-            return jnp.stack([self._scores(queries, method, subset) for method in methods])
-
-        return make(
-            views,
-            [
-                label_maps.Question(
-                    [scores(x.queries, methods, subset) for x in seen_as],
-                    subset.vocabulary.seen,
-                    gammas,
-                )
-                for subset, methods, gammas in questions
-            ],
-        )

@@ -14,8 +14,12 @@ from tqdm import tqdm
 from zegformer_jax.evaluation.counts import Evaluation
 from zegformer_jax.evaluation.evaluator import Evaluator
 from zegformer_jax.evaluation.resume import Progress, identify_records
-from zegformer_jax.evaluation.targets import on_dataset
-from zegformer_jax.experiment.data import dataset_directory, open_split
+from zegformer_jax.experiment.data import (
+    dataset_directory,
+    dataset_vocabulary,
+    on_dataset,
+    open_split,
+)
 from zegformer_jax.experiment.models import LoadedClip
 from zegformer_jax.runtime.processes import StopRequest, is_first
 from zegformer_jax.vocabulary import Vocabulary
@@ -54,7 +58,9 @@ def evaluate(
     """
     workdir, trained = epath.Path(workdir), None
     if dataset is not None:
-        config, trained = on_dataset(config, workdir, *dataset)
+        own = config
+        config, is_own = on_dataset(own, workdir, *dataset)
+        trained = None if is_own else dataset_vocabulary(own, workdir)
     evaluator = Evaluator(config, workdir, variables, trained, clip)
     with StopRequest() as stop:
         return run(config, workdir, evaluator, examples, progress, keep, partial, stop)
@@ -150,7 +156,7 @@ def _run_timed(
     """Runs the evaluator on a batch, and adds the time it took unless it compiled for its shape."""
     start = time.perf_counter()
     answer = evaluator(batch)
-    shape = (batch["image"].shape, batch["label"].shape)
+    shape = (*(images.shape for images, _ in batch["views"]), batch["label"].shape)
     if shape in shapes_seen:
         result.seconds += time.perf_counter() - start
         result.images += _count_valid(batch)
@@ -179,9 +185,8 @@ def validation_batches(
         source,
         vocabulary,
         batch_size=config.eval.batch_size,
-        short_side=config.eval.short_side,
+        short_sides=(config.eval.short_side, *config.eval.more_short_sides),
         max_long_side=config.eval.max_long_side,
-        more_short_sides=config.eval.more_short_sides,
         done=done,
         num_threads=config.input.threads,
         prefetch=config.input.prefetch * config.eval.batch_size,
@@ -194,10 +199,11 @@ def example_of(
     batch: dict[str, np.ndarray], predictions: np.ndarray, row: int, evaluator: Evaluator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts one picture, its truth and its prediction out of a batch, in the headline vocabulary."""
-    height, width = batch["size"][row]
+    images_bhwc, sizes = batch["views"][0]
+    height, width = sizes[row]
     table = evaluator.subsets[0].table(evaluator.vocabulary.ignore_label)
     return (
-        batch["image"][row, :height, :width],
+        images_bhwc[row, :height, :width],
         table[_cut(batch["label"], batch, row)],
         _cut(predictions, batch, row),
     )

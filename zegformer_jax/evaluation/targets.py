@@ -7,12 +7,16 @@ from typing import NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from zegformer_jax.experiment.data import dataset_directory, dataset_vocabulary, open_split
+from zegformer_jax.experiment.data import (
+    FOLDER,
+    GENERATED,
+    dataset_directory,
+    on_dataset,
+    open_split,
+)
 from zegformer_jax.experiment.workdir import resolve
 from zegformer_jax.input import benchmarks
-from zegformer_jax.vocabulary import Vocabulary
 
-FOLDER, GENERATED = "folder", "openmoji_voc"
 NAMES = (FOLDER, GENERATED, *benchmarks.BENCHMARKS)
 
 
@@ -64,49 +68,6 @@ def choose(text: str, config: ConfigDict, workdir: epath.PathLike) -> list[Targe
         if "://" not in target.dataset[1]:
             open_split(target.config, workdir, "validation")
     return list(targets.values())
-
-
-def on_dataset(
-    config: ConfigDict, workdir: epath.PathLike, name: str, directory: str
-) -> tuple[ConfigDict, Vocabulary | None]:
-    """An experiment's model on another data set, as the cross-dataset tables have it: gamma is 0.
-
-    On its own data set, in whichever directory, nothing else changes.
-
-    Args:
-        config: the experiment.
-        workdir: of its model.
-        name: of the data set, one of `NAMES`.
-        directory: of its records, or of a folder of one's own.
-
-    Returns:
-        The experiment there; and the vocabulary of the training, None on its own data set.
-    """
-    there = ConfigDict(config.to_dict()).unlock()
-    there.dataset.directory = directory
-    if _is_own(config, workdir, name, directory):
-        return there.lock(), None
-    vocabulary = benchmarks.find(name).vocabulary if name in benchmarks.BENCHMARKS else ""
-    if name == GENERATED:
-        vocabulary = GENERATED
-    there.dataset.update(name=name, vocabulary=vocabulary, all_seen=False)
-    there.dataset.options = ConfigDict()
-    there.eval.update(vocabularies=(), gamma=0.0)
-    return there.lock(), dataset_vocabulary(config, workdir)
-
-
-def _is_own(config: ConfigDict, workdir: epath.PathLike, name: str, directory: str) -> bool:
-    """Whether the experiment is on this data set; folders of one name are different data sets."""
-    if name != FOLDER or config.dataset.name != FOLDER:
-        return name == config.dataset.name
-    own, other = config.dataset.directory, directory
-    if "://" in own or "://" in other:
-        return own.rstrip("/") == other.rstrip("/")
-    return _absolute(own, workdir) == _absolute(other, workdir)
-
-
-def _absolute(directory: str, workdir: epath.PathLike) -> str:
-    return os.path.realpath(resolve(directory, workdir))
 
 
 def _parse(entry: str, config: ConfigDict, workdir: epath.PathLike) -> Target:

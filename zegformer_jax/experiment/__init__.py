@@ -1,0 +1,207 @@
+"""An experiment: a config and a workdir, and the objects that they name, each made once."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from zegformer_jax.experiment import data, models, settings, workdir
+from zegformer_jax.experiment.models import LoadedClip
+from zegformer_jax.segmentation.classifiers import CLASSIFIERS
+from zegformer_jax.segmentation.skipping import Skipping
+from zegformer_jax.segmentation.zegformer import (
+    Model,
+    PerPixelBaseline,
+    TextEmbeddings,
+    Weights,
+    ZegFormer,
+)
+from zegformer_jax.vocabulary import Vocabulary
+
+__all__ = ["Experiment", "LoadedClip"]
+
+
+class Experiment:
+    """A config and a workdir, opened once and passed on; nothing else reads a config.
+
+    The sections of the config are typed values, see `settings`; files are read when they are
+    first asked for.
+
+    Attributes:
+        workdir: Folder of the run, local or remote.
+        kind: What is trained, `model.kind`.
+        seed: Seed of parameters, dropout, order and augmentation of the examples.
+        dtype: What the training computes in.
+        start_from: What the training starts from, `model.start_from`.
+        clip_settings: Section `clip`.
+        dataset: Section `dataset`.
+        input: Section `input`.
+        loss: Section `loss`.
+        optimiser: Section `optimiser`.
+        train: Section `train`.
+        sharding: Section `sharding`.
+        eval: Section `eval`.
+    """
+
+    def __init__(self, config: ConfigDict, folder: epath.PathLike):
+        """Reads the config's values.
+
+        Args:
+            config: The complete config.
+            folder: The workdir.
+        """
+        self._config = config
+        self.workdir = epath.Path(folder)
+        self.kind: str = config.model.kind
+        self.seed: int = config.seed
+        self.dtype: str = config.dtype
+        self.start_from: str = config.model.start_from
+        read = settings.read_section
+        self.clip_settings = read(settings.ClipSettings, config.clip)
+        self.dataset = read(settings.DatasetSettings, config.dataset)
+        self.input = read(settings.InputSettings, config.input)
+        self.loss = read(settings.LossSettings, config.loss)
+        self.optimiser = read(settings.OptimiserSettings, config.optimiser)
+        self.train = read(settings.TrainSettings, config.train)
+        self.sharding = read(settings.ShardingSettings, config.sharding)
+        self.eval = read(settings.EvalSettings, config.eval)
+
+    @classmethod
+    def open(cls, config: ConfigDict | None, folder: epath.PathLike) -> "Experiment":
+        """Opens a workdir with a config, None for the workdir's own.
+
+        Raises:
+            FileNotFoundError: The workdir holds no config, and none is given.
+        """
+        return cls(workdir.load_config(folder) if config is None else config, folder)
+
+    @property
+    def config_json(self) -> str:
+        """The whole config as JSON, for notes and hashes."""
+        return self._config.to_json_best_effort()
+
+    def check(self, change: bool = False) -> None:
+        """Compares the config with the workdir's, if it has one; see `workdir.check_config`."""
+        workdir.check_config(self._config, self.workdir, change)
+
+    def save(self) -> None:
+        """Writes the config into the workdir."""
+        workdir.save_config(self._config, self.workdir)
+
+    def resolve(self, path: str) -> Path:
+        """Resolves a local path: relative to the workdir, else to the current folder."""
+        return workdir.resolve(path, self.workdir)
+
+    @functools.cached_property
+    def dataset_directory(self) -> str | Path:
+        """Where the data set is: a local path, or a remote one as it stands in the config."""
+        return data.dataset_directory(self._config, self.workdir)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the data set's labels."""
+        return data.dataset_vocabulary(self._config, self.workdir)
+
+    def open_split(self, split: str) -> Any:
+        """Opens `train` or `validation`, a `zegformer_jax.input.datasets.Source`."""
+        return data.open_split(self._config, self.workdir, split)
+
+    def on_dataset(self, name: str, directory: str) -> "tuple[Experiment, Vocabulary | None]":
+        """Returns the experiment on another data set, and the vocabulary that it was trained on.
+
+        The vocabulary is None where it is the experiment's own data set. See `data.on_dataset`.
+        """
+        config, is_own = data.on_dataset(self._config, self.workdir, name, directory)
+        there = Experiment(config, self.workdir)
+        return there, None if is_own else self.vocabulary
+
+    @functools.cached_property
+    def clip(self) -> LoadedClip | None:
+        """The CLIP that takes part; None in a baseline on word vectors."""
+        return models.load_clip_of(self._config, self.workdir)
+
+    def embed_classes(self, names: tuple[str, ...], prompts: str = "") -> np.ndarray:
+        """Returns what the model compares with: float32 [C, D] of unit length.
+
+        Args:
+            names: Class names; commas separate synonyms.
+            prompts: Prompt set; "" for the training's, `clip.grouper_prompts`.
+        """
+        return models.embed_classes(self._config, self.workdir, self.clip, names, prompts)
+
+    def text_embeddings(self, names: tuple[str, ...]) -> TextEmbeddings:
+        """Returns the text embeddings of class names for both halves of the method."""
+        grouper_cd = jnp.asarray(self.embed_classes(names, self.eval.grouper_prompts))
+        if self.kind == "per_pixel":
+            return TextEmbeddings(grouper_cd)
+        classifier_cd = self.clip.embed(names, self.clip_settings.classifier_prompts)
+        return TextEmbeddings(grouper_cd, jnp.asarray(classifier_cd))
+
+    def build_model(self, embed_dim: int, dtype: str | None = None) -> nn.Module:
+        """Returns the Flax module that is trained.
+
+        Args:
+            embed_dim: Size of the text embeddings.
+            dtype: What to compute in; None: as the training does.
+        """
+        return models.build_model(self._config, embed_dim, dtype)
+
+    @functools.cached_property
+    def embed_dim(self) -> int:
+        """Size of the text embeddings."""
+        if self.clip is not None:
+            return self.clip.config.embed_dim
+        return self.embed_classes(self.vocabulary.names).shape[1]
+
+    @functools.cached_property
+    def segmentation_model(self) -> Model:
+        """The model that `segmentation.predict` takes, without its arrays.
+
+        Raises:
+            ValueError: A field of the section `eval` is unknown or does not fit.
+        """
+        module = self.build_model(self.embed_dim, self.eval.dtype)
+        if self.kind == "per_pixel":
+            return PerPixelBaseline(module, self.eval.resize)
+        if self.kind != "zegformer":
+            raise ValueError(
+                f"{self.workdir}: holds a model of kind '{self.kind}', which segments nothing"
+            )
+        return ZegFormer(
+            module,
+            self._segment_classifier(),
+            self.eval.ensemble_weight,
+            Skipping(self.eval.skip_below, self.eval.top_segments),
+            self.eval.resize,
+        )
+
+    def _segment_classifier(self) -> Any:
+        name = self.eval.segment_classifier
+        if name not in CLASSIFIERS:
+            raise ValueError(
+                f"eval.segment_classifier '{name}': choose one of {', '.join(CLASSIFIERS)}"
+            )
+        kind = CLASSIFIERS[name]
+        fields = [field.name for field in dataclasses.fields(kind) if field.name != "clip"]
+        options = {field: getattr(self.eval, field) for field in fields}
+        return kind(self.clip.module(self.eval.dtype), **options)
+
+    def variables(self, checkpoint: str = "latest") -> dict[str, Any]:
+        """Reads the model's variables, on the host; see `workdir.load_variables`."""
+        return workdir.load_variables(self.workdir, checkpoint)
+
+    def weights(self, variables: Any = None) -> Weights:
+        """Returns the arrays that `segmentation.predict` takes, on the host.
+
+        Args:
+            variables: The model's; None reads the checkpoint that `eval.checkpoint` names.
+        """
+        if variables is None:
+            variables = self.variables(self.eval.checkpoint)
+        return Weights(variables, self.clip and self.clip.params)

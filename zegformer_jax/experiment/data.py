@@ -1,6 +1,7 @@
 """The data set and vocabulary of an experiment."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from zegformer_jax.experiment.workdir import resolve
-from zegformer_jax.text import DATA
+from zegformer_jax.input import benchmarks
+from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.vocabulary import Vocabulary
+
+FOLDER, GENERATED = "folder", "openmoji_voc"  # data sets that are no published benchmarks
 
 
 def load_vocabulary(name: str) -> Vocabulary:
@@ -59,3 +63,47 @@ def open_split(config: ConfigDict, workdir: epath.PathLike, split: str) -> Any:
         vocabulary=dataset_vocabulary(config, workdir),
         **config.dataset.options.to_dict(),
     )
+
+
+def on_dataset(
+    config: ConfigDict, workdir: epath.PathLike, name: str, directory: str
+) -> tuple[ConfigDict, bool]:
+    """Returns the config of an experiment's model on another data set.
+
+    As the cross-dataset tables have it: gamma is 0. On the experiment's own data set, in any
+    directory, nothing else changes.
+
+    Args:
+        config: The experiment's config.
+        workdir: Its workdir.
+        name: Name of the data set.
+        directory: Directory of its records, or of a folder of images and labels.
+
+    Returns:
+        The config there, and whether it is the experiment's own data set.
+    """
+    there = ConfigDict(config.to_dict()).unlock()
+    there.dataset.directory = directory
+    if _is_own(config, workdir, name, directory):
+        return there.lock(), True
+    vocabulary = benchmarks.find(name).vocabulary if name in benchmarks.BENCHMARKS else ""
+    if name == GENERATED:
+        vocabulary = GENERATED
+    there.dataset.update(name=name, vocabulary=vocabulary, all_seen=False)
+    there.dataset.options = ConfigDict()
+    there.eval.update(vocabularies=(), gamma=0.0)
+    return there.lock(), False
+
+
+def _is_own(config: ConfigDict, workdir: epath.PathLike, name: str, directory: str) -> bool:
+    """Whether the experiment is on this data set; folders of one name are different data sets."""
+    if name != FOLDER or config.dataset.name != FOLDER:
+        return name == config.dataset.name
+    own, other = config.dataset.directory, directory
+    if "://" in own or "://" in other:
+        return own.rstrip("/") == other.rstrip("/")
+    return _absolute(own, workdir) == _absolute(other, workdir)
+
+
+def _absolute(directory: str, workdir: epath.PathLike) -> str:
+    return os.path.realpath(resolve(directory, workdir))

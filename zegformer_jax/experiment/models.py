@@ -15,8 +15,6 @@ from zegformer_jax import embedding_cache, models
 from zegformer_jax.experiment.workdir import resolve
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip import HUB_NAME, load_clip
-from zegformer_jax.segmentation.skipping import Economy
-from zegformer_jax.segmentation.zegformer import TextEmbeddings
 from zegformer_jax.text import Tokenizer, embed_tokens, load_templates, tokenize_classes
 from zegformer_jax.word_vectors import load_word_vectors
 
@@ -56,6 +54,18 @@ class LoadedClip:
         """Stands for the text tower's numbers; see `embedding_cache`."""
         return embedding_cache.tower_digest(self.config, self.params["text"])
 
+    def embed(self, names: tuple[str, ...], prompts: str) -> np.ndarray:
+        """Returns text embeddings of class names with a prompt set, float32 [C, D] of unit length.
+
+        They are computed once, and then read from where `embedding_cache` keeps them.
+        """
+        tokens = tokenize_classes(self.tokenizer, names, load_templates(prompts))
+        return embedding_cache.load_or_compute(
+            embedding_cache.embedding_key(self.text_digest, tokens),
+            (len(names), self.config.embed_dim),
+            lambda: self.embed_tokens(tokens),
+        )
+
     def embed_tokens(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
         """Embeds classes of given token ids; see `text.embed_tokens`."""
         encode = jax.jit(
@@ -75,19 +85,6 @@ def load_clip_of(config: ConfigDict, workdir: epath.PathLike) -> LoadedClip | No
     is_hub_name = HUB_NAME.fullmatch(source) and not path.exists()
     image_size = config.clip.input_size or None
     return LoadedClip(*load_clip(source if is_hub_name else path, image_size))
-
-
-def embed_names(clip: LoadedClip, names: tuple[str, ...], prompts: str) -> np.ndarray:
-    """Text embeddings of class names with a prompt set, float32 [C, D] of unit length.
-
-    They are computed once, and then read from where `embedding_cache` keeps them.
-    """
-    tokens = tokenize_classes(clip.tokenizer, names, load_templates(prompts))
-    return embedding_cache.load_or_compute(
-        embedding_cache.embedding_key(clip.text_digest, tokens),
-        (len(names), clip.config.embed_dim),
-        lambda: clip.embed_tokens(tokens),
-    )
 
 
 def embed_classes(
@@ -112,7 +109,7 @@ def embed_classes(
         )
     if clip is None:
         return load_word_vectors(resolve(config.model.word_vectors, workdir), names)
-    return embed_names(clip, names, prompts or config.clip.grouper_prompts)
+    return clip.embed(names, prompts or config.clip.grouper_prompts)
 
 
 def needs_clip(config: ConfigDict) -> bool:
@@ -139,42 +136,4 @@ def build_model(
         embed_dim,
         dtype or config.dtype,
         remat=config.train.remat,
-    )
-
-
-def embed_vocabulary(
-    config: ConfigDict,
-    workdir: epath.Path,
-    clip: LoadedClip | None,
-    names: tuple[str, ...],
-) -> TextEmbeddings:
-    """Embeds class names for both halves of the method."""
-    grouper_cd = jnp.asarray(
-        embed_classes(config, workdir, clip, names, config.eval.grouper_prompts)
-    )
-    if config.model.kind == "per_pixel":
-        return TextEmbeddings(grouper_cd, None)
-    prompts = config.clip.classifier_prompts
-    return TextEmbeddings(grouper_cd, jnp.asarray(embed_names(clip, names, prompts)))
-
-
-def make_economy(
-    config: ConfigDict,
-    methods: tuple[str, ...],
-    vocabularies: Sequence[tuple[Sequence[int], Any]],
-) -> Economy:
-    """Reads from an experiment's config which segments CLIP need not see; see `Economy`.
-
-    Raises:
-        ValueError: a field is negative.
-    """
-    for name in ("skip_below", "top_segments"):
-        if not config.eval[name] >= 0:
-            raise ValueError(f"eval.{name} {config.eval[name]}: give 0 or more")
-    return Economy(
-        skip_below=config.eval.skip_below,
-        top_segments=config.eval.top_segments,
-        modes=methods,
-        weight=config.eval.ensemble_weight,
-        vocabularies=tuple((indices, jnp.asarray(seen_c)) for indices, seen_c in vocabularies),
     )

@@ -1,6 +1,7 @@
 """Batches for training and evaluation. What a batch holds depends on seed and step alone."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -197,56 +198,49 @@ def eval_batches(
     vocabulary: Vocabulary,
     *,
     batch_size: int,
-    short_side: int,
+    short_sides: Sequence[int],
     max_long_side: int,
-    more_short_sides: Sequence[int] = (),
     done: np.ndarray | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
     num_threads: int = 0,
     prefetch: int = 2,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, Any]]:
     """Yields every record exactly once, grouped by padded shape.
 
     Args:
-      source: records with labels in the vocabulary's order.
-      vocabulary: to check the labels.
-      batch_size: rows b of a batch; a group's last batch is filled with rows that are not valid.
-      short_side: of the resized picture.
-      max_long_side: limit of its longer side.
-      more_short_sides: of further versions of the picture.
-      done: bool [len(source)], records to leave out.
-      shard_index: this process reads the records i with i % shard_count == shard_index.
-      shard_count: number of processes.
-      num_threads: that read and augment, 0 for one a core; changes speed and memory only.
-      prefetch: records read ahead.
+        source: Records with labels in the vocabulary's order.
+        vocabulary: Checks the labels.
+        batch_size: Rows b of a batch; a group's last batch is filled with rows that are not valid.
+        short_sides: Lengths to which the image's shorter side is resized, one for each view.
+        max_long_side: Limit of the longer side.
+        done: bool [len(source)], records to leave out.
+        shard_index: This process reads the records i with i % shard_count == shard_index.
+        shard_count: Number of processes.
+        num_threads: Threads that read and resize, 0 for one a core; changes speed and memory only.
+        prefetch: Records read ahead.
 
     Yields:
-      `image` uint8 RGB [b, H, W, 3], resized, then padded with 0 at the bottom and right to
-      multiples of 32; `size` int32 [b, 2], height and width before padding; `image_1`, `size_1` and
-      so on likewise, for each of `more_short_sides`; `label` [b, Ho, Wo] in
-      the vocabulary's order at the original size, padded with the ignore label to
-      `transforms.label_sides`;
-      `original_size` int32 [b, 2]; `valid` bool [b], False in rows that only fill the batch (black,
-      ignored, of the first row's sizes); `id` texts [b], empty in those rows; `index` int64 [b],
-      the records' places in `source`, -1 in those rows.
+        `views`: for each of `short_sides` a pair of images and sizes: uint8 RGB [b, H, W, 3],
+        resized, then padded with 0 at the bottom and right to multiples of 32, and int32 [b, 2],
+        height and width before padding; `label` [b, Ho, Wo] in the vocabulary's order at the
+        original size, padded with the ignore label to `transforms.label_sides`; `original_size`
+        int32 [b, 2]; `valid` bool [b], False in rows that only fill the batch (black, ignored, of
+        the first row's sizes); `id` texts [b], empty in those rows; `index` int64 [b], the records'
+        indices in `source`, -1 in those rows.
 
     Raises:
-      ValueError: a label outside the vocabulary; the message names the record.
+        ValueError: A label is outside the vocabulary; the message names the record.
     """
     label_dtype = vocabulary.label_dtype
-    short_sides = {"image": short_side}
-    short_sides |= {f"image_{place}": side for place, side in enumerate(more_short_sides, 1)}
 
     def example(index: int) -> tuple[np.ndarray | bytes, ...]:
         record = _read(source, vocabulary, index)
-        shape = record["label"].shape
-        images = [
-            transforms.resize_image(
-                record["image"], transforms.resized_sides(*shape, side, max_long_side)
-            )
-            for side in short_sides.values()
+        sizes = [
+            transforms.resized_sides(*record["label"].shape, side, max_long_side)
+            for side in short_sides
         ]
+        images = [transforms.resize_image(record["image"], size) for size in sizes]
         return *images, record["label"].astype(label_dtype), record["id"].encode()
 
     types = (*[tf.uint8] * len(short_sides), tf.as_dtype(label_dtype), tf.string)
@@ -254,18 +248,32 @@ def eval_batches(
     num_threads = num_threads or count_cores()
     own = np.arange(shard_index, len(source), shard_count)
     dataset = tf.data.Dataset.from_tensor_slices(own if done is None else own[~done[own]])
-    names = (*short_sides, "label", "id")
     dataset = dataset.map(
-        lambda index: dict(zip(names, calls(index), strict=True)) | {"index": index},
+        lambda index: dict(zip(_FIELDS, _split(calls(index)), strict=True)) | {"index": index},
         num_parallel_calls=num_threads,
         deterministic=True,
     )
     dataset = dataset.prefetch(prefetch).with_options(_options(num_threads))
-    groups: dict[tuple[int, ...], list[dict]] = {}
-    for record in calls.iterate(dataset):
-        key = tuple(
-            side for name in (*short_sides, "label") for side in _padded(name, record[name])
-        )
+    yield from _grouped(calls.iterate(dataset), batch_size, vocabulary)
+
+
+_FIELDS = ("images", "label", "id")
+
+
+def _split(values: Sequence[Any]) -> tuple[Any, ...]:
+    *images, label, id_ = values
+    return tuple(images), label, id_
+
+
+def _grouped(
+    records: Iterator[dict[str, Any]], batch_size: int, vocabulary: Vocabulary
+) -> Iterator[dict[str, Any]]:
+    """Yields batches of records that have the same padded shapes."""
+    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        shapes = [transforms.padded_sides(*image.shape[:2]) for image in record["images"]]
+        shapes.append(transforms.label_sides(*record["label"].shape))
+        key = tuple(side for shape in shapes for side in shape)
         group = groups.setdefault(key, [])
         group.append(record)
         if len(group) == batch_size:
@@ -274,33 +282,37 @@ def eval_batches(
         yield _stack(group, batch_size, vocabulary)
 
 
-def _padded(name: str, array: np.ndarray) -> tuple[int, int]:
-    pad = transforms.label_sides if name == "label" else transforms.padded_sides
-    return pad(*array.shape[:2])
-
-
-def _stack(group: list[dict], batch_size: int, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+def _stack(group: list[dict[str, Any]], batch_size: int, vocabulary: Vocabulary) -> dict[str, Any]:
     """Pads a group's records to its shape, and fills the batch with rows that are not valid."""
     empty = batch_size - len(group)
-    batch = {
+    labels, original_size = _pad_together(
+        [record["label"] for record in group],
+        transforms.label_sides,
+        batch_size,
+        vocabulary.ignore_label,
+    )
+    views = zip(*(record["images"] for record in group), strict=True)
+    return {
+        "views": tuple(
+            _pad_together(images, transforms.padded_sides, batch_size, 0) for images in views
+        ),
+        "label": labels,
+        "original_size": original_size,
         "valid": np.arange(batch_size) < len(group),
-        "id": np.array([r["id"].decode() for r in group] + [""] * empty),
-        "index": np.array([r["index"] for r in group] + [-1] * empty),
+        "id": np.array([record["id"].decode() for record in group] + [""] * empty),
+        "index": np.array([record["index"] for record in group] + [-1] * empty),
     }
-    for name in sorted(group[0].keys() - batch.keys()):
-        fill = vocabulary.ignore_label if name == "label" else 0
-        size = "original_size" if name == "label" else name.replace("image", "size")
-        arrays = [record[name] for record in group]
-        shape = _padded(name, arrays[0])
-        batch[name], batch[size] = _pad_together(arrays, shape, batch_size, fill)
-    return batch
 
 
 def _pad_together(
-    arrays: list[np.ndarray], shape: tuple[int, int], rows: int, fill: int
+    arrays: Sequence[np.ndarray],
+    padded_sides: Callable[[int, int], tuple[int, int]],
+    rows: int,
+    fill: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads arrays to a shape, and fills up their number; gives also their sizes."""
+    """Pads arrays to one shape and fills up their number; returns their sizes as well."""
     first = arrays[0]
+    shape = padded_sides(*first.shape[:2])
     padded = np.full((rows, *shape, *first.shape[2:]), fill, first.dtype)
     sizes = np.tile(np.array(first.shape[:2], np.int32), (rows, 1))
     for row, array in enumerate(arrays):

@@ -34,19 +34,23 @@ def clip_logits(features_qd: jax.Array, text_cd: jax.Array, logit_scale: jax.Arr
     return jnp.exp(jnp.float32(logit_scale)) * cosine_qc
 
 
-def select_classes(class_logits_qc1: jax.Array, indices: Sequence[int] | jax.Array) -> jax.Array:
-    """Restricts class logits to some classes, keeping the last column, "no object".
+def select_classes(
+    class_logits_qc1: jax.Array, indices: Sequence[int] | jax.Array | None
+) -> jax.Array:
+    """Restricts class logits to some classes and keeps the last column, "no object".
 
     Logits do not depend on the other classes, so this equals running the grouper with the
     smaller vocabulary.
 
     Args:
         class_logits_qc1: float [..., c + 1].
-        indices: the k classes to keep, in their new order, each in 0..c-1.
+        indices: The k classes to keep, in their new order, each in 0..c-1; None keeps all.
 
     Returns:
         [..., k + 1].
     """
+    if indices is None:
+        return class_logits_qc1
     kept = jnp.take(class_logits_qc1, jnp.asarray(indices, jnp.int32), axis=-1)
     return jnp.concatenate([kept, class_logits_qc1[..., -1:]], axis=-1)
 

@@ -124,3 +124,9 @@ def mix_rows(
     high_qyw = jnp.take(maps_qhw, high_y, axis=1).astype(jnp.float32)
     weight_1y1 = weight_y[None, :, None]
     return low_qyw * (1 - weight_1y1) + high_qyw * weight_1y1
+
+
+def resample(rows_yh: jax.Array, columns_xw: jax.Array, image_hwc: jax.Array) -> jax.Array:
+    """Applies one matrix to the columns and one to the rows of an image: [h, w, c] -> [y, x, c]."""
+    tall_ywc = jnp.einsum("yh,hwc->ywc", rows_yh, image_hwc, precision=EXACT)
+    return jnp.einsum("xw,ywc->yxc", columns_xw, tall_ywc, precision=EXACT)

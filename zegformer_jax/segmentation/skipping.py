@@ -1,7 +1,10 @@
-"""Which segments CLIP need not see."""
+"""Which segments the segment classifier need not see.
+
+Axes: q query, c class, h w pixels at stride 4.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -9,42 +12,64 @@ import jax.numpy as jnp
 from zegformer_jax.segmentation.class_scores import foreground_weights, score_bounds, select_classes
 
 
-class Economy(NamedTuple):
-    """Which segments CLIP need not see.
+@dataclass(frozen=True)
+class Skipping:
+    """The rule by which segments are skipped; the default skips none.
 
     Attributes:
-        skip_below: those whose weight in every pixel of the map is provably below this share one
-            encoding with the empty ones; 0 changes nothing.
-        top_segments: only so many, with the most foreground, are named by CLIP, the others by the
-            grouper; 0: all.
-        modes: the ways of scoring that the bound is for.
-        weight: of the ensemble.
-        vocabularies: those that are scored: places among the classes, and which of them are seen.
+        skip_below: A segment whose weight in every pixel of the label map is provably below this
+            is not shown to the classifier; it is classified as an empty one. 0 changes nothing.
+        top_segments: Number of segments, those with the most foreground, that are classified; the
+            grouper alone names the others. 0 classifies all.
+
+    Raises:
+        ValueError: A field is negative.
     """
 
-    skip_below: float
-    top_segments: int
-    modes: tuple[str, ...]
-    weight: float
-    vocabularies: tuple[tuple[Sequence[int], jax.Array], ...]
+    skip_below: float = 0.0
+    top_segments: int = 0
 
-    def choose(self, class_logits_qc: jax.Array, mask_logits_qhw: jax.Array, scale: jax.Array):
-        """Tells which queries CLIP shall see, and which it names: bool [q] each."""
-        named_q = jnp.ones(len(class_logits_qc), bool)
+    def __post_init__(self):
+        """Checks the fields."""
+        for name in ("skip_below", "top_segments"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"eval.{name} {getattr(self, name)}: give 0 or more")
+
+    def choose(
+        self,
+        class_logits_qc1: jax.Array,
+        mask_logits_qhw: jax.Array,
+        logit_scale: jax.Array,
+        scorings: Sequence[tuple[Sequence[int] | None, jax.Array, str]],
+        ensemble_weight: float,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns which queries the classifier sees and which it names, bool [q] each.
+
+        Args:
+            class_logits_qc1: The grouper's class logits [q, c + 1], "no object" last.
+            mask_logits_qhw: Mask logits [q, h, w].
+            logit_scale: Logarithm of the classifier's largest logit, scalar.
+            scorings: Every way in which the queries will be scored: the classes' indices (None for
+                all), bool [k] whether each is seen, and the mode (see `class_scores`).
+            ensemble_weight: Weight of the ensemble.
+        """
+        named_q = jnp.ones(len(class_logits_qc1), bool)
         if self.top_segments:
-            weights_q = foreground_weights(class_logits_qc, mask_logits_qhw)
+            weights_q = foreground_weights(class_logits_qc1, mask_logits_qhw)
             ranks_q = jnp.argsort(jnp.argsort(-weights_q))
             named_q = ranks_q < self.top_segments
         if not self.skip_below:
             return named_q, named_q
         bounds = [
             score_bounds(
-                select_classes(class_logits_qc, indices),
-                seen_c, scale, mode=mode, weight=self.weight,
+                select_classes(class_logits_qc1, indices),
+                seen_c,
+                logit_scale,
+                mode=mode,
+                weight=ensemble_weight,
             )
-            for indices, seen_c in self.vocabularies
-            for mode in self.modes
-        ]  # fmt: skip
+            for indices, seen_c, mode in scorings
+        ]
         opacity_q = jax.nn.sigmoid(mask_logits_qhw.astype(jnp.float32)).max((1, 2))
         needed_q = jnp.stack(bounds).max(0) * opacity_q >= self.skip_below
         return named_q & needed_q, named_q

@@ -1,34 +1,144 @@
-"""The method: groups pixels into segments, classifies the segments with CLIP."""
+"""ZegFormer: group pixels, classify segments, combine the scores, make the label map.
 
-from typing import Any, NamedTuple
+Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022. A class-agnostic *grouper*
+turns an image into segments; a *segment classifier* names each with CLIP. Everything that
+segments an image, one image or a benchmark, calls `predict`.
 
+Axes: v view, q query, c class, n way of scoring, g calibration, h w pixels at stride 4, y x pixels
+of the label map, d joint embedding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD
-from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.segmentation.augmentation import Version
-from zegformer_jax.segmentation.class_scores import clip_logits
-from zegformer_jax.segmentation.classifiers.crops import STYLES, segment_features
-from zegformer_jax.segmentation.classifiers.one_pass import (
-    ONE_PASS,
-    encode_in_one_pass,
+from zegformer_jax.segmentation import label_maps
+from zegformer_jax.segmentation.augmentation import View
+from zegformer_jax.segmentation.class_scores import (
+    ENSEMBLE_WEIGHT,
+    class_scores,
+    select_classes,
 )
-from zegformer_jax.segmentation.skipping import Economy
+from zegformer_jax.segmentation.classifiers.protocol import SegmentClassifier
+from zegformer_jax.segmentation.skipping import Skipping
 
-CHUNK = 25  # segments that CLIP encodes at once
-CHUNKS = {"cpu": 4}  # its caches hold what so few need: less than half of the time
-SEGMENT_STYLES = (*STYLES, ONE_PASS)
+
+class TextEmbeddings(NamedTuple):
+    """A vocabulary as the model takes it, float32 [C, D] of unit length each.
+
+    Attributes:
+        grouper_cd: What the grouper, or the per-pixel baseline, compares with.
+        classifier_cd: What the segment classifier compares with; None for the baseline.
+    """
+
+    grouper_cd: jax.Array
+    classifier_cd: jax.Array | None = None
+
+
+class Weights(NamedTuple):
+    """Arrays of a model.
+
+    Attributes:
+        model: Variables of the grouper or of the baseline, `params` and `constants`.
+        classifier: Parameters of the segment classifier; None for the baseline.
+    """
+
+    model: Any
+    classifier: Any = None
+
+
+class Question(NamedTuple):
+    """Label maps that are asked for in one vocabulary: n ways of scoring, g calibrations each.
+
+    Attributes:
+        seen_c: bool [c], whether each class was seen in training.
+        methods: n names of ways of scoring, of the model's `methods`.
+        gammas: g numbers, each subtracted from the seen classes' scores in maps of its own.
+        indices: The c classes' indices among the text embeddings; None for all of them.
+    """
+
+    seen_c: jax.Array
+    methods: Sequence[str]
+    gammas: Sequence[float | jax.Array] = (0.0,)
+    indices: Sequence[int] | None = None
+
+
+class Prediction(NamedTuple):
+    """Result of `predict`.
+
+    Attributes:
+        outputs: The model's output for each view, `Queries` or the baseline's logits.
+        maps: For each question int32 [n, g, y, x] in 0..c-1.
+    """
+
+    outputs: list[Any]
+    maps: list[jax.Array]
+
+
+class Model(Protocol):
+    """A model that segments images: `ZegFormer` or `PerPixelBaseline`. Static, without arrays."""
+
+    methods: ClassVar[tuple[str, ...]]
+
+    def run(
+        self, weights: Weights, text: TextEmbeddings, view: View, questions: Sequence[Question]
+    ) -> Any:
+        """Runs the networks on one view."""
+
+    def label_maps(
+        self,
+        outputs: Sequence[Any],
+        views: Sequence[View],
+        questions: Sequence[Question],
+        *,
+        original_size: jax.Array,
+        out_size: tuple[int, int],
+    ) -> list[jax.Array]:
+        """Makes label maps of the outputs for all views."""
+
+
+def predict(
+    model: Model,
+    weights: Weights,
+    text: TextEmbeddings,
+    views: Sequence[View],
+    questions: Sequence[Question],
+    *,
+    original_size: jax.Array,
+    out_size: tuple[int, int],
+) -> Prediction:
+    """Segments one image.
+
+    Takes one image, so the result never depends on the rest of a batch.
+
+    Args:
+        model: The networks and settings.
+        weights: The networks' arrays.
+        text: Text embeddings of every class that a question names.
+        views: The image, see `augmentation.make_views`; the views' scores are averaged.
+        questions: Which label maps to make.
+        original_size: int [2], rows and columns of the label map; may be traced.
+        out_size: Static rows and columns of the result, at least `original_size`; pixels beyond
+            `original_size` are undefined.
+    """
+    outputs = [model.run(weights, text, view, questions) for view in views]
+    sizes = {"original_size": original_size, "out_size": out_size}
+    return Prediction(outputs, model.label_maps(outputs, views, questions, **sizes))
 
 
 class Queries(NamedTuple):
-    """What both halves of the method say of every query of a picture.
+    """Per-query outputs of the grouper and the segment classifier.
 
     Attributes:
-        class_logits_qc: the grouper's, float32 [Q, C + 1], "no object" last.
-        mask_logits_qhw: float32 [Q, H/4, W/4].
-        clip_logits_qc: the segment classifier's, float32 [Q, C].
-        named_q: bool [Q], whether CLIP's logits count.
+        class_logits_qc: Class logits of the grouper, float32 [q, c + 1], "no object" last.
+        mask_logits_qhw: Mask logits, float32 [q, h, w].
+        clip_logits_qc: Class logits of the segment classifier, float32 [q, c].
+        named_q: bool [q], whether the segment classifier's logits count.
     """
 
     class_logits_qc: jax.Array
@@ -37,75 +147,133 @@ class Queries(NamedTuple):
     named_q: jax.Array
 
 
-class TextEmbeddings(NamedTuple):
-    """A vocabulary as the two halves of the method see it, float32 [C, D] each.
+@dataclass(frozen=True)
+class ZegFormer:
+    """The grouper and the segment classifier, without their arrays.
 
-    The second is None in the baseline, which has one half.
+    Attributes:
+        grouper: Flax module, see `models.grouper.Grouper`.
+        classifier: Classifies the segments, see `classifiers`.
+        ensemble_weight: Weight of the grouper on seen classes, lambda in the paper.
+        skipping: Which segments the classifier does not see.
+        resize: Whether maps are resized after the sum over queries or before, see `label_maps`.
     """
 
-    grouper_cd: jax.Array
-    classifier_cd: jax.Array | None
+    grouper: nn.Module
+    classifier: SegmentClassifier
+    ensemble_weight: float = ENSEMBLE_WEIGHT
+    skipping: Skipping = Skipping()
+    resize: str = label_maps.RESIZE[0]
 
+    methods: ClassVar[tuple[str, ...]] = ("grouper", "clip", "ensemble", "ensemble_all")
 
-def run_models(
-    grouper: Grouper,
-    clip: CLIP,
-    variables: Any,
-    clip_params: Any,
-    text: TextEmbeddings,
-    version: Version,
-    *,
-    crop_style: str,
-    clip_chunk: int,
-    one_pass_layers: int,
-    economy: Economy,
-) -> Queries:
-    """Groups the pixels of a picture and lets CLIP name every segment.
-
-    One picture at a time, so that the bits of what comes out depend on no other.
-
-    Args:
-        grouper: and `clip`, the modules.
-        clip: see there.
-        variables: the grouper's.
-        clip_params: CLIP's.
-        text: embeddings of the vocabulary.
-        version: of the picture.
-        crop_style: see `segments.segment_images`; or `ONE_PASS`.
-        clip_chunk: segments that CLIP encodes at once; 0: as suits the device.
-        one_pass_layers: of CLIP, in which segments are told apart in one pass.
-        economy: which segments it encodes, in crops.
-
-    Raises:
-        ValueError: `crop_style` is unknown, `clip_chunk` negative, or one pass does not fit CLIP.
-    """
-    if crop_style not in SEGMENT_STYLES:
-        known = ", ".join(SEGMENT_STYLES)
-        raise ValueError(f"eval.crop_style '{crop_style}': choose one of {known}")
-    if clip_chunk < 0:
-        raise ValueError(f"eval.clip_chunk {clip_chunk}: give a number of segments, or 0")
-    image_1hwc, size_12 = version.image_hwc[None], version.size[None]
-    output = grouper.apply(
-        variables, normalise_images(image_1hwc, size_12), text.grouper_cd, all_layers=False
-    )
-    class_logits_qc = output.class_logits_lbqc[0, 0]
-    mask_logits_qhw = output.mask_logits_lbqhw[0, 0]
-    image_hwc = normalise_images(image_1hwc, size_12, CLIP_MEAN, CLIP_STD)[0]
-    scale = clip_params["logit_scale"]
-    wanted_q, named_q = economy.choose(class_logits_qc, mask_logits_qhw, scale)
-    if crop_style == ONE_PASS:
-        features_qd = encode_in_one_pass(
-            clip, clip_params, image_hwc, version.size, mask_logits_qhw, one_pass_layers
-        )
-    else:
-        features_qd = segment_features(
-            lambda crops: clip.apply({"params": clip_params}, crops, method=CLIP.encode_image),
-            image_hwc,
+    def run(
+        self, weights: Weights, text: TextEmbeddings, view: View, questions: Sequence[Question]
+    ) -> Queries:
+        """Groups the pixels of a view and classifies every segment."""
+        images_bhwc = normalise_images(view.image_hwc[None], view.size[None])
+        output = self.grouper.apply(weights.model, images_bhwc, text.grouper_cd, all_layers=False)
+        class_logits_qc = output.class_logits_lbqc[0, 0]
+        mask_logits_qhw = output.mask_logits_lbqhw[0, 0]
+        wanted_q, named_q = self.skipping.choose(
+            class_logits_qc,
             mask_logits_qhw,
-            style=crop_style,
-            side=clip.config.image_size,
-            chunk=clip_chunk or CHUNKS.get(jax.default_backend(), CHUNK),
-            wanted_q=wanted_q,
+            self.classifier.logit_scale(weights.classifier),
+            [(x.indices, x.seen_c, method) for x in questions for method in x.methods],
+            self.ensemble_weight,
         )
-    clip_logits_qc = clip_logits(features_qd, text.classifier_cd, scale)
-    return Queries(class_logits_qc, mask_logits_qhw, clip_logits_qc, named_q)
+        clip_logits_qc = self.classifier(
+            weights.classifier, view, mask_logits_qhw, text.classifier_cd, wanted_q
+        )
+        return Queries(class_logits_qc, mask_logits_qhw, clip_logits_qc, named_q)
+
+    def class_scores(self, queries: Queries, question: Question, method: str) -> jax.Array:
+        """Returns the score of every query for every class of a question, float32 [q, c]."""
+        clip_logits_qc = queries.clip_logits_qc
+        if question.indices is not None:
+            clip_logits_qc = clip_logits_qc[:, jnp.asarray(question.indices)]
+        return class_scores(
+            select_classes(queries.class_logits_qc, question.indices),
+            clip_logits_qc,
+            question.seen_c,
+            mode=method,
+            weight=self.ensemble_weight,
+            named_q=queries.named_q,
+        )
+
+    def label_maps(
+        self,
+        outputs: Sequence[Queries],
+        views: Sequence[View],
+        questions: Sequence[Question],
+        *,
+        original_size: jax.Array,
+        out_size: tuple[int, int],
+    ) -> list[jax.Array]:
+        """Returns for each question int32 [n, g, y, x], every pixel's class."""
+
+        def scores_nqc(queries: Queries, question: Question) -> jax.Array:
+            return jnp.stack([self.class_scores(queries, question, x) for x in question.methods])
+
+        return label_maps.label_maps(
+            [queries.mask_logits_qhw for queries in outputs],
+            views,
+            [
+                label_maps.ClassScores(
+                    [scores_nqc(queries, question) for queries in outputs],
+                    question.seen_c,
+                    question.gammas,
+                )
+                for question in questions
+            ],
+            original_size=original_size,
+            out_size=out_size,
+            resize=self.resize,
+        )
+
+
+@dataclass(frozen=True)
+class PerPixelBaseline:
+    """The per-pixel zero-shot baseline (paper, section 3.1), without its arrays.
+
+    Attributes:
+        model: Flax module, see `models.per_pixel.PerPixel`.
+        resize: Whether maps are resized after the softmax or before, see `label_maps`.
+    """
+
+    model: nn.Module
+    resize: str = label_maps.RESIZE[0]
+
+    methods: ClassVar[tuple[str, ...]] = ("per_pixel",)
+
+    def run(
+        self, weights: Weights, text: TextEmbeddings, view: View, questions: Sequence[Question]
+    ) -> jax.Array:
+        """Returns the class logits of a view's pixels at stride 4, float32 [c, h, w]."""
+        images_bhwc = normalise_images(view.image_hwc[None], view.size[None])
+        return self.model.apply(weights.model, images_bhwc, text.grouper_cd)[0].transpose(2, 0, 1)
+
+    def label_maps(
+        self,
+        outputs: Sequence[jax.Array],
+        views: Sequence[View],
+        questions: Sequence[Question],
+        *,
+        original_size: jax.Array,
+        out_size: tuple[int, int],
+    ) -> list[jax.Array]:
+        """Returns for each question int32 [1, g, y, x], every pixel's class."""
+
+        def answer(question: Question) -> jax.Array:
+            chosen = slice(None) if question.indices is None else jnp.asarray(question.indices)
+            (maps,) = label_maps.label_maps(
+                [logits_chw[chosen] for logits_chw in outputs],
+                views,
+                [label_maps.ClassScores(None, question.seen_c, question.gammas)],
+                original_size=original_size,
+                out_size=out_size,
+                resize=self.resize,
+            )
+            return maps
+
+        return [answer(question) for question in questions]

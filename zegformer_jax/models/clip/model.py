@@ -218,7 +218,9 @@ class CLIP(nn.Module):
         ``VisionTransformer``. Raises ValueError where the image tower is no ViT.
         """
         if self.config.is_resnet:
-            raise ValueError("segments in one pass (eval.crop_style) need a CLIP with a ViT")
+            raise ValueError(
+                "segments in one pass (eval.segment_classifier) need a CLIP with a ViT"
+            )
         return self.visual(images_bhwc, coverage_bqp, segment_layers)
 
     def encode_text(self, tokens_bt: jax.Array) -> jax.Array:

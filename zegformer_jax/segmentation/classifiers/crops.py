@@ -1,168 +1,128 @@
-"""Segment classifier: CLIP on one crop per segment.
+"""Segment classifier of the paper: CLIP sees one crop per segment (section 3.3).
 
-Crops are made and encoded a few at a time, and none twice.
-
-Axes: q query, h w pixels, c colour, s crop side, d joint embedding.
+Axes: q query, n segments at once, h w pixels, c colour or class, s t crop sides, d joint embedding.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zegformer_jax.segmentation.resize import EXACT, apply_matrices, resize_matrix, upsample_masks
+from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD
+from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.segmentation.augmentation import View
+from zegformer_jax.segmentation.class_scores import clip_logits
+from zegformer_jax.segmentation.resize import (
+    apply_matrices,
+    resample,
+    resize_matrix,
+    upsample_masks,
+)
 from zegformer_jax.segmentation.roi_align import roi_align_matrix
 from zegformer_jax.segmentation.segments import boxes_from_masks, inside
 
 STYLES = ("cropmask", "crop", "mask")  # the first is the default
+CHUNK = 25  # segments that CLIP encodes at once
+CHUNK_ON = {"cpu": 4}  # small chunks fit a CPU's cache: more than twice as fast
+EMPTY = -100.0  # mask logit of an empty segment; no interpolation makes it positive
 
 
-def segment_images(
-    image_hwc: jax.Array, mask_logits_qhw: jax.Array, *, style: str = STYLES[0], side: int = 224
-) -> jax.Array:
-    """Makes the CLIP input of each query's segment.
+@dataclass(frozen=True)
+class Crops:
+    """CLIP on the crop of each segment.
 
-    Holds float32 copies [q, h, w, 3] of the image: pass few queries at a time, as
-    ``segment_encoding.segment_features`` does.
-
-    Args:
-        image_hwc: float [h, w, 3], normalised with CLIP's mean and standard deviation and then
-            padded with zeros at the bottom and right.
-        mask_logits_qhw: float [q, h / 4, w / 4] (any lower resolution works).
-        style: "cropmask" crops image x segment to the segment's box, "crop" crops the
-            image, "mask" resizes the whole image and blanks what is outside the segment.
-        side: side of the result in pixels.
-
-    Returns:
-        float32 [q, side, side, 3].
+    Attributes:
+        clip: The Flax module.
+        crop_style: How a segment is shown: `cropmask` crops image x segment to the segment's box,
+            `crop` crops the image, `mask` resizes the whole image and blanks what is outside.
+        clip_chunk: Segments that are encoded at once; 0: a number that suits the device.
 
     Raises:
-        ValueError: if ``style`` is unknown.
+        ValueError: The style is unknown or the chunk negative.
     """
-    check_style(style)
-    image_hwc = image_hwc.astype(jnp.float32)
-    height, width, _ = image_hwc.shape
-    segments_qyx = _segments(mask_logits_qhw, (height, width), style, side)
-    if style == "mask":
-        rows_sh, columns_sw = resize_matrix(height, side), resize_matrix(width, side)
-        return resample(rows_sh, columns_sw, image_hwc)[None] * segments_qyx[..., None]
 
-    left, top, right, bottom = jnp.unstack(boxes_from_masks(segments_qyx), axis=-1)
-    rows_qsh = jax.vmap(lambda a, b: roi_align_matrix(a, b, height, side))(top, bottom)
-    columns_qsw = jax.vmap(lambda a, b: roi_align_matrix(a, b, width, side))(left, right)
-    if style == "crop":
-        return jax.vmap(resample, in_axes=(0, 0, None))(rows_qsh, columns_qsw, image_hwc)
-    segment_images_qhwc = image_hwc[None] * segments_qyx[..., None]
-    return jax.vmap(resample)(rows_qsh, columns_qsw, segment_images_qhwc)
+    clip: CLIP
+    crop_style: str = STYLES[0]
+    clip_chunk: int = 0
 
+    def __post_init__(self):
+        """Checks the fields."""
+        if self.crop_style not in STYLES:
+            raise ValueError(
+                f"eval.crop_style '{self.crop_style}': choose one of {', '.join(STYLES)}"
+            )
+        if self.clip_chunk < 0:
+            raise ValueError(f"eval.clip_chunk {self.clip_chunk}: give a number of segments, or 0")
 
-def segment_keys(
-    mask_logits_qhw: jax.Array, size: tuple[int, int], *, style: str = STYLES[0], side: int = 224
-) -> jax.Array:
-    """Gives all that tells the CLIP inputs of one picture's segments apart.
+    def __call__(
+        self,
+        params: Any,
+        view: View,
+        mask_logits_qhw: jax.Array,
+        text_cd: jax.Array,
+        wanted_q: jax.Array,
+    ) -> jax.Array:
+        """Returns class logits, float32 [q, c]; see `SegmentClassifier`."""
+        images_bhwc = normalise_images(view.image_hwc[None], view.size[None], CLIP_MEAN, CLIP_STD)
+        features_qd = segment_features(
+            lambda crops: self.clip.apply({"params": params}, crops, method=CLIP.encode_image),
+            images_bhwc[0],
+            mask_logits_qhw,
+            style=self.crop_style,
+            side=self.clip.config.image_size,
+            chunk=self.clip_chunk or CHUNK_ON.get(jax.default_backend(), CHUNK),
+            wanted_q=wanted_q,
+        )
+        return clip_logits(features_qd, text_cd, self.logit_scale(params))
 
-    Args:
-        mask_logits_qhw: as for ``segment_images``, and so are the others.
-        size: rows and columns of the padded picture.
-        style: see there.
-        side: see there.
-
-    Returns:
-        uint8 [q, n]: segments with equal rows have equal inputs.
-
-    Raises:
-        ValueError: if ``style`` is unknown.
-    """
-    check_style(style)
-    segments_qyx = _segments(mask_logits_qhw, size, style, side)
-    if style == "crop":
-        boxes_q4 = boxes_from_masks(segments_qyx)
-        return jax.lax.bitcast_convert_type(boxes_q4, jnp.uint8).reshape(len(boxes_q4), -1)
-    return jnp.packbits(segments_qyx.reshape(len(segments_qyx), -1), axis=1)
-
-
-def _segments(
-    mask_logits_qhw: jax.Array, size: tuple[int, int], style: str, side: int
-) -> jax.Array:
-    """The pixels of each segment, bool, of the padded picture; in style "mask" of CLIP's input."""
-    height, width = size
-    logits_qyx = upsample_masks(mask_logits_qhw, height, width)
-    if style == "mask":
-        matrices = resize_matrix(height, side), resize_matrix(width, side)
-        logits_qyx = apply_matrices(*matrices, logits_qyx)
-    return inside(logits_qyx)
-
-
-def check_style(style: str) -> None:
-    """Raises ValueError unless ``style`` is one of ``STYLES``."""
-    if style not in STYLES:
-        raise ValueError(f"segment style {style!r} is unknown; choose one of {', '.join(STYLES)}")
-
-
-def resample(rows_sh: jax.Array, columns_sw: jax.Array, image_hwc: jax.Array) -> jax.Array:
-    """Resamples an image by one matrix for its rows and one for its columns."""
-    tall_swc = jnp.einsum("sh,hwc->swc", rows_sh, image_hwc, precision=EXACT)
-    return jnp.einsum("tw,swc->stc", columns_sw, tall_swc, precision=EXACT)
-
-
-NOTHING = -100.0  # a mask logit of no segment, wherever it is interpolated
+    def logit_scale(self, params: Any) -> jax.Array:
+        """Returns the logarithm of the largest possible logit, scalar."""
+        return params["logit_scale"]
 
 
 def segment_features(
-    encode_image: Callable[[jax.Array], jax.Array],
+    encode_images: Callable[[jax.Array], jax.Array],
     image_hwc: jax.Array,
     mask_logits_qhw: jax.Array,
     *,
     style: str = STYLES[0],
     side: int = 224,
-    chunk: int = 25,
+    chunk: int = CHUNK,
     wanted_q: jax.Array | None = None,
 ) -> jax.Array:
-    """Encodes the queries' segments with CLIP, a few at a time.
+    """Returns CLIP's features of the segments, [q, d] in the encoder's dtype, not normalised.
 
-    Memory grows with ``chunk``, not with the number of queries: crops are made, encoded
-    and dropped chunk by chunk. Segments that look alike, such as all the empty ones, are encoded
-    once; the time falls with their number. Chunks are always full, so that the bits of a feature
-    do not depend on the other segments. For a batch of images wrap this in ``jax.lax.map``.
+    Crops are made, encoded and dropped a chunk at a time, so memory does not grow with the number
+    of queries. All empty segments are encoded as one. Chunks are always full, so the bits of
+    a feature do not depend on the other segments.
 
     Args:
-        encode_image: float32 [n, side, side, 3] -> float [n, d], for example a bound CLIP tower.
-        image_hwc: as for ``segments.segment_images``.
-        mask_logits_qhw: likewise.
-        style: likewise.
-        side: side of CLIP's input.
-        chunk: number of segments encoded at once, if there are as many.
-        wanted_q: bool [q], the others get an empty segment's features. None: all are.
-
-    Returns:
-        [q, d], as ``encode_image`` gives them (its dtype, not normalised here).
-
-    Raises:
-        ValueError: if ``style`` is unknown or ``chunk`` is not positive.
+        encode_images: Maps float32 [n, side, side, 3] to float [n, d].
+        image_hwc: float [h, w, 3], normalised with CLIP's mean and standard deviation and then
+            padded with zeros at the bottom and right.
+        mask_logits_qhw: float [q, h / 4, w / 4]; any lower resolution works.
+        style: One of `STYLES`, see `Crops`.
+        side: Side of CLIP's input in pixels.
+        chunk: Number of segments encoded at once, at least 1.
+        wanted_q: bool [q]; the others get the features of an empty segment. None: all are wanted.
     """
-    check_style(style)
-    if chunk < 1:
-        raise ValueError(f"segment_features: chunk must be at least 1, not {chunk}")
     chunk = min(chunk, len(mask_logits_qhw))
     # Where no logit is positive, none becomes so between pixels: such a segment is empty.
-    there_q = (mask_logits_qhw > 0).any((1, 2))
-    there_q = there_q if wanted_q is None else there_q & wanted_q
-
-    def masks_of(index_n: jax.Array) -> jax.Array:
-        there_n = jnp.take(there_q, index_n, mode="fill", fill_value=False)
-        masks_nhw = jnp.take(mask_logits_qhw, index_n, axis=0, mode="clip")
-        return jnp.where(there_n[:, None, None], masks_nhw, NOTHING)
-
-    def keys_of(index_n: jax.Array) -> jax.Array:
-        return segment_keys(masks_of(index_n), image_hwc.shape[:2], style=style, side=side)
+    shown_q = (mask_logits_qhw > 0).any((1, 2))
+    shown_q = shown_q if wanted_q is None else shown_q & wanted_q
 
     def encode(index_n: jax.Array) -> jax.Array:
-        images = segment_images(image_hwc, masks_of(index_n), style=style, side=side)
-        return encode_image(images)
+        shown_n = jnp.take(shown_q, index_n, mode="fill", fill_value=False)
+        masks_nhw = jnp.take(mask_logits_qhw, index_n, axis=0, mode="clip")
+        masks_nhw = jnp.where(shown_n[:, None, None], masks_nhw, EMPTY)
+        return encode_images(segment_images(image_hwc, masks_nhw, style=style, side=side))
 
-    first_q = _first_alike(keys_of, there_q, chunk)
-    distinct_q = jnp.zeros(len(there_q), bool).at[first_q].set(True)
-    return _map_chosen(encode, distinct_q, chunk)[first_q]
+    first_empty = jnp.argmin(shown_q)  # 0 where there is none, and then not used
+    index_q = jnp.arange(len(shown_q))
+    features_qd = _map_chosen(encode, shown_q | (index_q == first_empty), chunk)
+    return features_qd[jnp.where(shown_q, index_q, first_empty)]
 
 
 def _map_chosen(
@@ -170,7 +130,7 @@ def _map_chosen(
 ) -> jax.Array:
     """Applies a function to the chosen queries in full chunks; the others' results are zeros.
 
-    The function takes places, int32 [chunk]; those that fill the last chunk are beyond the queries.
+    The function takes indices, int32 [chunk]; those that fill the last chunk are beyond q.
     """
     queries = len(chosen_q)
     length = -(-queries // chunk) * chunk
@@ -190,35 +150,33 @@ def _map_chosen(
     return results[place_q]
 
 
-def _first_alike(
-    keys_of: Callable[[jax.Array], jax.Array], there_q: jax.Array, chunk: int
+def segment_images(
+    image_hwc: jax.Array, mask_logits_qhw: jax.Array, *, style: str = STYLES[0], side: int = 224
 ) -> jax.Array:
-    """Gives for each query the place of the first whose segment looks alike, int32 [q].
+    """Returns CLIP's input for each segment, float32 [q, side, side, 3].
 
-    Hashes say which it may be, so that no keys are kept; those of the two are then compared.
+    Holds float32 copies [q, h, w, 3] of the image: pass few queries at a time.
 
     Args:
-        keys_of: places, int32 [n], to keys uint8 [n, bytes], see ``segments.segment_keys``.
-        there_q: bool [q]; the others look alike, one of them stands for all.
-        chunk: keys that are made at once.
+        image_hwc: float [h, w, 3], normalised with CLIP's mean and standard deviation and then
+            padded with zeros at the bottom and right.
+        mask_logits_qhw: float [q, h / 4, w / 4]; any lower resolution works.
+        style: One of `STYLES`, see `Crops`.
+        side: Side of the result in pixels.
     """
-    own_q = jnp.arange(len(there_q), dtype=jnp.int32)
-    nothing = jnp.argmin(there_q)
-    compared_q = there_q | (own_q == nothing)
-    hashes_q2 = _map_chosen(lambda index_n: _hash(keys_of(index_n)), compared_q, chunk)
-    equal_qq = (hashes_q2[:, None] == hashes_q2[None]).all(-1) & compared_q[None]
-    may_be_q = jnp.argmax(equal_qq, axis=1).astype(jnp.int32)
+    image_hwc = image_hwc.astype(jnp.float32)
+    height, width, _ = image_hwc.shape
+    logits_qyx = upsample_masks(mask_logits_qhw, height, width)
+    if style == "mask":
+        rows_sh, columns_sw = resize_matrix(height, side), resize_matrix(width, side)
+        segments_qst = inside(apply_matrices(rows_sh, columns_sw, logits_qyx))
+        return resample(rows_sh, columns_sw, image_hwc)[None] * segments_qst[..., None]
 
-    def are_alike(index_n: jax.Array) -> jax.Array:
-        others_n = jnp.take(may_be_q, index_n, mode="clip")
-        return (keys_of(index_n) == keys_of(others_n)).all(1)
-
-    alike_q = _map_chosen(are_alike, compared_q & (may_be_q != own_q), chunk)
-    first_q = jnp.where(alike_q, may_be_q, own_q)
-    return jnp.where(compared_q, first_q, first_q[nothing])
-
-
-def _hash(keys_nb: jax.Array) -> jax.Array:
-    """Hashes keys uint8 [n, bytes] to uint32 [n, 2]."""
-    factors_2b = jax.random.bits(jax.random.key(0), (2, keys_nb.shape[1]), jnp.uint32)
-    return (keys_nb[:, None].astype(jnp.uint32) * factors_2b[None]).sum(-1)
+    segments_qyx = inside(logits_qyx)
+    left, top, right, bottom = jnp.unstack(boxes_from_masks(segments_qyx), axis=-1)
+    rows_qsh = jax.vmap(lambda a, b: roi_align_matrix(a, b, height, side))(top, bottom)
+    columns_qsw = jax.vmap(lambda a, b: roi_align_matrix(a, b, width, side))(left, right)
+    if style == "crop":
+        return jax.vmap(resample, in_axes=(0, 0, None))(rows_qsh, columns_qsw, image_hwc)
+    segment_images_qhwc = image_hwc[None] * segments_qyx[..., None]
+    return jax.vmap(resample)(rows_qsh, columns_qsw, segment_images_qhwc)

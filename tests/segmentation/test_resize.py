@@ -11,8 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from zegformer_jax.segmentation import segments
-from zegformer_jax.segmentation.classifiers.crops import STYLES, segment_images, segment_keys
-from zegformer_jax.segmentation.classifiers.one_pass import whole_picture
+from zegformer_jax.segmentation.classifiers.one_pass import squeeze
 from zegformer_jax.segmentation.resize import (
     padded_resize_matrix,
     resize_matrix,
@@ -162,7 +161,7 @@ def test_boxes_enclose_the_segments(pixels):
 
 def test_a_squeezed_picture_has_no_masks_of_its_size():
     def temporaries(queries):
-        run = jax.jit(partial(whole_picture, side=16, grid=4))
+        run = jax.jit(partial(squeeze, side=16, grid=4))
         arrays = np.zeros((256, 256, 3), np.float32), np.zeros((queries, 16, 16), np.float32)
         compiled = run.lower(*arrays, np.array([256, 256])).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -170,42 +169,19 @@ def test_a_squeezed_picture_has_no_masks_of_its_size():
     assert temporaries(60) - temporaries(20) < 40 * 256 * 256
 
 
-@pytest.mark.parametrize("style", STYLES)
-def test_keys_are_equal_where_images_are(style):
-    """Of segments and their like at other logits, of one with another box, of two empty ones."""
-    rng = np.random.default_rng(0)
-    image = rng.uniform(1, 2, (32, 48, 3)).astype(np.float32)
-    logits = np.where(rng.random((6, 8, 12)) < 0.4, 1.0, -1.0).astype(np.float32)
-    logits[4], logits[5] = 1.0, -1.0
-    logits[5, 2, 3] = 0.1  # no pixel is so near to that place that it is positive
-    logits = np.concatenate([logits, 3 * logits[:5], np.full((1, 8, 12), -2.0), logits[::-1, ::-1]])
-    look = jax.jit(partial(segment_images, style=style, side=16))
-    keys = np.asarray(segment_keys(logits, image.shape[:2], style=style, side=16))
-    images = np.asarray(look(image, logits))
-    alike = (images[:, None] == images[None]).all((2, 3, 4))
-    assert keys.dtype == np.uint8
-    assert 12 < alike.sum() < alike.size
-    np.testing.assert_array_equal((keys[:, None] == keys[None]).all(2), alike)
-
-
-def test_wrong_arguments_are_named():
-    image, logits = jnp.zeros((8, 8, 3)), jnp.zeros((1, 2, 2))
-    with pytest.raises(ValueError, match="'blur' is unknown; choose one of cropmask, crop, mask"):
-        segment_images(image, logits, style="blur")
-    with pytest.raises(ValueError, match="'blur' is unknown"):
-        segment_keys(logits, (8, 8), style="blur")
+def test_wrong_sizes_are_named():
     with pytest.raises(ValueError, match="sizes must be positive, not 0 -> 4"):
         resize_matrix(0, 4)
 
 
-def test_a_whole_picture_is_squeezed_without_its_padding():
+def test_a_squeeze_is_squeezed_without_its_padding():
     rng = np.random.default_rng(0)
     image = np.zeros((24, 32, 3), np.float32)
     image[:19, :30] = rng.normal(size=(19, 30, 3))
     logits = np.asarray(rng.normal(size=(3, 6, 8)), np.float32)
     logits[2] = -5
     size = jnp.array([19, 30])
-    square, coverage = jax.jit(whole_picture, static_argnums=(3, 4))(image, logits, size, 12, 3)
+    square, coverage = jax.jit(squeeze, static_argnums=(3, 4))(image, logits, size, 12, 3)
 
     def resized(maps_nhw, size):
         for axis, length in zip((1, 2), size, strict=True):

@@ -1,0 +1,39 @@
+"""What a segment classifier is.
+
+Axes: q query, c class, d joint embedding, h w pixels at stride 4.
+"""
+
+from typing import Any, Protocol
+
+import jax
+
+from zegformer_jax.segmentation.augmentation import View
+
+
+class SegmentClassifier(Protocol):
+    """Classifies the segments of an image: a hashable value without arrays.
+
+    One is a frozen dataclass whose first field is `clip`, the Flax module; its other fields have
+    the names of fields of the config's section `eval`, from which they are filled.
+    """
+
+    def __call__(
+        self,
+        params: Any,
+        view: View,
+        mask_logits_qhw: jax.Array,
+        text_cd: jax.Array,
+        wanted_q: jax.Array,
+    ) -> jax.Array:
+        """Returns class logits, float32 [q, c].
+
+        Args:
+            params: CLIP's parameters.
+            view: The image.
+            mask_logits_qhw: Mask logits [q, h, w].
+            text_cd: Text embeddings of unit length [c, d].
+            wanted_q: bool [q]; the others may be classified as empty segments.
+        """
+
+    def logit_scale(self, params: Any) -> jax.Array:
+        """Returns the logarithm of the largest possible logit, scalar."""
