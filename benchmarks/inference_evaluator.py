@@ -18,9 +18,9 @@ from zegformer_jax.evaluation.evaluator import Evaluator
 from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.experiment.models import build_model
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
-from zegformer_jax.pretrained.clip import save_clip
+from zegformer_jax.pretrained.clip.load import save_clip
 from zegformer_jax.segmentation.class_scores import MODES
-from zegformer_jax.text import Tokenizer
+from zegformer_jax.text.tokenizer import Tokenizer
 
 VOCABULARIES = {20: "pascal_voc_20", 171: "coco_stuff_171", 847: "ade20k_full_847"}
 SMALL_CLIP = ClipConfig(

@@ -22,7 +22,7 @@ from PIL import Image
 
 from zegformer_jax.input import pipeline, transforms
 from zegformer_jax.input.datasets import FileSource
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 OURS = "this pipeline"
 SIDES = (480, 640)

@@ -39,7 +39,7 @@ from zegformer_jax.segmentation.classifiers.crops import (
 from zegformer_jax.segmentation.label_maps import ClassScores
 from zegformer_jax.segmentation.resize import upsample_masks
 from zegformer_jax.segmentation.zegformer import Question, TextEmbeddings, Weights, ZegFormer
-from zegformer_jax.text import Tokenizer
+from zegformer_jax.text.tokenizer import Tokenizer
 from zegformer_jax.training import losses, matching
 from zegformer_jax.training.optim import make_optimiser
 from zegformer_jax.training.targets import targets_from_labels

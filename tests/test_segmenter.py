@@ -11,7 +11,7 @@ import zegformer_jax
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.workdir import CONFIG_FILE, load_config, save_config
 from zegformer_jax.segmenter import Segmentation, Segmenter, read_picture
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 CLASSES = ["sheep", "tvmonitor, couch", "cat"]
 

@@ -15,7 +15,7 @@ from zegformer_jax.experiment import Experiment
 from zegformer_jax.input import transforms
 from zegformer_jax.segmentation.augmentation import make_views
 from zegformer_jax.segmentation.zegformer import Prediction, Queries, Question, predict
-from zegformer_jax.vocabulary import Vocabulary, mark_seen
+from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
 
 SHARE_OF_16_BITS = 257  # 65535 / 255
 

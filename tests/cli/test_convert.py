@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import shrunk
+from clips import CLIPS
 from folders import make_folder
 from PIL import Image
 
@@ -19,11 +20,10 @@ from zegformer_jax.evaluation.checkpoint import open_checkpoint
 from zegformer_jax.experiment.models import model_sizes
 from zegformer_jax.experiment.workdir import CONVERTED_FILE, load_config
 from zegformer_jax.models.backbones.resnet import ResNet
-from zegformer_jax.models.clip.model import CLIPS
 from zegformer_jax.pretrained import tables, zegformer
 from zegformer_jax.pretrained.archives import read_tensors, write_tensors
 from zegformer_jax.pretrained.backbones import torchvision
-from zegformer_jax.pretrained.clip_tensors import OPENAI, parameter_shapes, published_tensors
+from zegformer_jax.pretrained.clip.tensors import OPENAI, parameter_shapes, published_tensors
 from zegformer_jax.pretrained.start import read_start
 from zegformer_jax.runtime.checkpoints import Checkpoints
 from zegformer_jax.training.objectives.build import make_task

@@ -18,16 +18,16 @@ from zegformer_jax.evaluation.metrics.segment_fit import Overlap
 from zegformer_jax.evaluation.subsets import load_subsets
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.data import load_vocabulary, open_split
-from zegformer_jax.experiment.models import embed_names, load_clip_of
+from zegformer_jax.experiment.models import load_clip_of
 from zegformer_jax.experiment.workdir import load_config
 from zegformer_jax.input.transforms import resized_sides
 from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.pretrained.clip import save_clip
+from zegformer_jax.pretrained.clip.load import save_clip
 from zegformer_jax.segmentation import class_scores, label_maps
 from zegformer_jax.segmentation.classifiers.one_pass import encode_in_one_pass
 from zegformer_jax.segmentation.zegformer import Queries, TextEmbeddings
-from zegformer_jax.text import train_tokenizer
+from zegformer_jax.text.tokenizer import train_tokenizer
 
 HEADLINE = "pascal_voc_20"
 
@@ -336,7 +336,7 @@ def test_in_one_pass_clip_alone_says_something_else(finished):
     features = encode_in_one_pass(
         clip.module(), clip.params, images[0], batch["size"][0], once.mask_logits_qhw, 1
     )
-    text = embed_names(clip, names, config.clip.classifier_prompts)
+    text = clip.embed(names, config.clip.classifier_prompts)
     expected = class_scores.clip_logits(features, text, clip.params["logit_scale"])
     np.testing.assert_allclose(once.clip_logits_qc, expected, rtol=1e-3, atol=1e-3)
 

@@ -10,7 +10,7 @@ from configs import coco_stuff
 from zegformer_jax.evaluation.counts import OVERLAP, RIGHT_NAMES, RIGHT_SEGMENTS, Evaluation
 from zegformer_jax.evaluation.report import tables
 from zegformer_jax.evaluation.subsets import Subset, load_subsets
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 
 def make_result():

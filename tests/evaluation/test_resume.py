@@ -8,15 +8,17 @@ import folders
 import numpy as np
 import pytest
 import shrunk
+from array_source import ArraySource
 from etils import epath
 
 from zegformer_jax.evaluation import loop as evaluate
 from zegformer_jax.evaluation.counts import OVERLAP
 from zegformer_jax.evaluation.resume import Interrupted, identify_records
 from zegformer_jax.evaluation.subsets import load_subsets
-from zegformer_jax.input import datasets, prepare
+from zegformer_jax.input import datasets
 from zegformer_jax.input.folder import Folder
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.input.records import write
+from zegformer_jax.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_names(["a", "b", "c"], [True, True, False])
 RECORDS = 5
@@ -61,7 +63,7 @@ def make_source(count=RECORDS, prefix="r"):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (8, 9 + i, 3), np.uint8) for i in range(count)]
     labels = [rng.choice([0, 1, 2, 255], (8, 9 + i)).astype(np.uint8) for i in range(count)]
-    return datasets.ArraySource(images, labels, [f"{prefix}{i}" for i in range(count)])
+    return ArraySource(images, labels, [f"{prefix}{i}" for i in range(count)])
 
 
 @pytest.fixture
@@ -214,7 +216,7 @@ def test_a_file_that_is_not_what_was_written_is_as_none(run, interrupted, caplog
 
 
 def test_records_are_told_apart_without_decoding_them(tmp_path, monkeypatch):
-    """A folder's by its files; prepared ones by their index."""
+    """A folder's by its files; prepared ones by a hash of theirs."""
     mine = folders.make_folder(tmp_path / "mine", train=1, validation=2)
     label = mine / "validation" / "annotations" / "001.png"
     prepared = [tmp_path / name for name in ("first", "again", "changed")]
@@ -229,12 +231,12 @@ def test_records_are_told_apart_without_decoding_them(tmp_path, monkeypatch):
             return identify_records(source, directory)
 
     for directory in prepared[:2]:
-        prepare.prepare(Folder.open(mine), mine, directory, workers=1)
+        write.prepare(Folder.open(mine), mine, directory, workers=1)
     before = identify(mine)
     assert identify(mine) == before
     folders.Image.new("L", folders.Image.open(label).size, 3).save(label)
     assert identify(mine) != before
-    prepare.prepare(Folder.open(mine), mine, prepared[2], workers=1)
+    write.prepare(Folder.open(mine), mine, prepared[2], workers=1)
     first, again, other = map(identify, prepared)
     assert first == again != other
 

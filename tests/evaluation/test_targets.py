@@ -10,10 +10,11 @@ from configs import coco_stuff
 from zegformer_jax.evaluation import targets as targets_module
 from zegformer_jax.evaluation.targets import NAMES, choose, on_dataset
 from zegformer_jax.experiment import data as experiment
-from zegformer_jax.input import benchmarks, datasets, prepare
+from zegformer_jax.input import benchmarks, datasets
 from zegformer_jax.input.folder import Folder
 from zegformer_jax.input.openmoji import builder as openmoji_voc
-from zegformer_jax.vocabulary import mark_seen
+from zegformer_jax.input.records import write
+from zegformer_jax.text.vocabulary import mark_seen
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_records_are_looked_at_before_any_evaluation(mine, tmp_path):
     config, empty = config_on("coco_stuff"), tmp_path / "empty"
     with pytest.raises(FileNotFoundError, match="no records of 'ade20k_150' are prepared here"):
         choose(f"folder={mine},ade20k_150={mine}", config, tmp_path)
-    prepare.prepare(Folder.open(mine), mine, tmp_path / "ready", workers=1)
+    write.prepare(Folder.open(mine), mine, tmp_path / "ready", workers=1)
     with pytest.raises(ValueError, match="ready: holds the data set 'folder', not 'ade20k_150'"):
         choose(f"ade20k_150={tmp_path}/ready", config, tmp_path)
     empty.mkdir()

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from zegformer_jax.input import benchmarks, prepare, prepared
+from zegformer_jax.input import benchmarks
 from zegformer_jax.input.benchmarks import ade20k_full, detail
+from zegformer_jax.input.records import read, write
 
 DATA = Path(__file__).parents[2] / "data"
 TRAIN, VALIDATION = "train", "validation"
@@ -511,7 +514,7 @@ def test_known_ids():
 def test_background_is_counted_by_its_name(tmp_path):
     """Label 20, not the first of the classes that are merged to it."""
     fake = make(tmp_path, ("pascal_voc_20b", "own"))
-    report = prepare.prepare(
+    report = write.prepare(
         fake.benchmark, tmp_path, tmp_path / "records", subset=True, workers=1, progress=False
     )
     ids = np.concatenate([ids.ravel() for ids in fake.written.values()])
@@ -519,7 +522,7 @@ def test_background_is_counted_by_its_name(tmp_path):
     assert list(rows)[1:22] == [*VOC_NAMES, "background"]
     assert rows["background"][2] == f"{(ids == 0).sum():,}"
     assert rows["21"] == ["classes", "seen", f"{(ids < 255).sum():,}"]
-    stored = prepared.PreparedSource(tmp_path / "records", VALIDATION)
+    stored = read.PreparedSource(tmp_path / "records", VALIDATION)
     assert stored.vocabulary == fake.benchmark.load_vocabulary()  # of what is predicted
 
 
@@ -636,11 +639,59 @@ def test_masks_of_pycocotools(name):
 
 @pytest.mark.parametrize(
     ("runs", "reason"),
-    [("S1", "do not fill"), ("S", "in the middle"), ("~", "does not belong"), ("", "do not fill")],
+    [
+        ("S1", "do not fill its 7x6"),
+        ("n11", "do not fill its 7x6"),  # 46 pixels, then 1
+        (compress([41]), "do not fill its 7x6"),
+        (compress([43]), "do not fill its 7x6"),
+        (compress([40, 3]), "do not fill its 7x6"),
+        (compress([40, 5, -3]), "do not fill its 7x6"),
+        ("S", "the runs 'S' are not"),
+        ("~", "the runs '~' are not"),
+        ("", "the runs '' are not"),
+        ("P" * 7 + "1", "are not a mask's"),
+    ],
 )
 def test_damaged_masks(runs, reason):
     with pytest.raises(ValueError, match=reason):
         detail.decode_mask(runs, (7, 6))
+
+
+def decompress(text):
+    """COCO's run lengths: see maskApi.c's comment on rleFrString. None: the text is cut off."""
+    numbers, value, shift = [], 0, 0
+    for code in (ord(character) - 48 for character in text):
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32 == 0:
+            value -= (code & 16) << shift >> 4
+            numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
+            value = shift = 0
+    return None if shift else numbers
+
+
+WRITTEN = st.lists(st.integers(0, 9), max_size=12).map(
+    lambda runs: compress([*runs, max(0, 42 - sum(runs))])
+)
+LIKELY = st.text(st.sampled_from([chr(48 + code) for code in range(64)]), max_size=9)
+
+
+@given(runs=WRITTEN | LIKELY | st.text(max_size=5))
+def test_runs_fill_the_mask_or_are_an_error(runs):
+    """pycocotools alone leaves pixels uninitialised, and reads past the text's end."""
+    alphabet = all(48 <= ord(character) < 112 for character in runs)
+    numbers = decompress(runs) if alphabet else None
+    if numbers and min(numbers) >= 0 and sum(numbers) == 42:
+        expected = np.repeat(np.arange(len(numbers)) % 2 == 1, numbers).reshape(6, 7).T
+        np.testing.assert_array_equal(detail.decode_mask(runs, (7, 6)), expected)
+    else:
+        with pytest.raises(ValueError, match="mask"):
+            detail.decode_mask(runs, (7, 6))
+
+
+def test_the_tests_own_run_lengths():
+    for numbers in ([42], [0, 42], [9, 7, 3, 0, 23], [40, 1, 1000, 5, 2]):
+        assert decompress(compress(numbers)) == numbers
 
 
 def test_later_masks_cover_earlier_ones():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from zegformer_jax.input import pipeline
 from zegformer_jax.input.datasets import FileSource
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES, BATCH, CROP, STEPS, START = 7, 4, 32, 5, 2

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+from array_source import ArraySource
 from PIL import Image
 
 from zegformer_jax.input import transforms
-from zegformer_jax.input.datasets import ArraySource, open_source
+from zegformer_jax.input.datasets import open_source
 from zegformer_jax.input.pipeline import eval_batches, train_batches
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_names(list("abcdef"), [True, False, True, True, False, True])
 OPTIONS = dict(batch_size=4, crop_size=24, short_sides=(20, 28), max_long_side=60, seed=3)

@@ -1,6 +1,8 @@
 """The preparation of records: same bytes however it runs, restarts, bad data, refusals."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -17,16 +19,18 @@ from folders import add_record, files_of, label_of, make_folder
 from PIL import Image
 
 from zegformer_jax.cli import main
-from zegformer_jax.input import benchmarks, prepare, prepared, shards
+from zegformer_jax.input import benchmarks
 from zegformer_jax.input.folder import Folder
-from zegformer_jax.input.prepared import PreparedSource
+from zegformer_jax.input.records import plan, read, shard, storage, summary
+from zegformer_jax.input.records import write as records
+from zegformer_jax.input.records.read import PreparedSource
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(prepare, "RECORDS_PER_SHARD", 3)
+    monkeypatch.setattr(plan, "RECORDS_PER_SHARD", 3)
 
 
 @pytest.fixture
@@ -36,20 +40,21 @@ def folder(tmp_path):
 
 def write(root, directory, benchmark=None, **options):
     options = {"workers": 1, "progress": False} | options
-    return prepare.prepare(benchmark or Folder.open(root), root, directory, **options)
+    return records.prepare(benchmark or Folder.open(root), root, directory, **options)
 
 
 def times_of(directory):
     """When the shards were written."""
-    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.tfrecord-*")}
+    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.array_record-*")}
 
 
 def test_what_lies_in_the_directory(folder, tmp_path):
     write(folder, tmp_path / "records")
-    names = [f"folder-train.tfrecord-{i:05d}-of-00003" for i in range(3)]
+    names = [f"folder-train.array_record-{i:05d}-of-00003" for i in range(3)]
     assert files_of(tmp_path / "records").keys() == {
-        *names, "folder-validation.tfrecord-00000-of-00001", "classes.json", "dataset_info.json",
-        "features.json", "prepared.json", "sheet.png", "train.index.npz", "validation.index.npz",
+        *names, "folder-validation.array_record-00000-of-00001", "classes.json",
+        "dataset_info.json", "features.json", "prepared.json", "sheet.png", "train.index.json",
+        "validation.index.json",
     }  # fmt: skip
     with Image.open(tmp_path / "records/sheet.png") as sheet:
         assert min(sheet.size) > 500
@@ -80,7 +85,7 @@ def test_several_processes_give_the_same_bytes(folder, tmp_path):
 
 
 def test_workers_import_neither_jax_nor_tensorflow():
-    code = "import sys; import zegformer_jax.input.shards, zegformer_jax.input.folder, folders\n"
+    code = "import sys, folders; import zegformer_jax.input.records.shard\n"
     code += "print(*sys.modules.keys() & {'jax', 'tensorflow', 'matplotlib'})"
     path = os.pathsep.join(map(str, (ROOT / "tests" / "support", ROOT)))
     done = subprocess.run(
@@ -93,13 +98,13 @@ def test_workers_import_neither_jax_nor_tensorflow():
 SLOW = """
 import dataclasses, sys
 from folders import SlowFolder
-from zegformer_jax.input import prepare
 from zegformer_jax.input.folder import Folder
+from zegformer_jax.input.records import plan, write
 if __name__ == "__main__":
-    prepare.RECORDS_PER_SHARD = 3
+    plan.RECORDS_PER_SHARD = 3
     folder = Folder.open(sys.argv[1])
     slow = SlowFolder(**{x.name: getattr(folder, x.name) for x in dataclasses.fields(folder)})
-    prepare.prepare(slow, sys.argv[1], sys.argv[2], workers=2, progress=False)
+    write.prepare(slow, sys.argv[1], sys.argv[2], workers=2, progress=False)
 """
 
 
@@ -133,13 +138,13 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
         [sys.executable, str(script), str(folder), str(directory)],
         env=os.environ | {"PYTHONPATH": path},
     )
-    wait_for(lambda: len(list(directory.glob("partial/*.npz"))) >= 2)
+    wait_for(lambda: len(list(directory.glob("partial/*-of-*.json"))) >= 2)
     workers = children_of(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert len(workers) >= 2
     wait_for(lambda: not any(map(is_running, workers)), seconds=20)
-    written = {path.name.removesuffix(".npz") for path in directory.glob("partial/*.npz")}
+    written = {path.name.removesuffix(".json") for path in directory.glob("partial/*-of-*.json")}
     before = times_of(directory)
     assert 2 <= len(written) < 11 and written <= before.keys()
     with pytest.raises(FileNotFoundError, match="no records were prepared here"):
@@ -152,7 +157,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path):
 
 
 def test_a_killed_worker_is_an_error_that_says_so(folder, tmp_path, monkeypatch):
-    from zegformer_jax.input import processes
+    from zegformer_jax.input.records import processes
 
     with pytest.raises(OSError, match="a worker was killed"):
         list(processes.run(os._exit, [3, 3], workers=2))
@@ -184,22 +189,22 @@ def test_bad_records_are_told_all_at_once(folder, tmp_path):
     expected = spoil(folder)
     for workers in (1, 2):
         directory = tmp_path / f"records{workers}"
-        with pytest.raises(prepare.BadRecords, match="^7 bad records, .*--skip-bad$") as error:
+        with pytest.raises(records.BadRecords, match="^7 bad records, .*--skip-bad$") as error:
             write(folder, directory, workers=workers)
         lines = [str(record) for record in error.value.records]
         assert [line.split(": ")[0] for line in lines] == list(expected)
         for line, (record, words) in zip(lines, expected.items(), strict=True):
             assert line.startswith(f"{record}: {words}")
         assert (directory / "partial/bad_records.txt").read_text().splitlines() == lines
-        assert not prepared.is_prepared(directory)
-        assert list(times_of(directory)) == ["folder-train.tfrecord-00002-of-00003"]
+        assert not read.is_prepared(directory)
+        assert list(times_of(directory)) == ["folder-train.array_record-00002-of-00003"]
 
 
 def test_after_mending_only_the_bad_shards_are_written(folder, tmp_path):
     whole = make_folder(tmp_path / "whole")
     spoil(folder)
     (folder / "validation/images/notes.txt").unlink()
-    with pytest.raises(prepare.BadRecords, match="^6 bad"):
+    with pytest.raises(records.BadRecords, match="^6 bad"):
         write(folder, tmp_path / "records")
     before = times_of(tmp_path / "records")
     for split, count in (("train", 8), ("validation", 3)):
@@ -215,7 +220,7 @@ def test_after_mending_only_the_bad_shards_are_written(folder, tmp_path):
 def test_bad_records_are_left_out_on_demand(folder, tmp_path):
     expected = spoil(folder)
     directory = tmp_path / "records"
-    with pytest.raises(prepare.BadRecords):
+    with pytest.raises(records.BadRecords):
         write(folder, directory)
     report = write(folder, directory, skip_bad=True)
     assert [f"{x.split} {x.id}" for x in report.left_out] == list(expected)
@@ -229,7 +234,7 @@ def test_bad_records_are_left_out_on_demand(folder, tmp_path):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(directory))  # the first shard is empty
-    assert len(list(builder.as_dataset(split="train"))) == 3
+    assert [x["id"] for x in builder.as_data_source("train")] == [b"005", b"006", b"007"]
     with pytest.raises(ValueError, match="7 bad records that were left out: remove it"):
         write(folder, directory)
     assert write(folder, directory, skip_bad=True).left_out == report.left_out
@@ -238,9 +243,42 @@ def test_bad_records_are_left_out_on_demand(folder, tmp_path):
 def interrupt(folder, directory, **options):
     """Writes all shards, and stops before the end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "_finish", lambda *_: 1 / 0)
+        patch.setattr(records, "_finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write(folder, directory, **options)
+
+
+def test_an_interruption_at_any_file_is_mended(tmp_path, monkeypatch):
+    """Stops before the first file is written, before the second, and so on until none is left."""
+    monkeypatch.setattr(summary, "draw_sheet", lambda *_: b"a sheet")
+    folder = make_folder(tmp_path / "folder", train=4)
+    write(folder, tmp_path / "whole")
+    write_bytes, allowed = storage.write_bytes, iter(())
+
+    def stop(path, data):
+        next(allowed)
+        write_bytes(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes", stop)
+    for count in itertools.count():
+        directory, allowed = tmp_path / f"stopped_{count}", iter(range(count))
+        with contextlib.suppress(StopIteration):
+            write(folder, directory)
+            break
+        assert not read.is_prepared(directory) or (directory / "dataset_info.json").exists()
+        allowed = itertools.count()
+        write(folder, directory)
+        assert files_of(directory) == files_of(tmp_path / "whole")
+    assert count == 9  # plan, 3 shards, 2 indices, classes, prepared.json, sheet
+
+
+def test_a_split_has_no_more_shards_than_can_be_open(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "MAX_SHARDS", 2)
+    write(folder, tmp_path / "records")
+    shards = [name for name in times_of(tmp_path / "records") if "train" in name]
+    assert sorted(shards) == [f"folder-train.array_record-{i:05d}-of-00002" for i in range(2)]
+    source = PreparedSource(tmp_path / "records", "train")
+    assert [source[i]["id"] for i in range(8)] == [f"{i:03d}" for i in range(8)]
 
 
 def test_a_split_of_bad_records_alone_is_no_data_set(folder, tmp_path):
@@ -248,14 +286,14 @@ def test_a_split_of_bad_records_alone_is_no_data_set(folder, tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match="records: all records of validation are bad"):
         write(folder, tmp_path / "records", skip_bad=True)
-    assert not prepared.is_prepared(tmp_path / "records")
+    assert not read.is_prepared(tmp_path / "records")
 
 
 def test_a_partial_with_records_left_out_is_not_taken_for_a_whole(folder, tmp_path):
     """The kind of restart that would silently lose records."""
     spoil(folder)
     interrupt(folder, tmp_path / "records", skip_bad=True)
-    with pytest.raises(prepare.BadRecords, match="^7 bad"):
+    with pytest.raises(records.BadRecords, match="^7 bad"):
         write(folder, tmp_path / "records")
 
 
@@ -267,14 +305,14 @@ def test_changed_files_are_read_again(folder, tmp_path):
     write(folder, tmp_path / "records")
     after = times_of(tmp_path / "records")
     assert {name for name in after if after[name] != before[name]} == {
-        "folder-train.tfrecord-00001-of-00003"
+        "folder-train.array_record-00001-of-00003"
     }
     assert np.all(PreparedSource(tmp_path / "records", "train")[4]["label"] == 2)
 
 
 def test_a_shard_that_was_cut_off_is_written_anew(folder, tmp_path):
     interrupt(folder, tmp_path / "records")
-    shard = tmp_path / "records/folder-train.tfrecord-00001-of-00003"
+    shard = tmp_path / "records/folder-train.array_record-00001-of-00003"
     os.truncate(shard, shard.stat().st_size - 1)
     write(folder, tmp_path / "records")
     write(folder, tmp_path / "whole")
@@ -282,14 +320,14 @@ def test_a_shard_that_was_cut_off_is_written_anew(folder, tmp_path):
 
 
 def test_a_record_that_is_lost_on_the_way_is_noticed(folder, tmp_path, monkeypatch):
-    def lose(job, write_shard=shards.write_shard):
-        note = write_shard(job._replace(examples=job.examples[1:]))
-        return note._replace(fingerprint=shards.fingerprint_of(job))
+    def lose(whole, write_shard=shard.write_shard):
+        contents = write_shard(whole._replace(examples=whole.examples[1:]))
+        return contents._replace(fingerprint=shard.fingerprint_of(whole))
 
-    monkeypatch.setattr(shards, "write_shard", lose)
-    with pytest.raises(OSError, match="folder-train.tfrecord-00000-of-00003: changed since"):
+    monkeypatch.setattr(shard, "write_shard", lose)
+    with pytest.raises(OSError, match="folder-train.array_record-00000-of-00003: changed since"):
         write(folder, tmp_path / "records")
-    assert not prepared.is_prepared(tmp_path / "records")
+    assert not read.is_prepared(tmp_path / "records")
 
 
 def test_a_file_of_other_content_and_the_same_size_is_read_again(folder, tmp_path):
@@ -328,7 +366,7 @@ def test_what_is_seen_may_change_without_a_new_preparation(folder, tmp_path):
     (folder / "classes.json").write_text(json.dumps(classes))
     before = times_of(tmp_path / "records")
     assert write(folder, tmp_path / "records").vocabulary.seen == (False, False, True)
-    assert prepared.read_classes(tmp_path / "records").seen == (False, False, True)
+    assert read.read_classes(tmp_path / "records").seen == (False, False, True)
     assert times_of(tmp_path / "records") == before
 
 
@@ -346,7 +384,7 @@ def test_a_file_that_changed_since_is_not_passed_over(folder, tmp_path):
 def test_an_unfinished_preparation_goes_on_with_other_records(folder, tmp_path, added):
     """Bad files may be taken away, as the message says; new ones change the number of shards."""
     expected = spoil(folder)
-    with pytest.raises(prepare.BadRecords):
+    with pytest.raises(records.BadRecords):
         write(folder, tmp_path / "records")
     before = times_of(tmp_path / "records")
     for split, id_ in map(str.split, expected):
@@ -363,7 +401,7 @@ def test_an_unfinished_preparation_goes_on_with_other_records(folder, tmp_path, 
 
 def test_an_unfinished_split_is_not_lost_to_another(folder, tmp_path):
     spoil(folder)
-    with pytest.raises(prepare.BadRecords):
+    with pytest.raises(records.BadRecords):
         write(folder, tmp_path / "records", splits=("train",))
     before = files_of(tmp_path / "records")
     with pytest.raises(ValueError, match="holds a part of the data set 'folder', of train:"):
@@ -376,7 +414,9 @@ def test_a_full_disk_is_an_error_that_names_the_file(folder, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        with pytest.raises(OSError, match=r"^/.*/partial/folder-train.*: cannot be written: File"):
+        with pytest.raises(
+            OSError, match=r"^/.*/partial/folder-train.*: cannot be written: .*File too large"
+        ):
             write(folder, tmp_path / "records")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -414,7 +454,7 @@ def test_bad_records_may_be_mended_by_other_classes(folder, tmp_path):
     """Shards that were written before follow them, too."""
     label = folder / "train/annotations/000.png"
     Image.fromarray(np.full((17, 31), 8, np.uint8)).save(label)
-    with pytest.raises(prepare.BadRecords, match="^1 bad"):
+    with pytest.raises(records.BadRecords, match="^1 bad"):
         write(folder, tmp_path / "records")
     assert len(times_of(tmp_path / "records")) == 3
     classes = json.loads((folder / "classes.json").read_text())
@@ -499,7 +539,7 @@ class Careless(Folder):
 def test_labels_are_checked_whoever_reads_them(folder, tmp_path):
     opened = Folder.open(folder)
     careless = Careless(**{x.name: getattr(opened, x.name) for x in dataclasses.fields(opened)})
-    with pytest.raises(prepare.BadRecords) as error:
+    with pytest.raises(records.BadRecords) as error:
         write(folder, tmp_path / "records", careless)
     assert [record.id for record in error.value.records] == ["002", "002"]
     assert "label 3 is not a class of the vocabulary (0..2)" in error.value.records[0].reason

@@ -8,23 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clips import CLIPS, random_params
 from clips import VIT as SMALL
-from clips import random_params
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
-from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD, CLIPS, ClipConfig
+from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD, ClipConfig
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.pretrained.clip import from_openai_state_dict, load_clip, save_clip
-from zegformer_jax.pretrained.clip_configs import from_hugging_face
-from zegformer_jax.pretrained.clip_tensors import (
+from zegformer_jax.pretrained.clip.configs import from_hugging_face
+from zegformer_jax.pretrained.clip.load import from_openai_state_dict, load_clip, save_clip
+from zegformer_jax.pretrained.clip.tensors import (
     HUGGING_FACE,
     OPENAI,
     parameter_shapes,
     published_tensors,
     read_parameters,
 )
-from zegformer_jax.text import train_tokenizer
+from zegformer_jax.text.tokenizer import train_tokenizer
 
 # Parameters and running statistics, as PyTorch counts open_clip 3.3.0's and openai/CLIP's models.
 COUNTS = {
@@ -345,6 +345,8 @@ def test_hub_failure_is_one_line(monkeypatch):
     with pytest.raises(FileNotFoundError, match="openai/clip: neither a directory") as error:
         load_clip("openai/clip")
     assert "\n" not in str(error.value)
+    files = "config.json, model.safetensors and tokenizer.json"
+    assert f"(OSError: no network); download its {files}" in str(error.value)
 
 
 def test_unsupported_fields_are_named(tmp_path, params, tokenizer):

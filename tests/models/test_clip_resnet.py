@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from clips import RESNET, random_params
+from clips import CLIPS, RESNET, random_params
 
-from zegformer_jax.models.clip.model import CLIP, CLIPS
+from zegformer_jax.models.clip.model import CLIP
 from zegformer_jax.models.clip.resnet import AttentionPool, ConvNorm
-from zegformer_jax.pretrained.clip_tensors import OPENAI, published_tensors
+from zegformer_jax.pretrained.clip.tensors import OPENAI, published_tensors
 
 TOLERANCE = 1e-5  # of the largest feature; float32 on both sides
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +13,15 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD
-from zegformer_jax.pretrained.clip import load_clip, save_clip
-from zegformer_jax.pretrained.clip_tensors import HUGGING_FACE, OPENAI, published_tensors
-from zegformer_jax.text import Tokenizer, train_tokenizer
+from zegformer_jax.pretrained.clip.load import load_clip, save_clip
+from zegformer_jax.pretrained.clip.tensors import HUGGING_FACE, OPENAI, published_tensors
+from zegformer_jax.text.tokenizer import Tokenizer, train_tokenizer
 
 # OpenAI's files say nothing of heads, so that widths are multiples of 64; and their vocabulary.
 OPENAI_SIZES = {"vocab_size": 49408, "text_width": 64, "text_heads": 1, "eos_token_id": None}
 OPENAI_VIT = dataclasses.replace(VIT, **OPENAI_SIZES, vision_width=128, vision_heads=2)
 OPENAI_RESNET = dataclasses.replace(RESNET, **OPENAI_SIZES, vision_heads=3)
+ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -220,8 +224,6 @@ def test_the_hub_is_asked_for_one_format_of_weights(tmp_path, monkeypatch, token
     """A repository in both layouts: transformers' weights are taken, and OpenCLIP's left there."""
     import huggingface_hub
 
-    from zegformer_jax.pretrained import clip as module
-
     save_clip(tmp_path / "hub", VIT, random_params(VIT), tokenizer)
     (tmp_path / "hub" / "open_clip_config.json").write_text(json.dumps(open_clip_fields()))
     (tmp_path / "hub" / "open_clip_model.safetensors").write_bytes(b"not to be fetched")
@@ -236,10 +238,83 @@ def test_the_hub_is_asked_for_one_format_of_weights(tmp_path, monkeypatch, token
         return str(local)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert module.load_clip("someone/clip")[0] == VIT
+    assert load_clip("someone/clip")[0] == VIT
     assert {x.name for x in local.iterdir() if x.suffix in (".safetensors", ".bin")} == {
         "model.safetensors"
     }
+
+
+DAMAGED = {
+    "config.json": {
+        "{": "not valid JSON: .* line 1",
+        "[" * 100_000: "not valid JSON",
+        "[]": "expected a JSON object, got list",
+        '{"model_type": "bert"}': "model_type is 'bert', not 'clip'",
+        '{"text_config": 3}': "Field 'text_config' with value 3",
+        '{"text_config": {"hidden_size": "wide"}}': "'hidden_size' expected int, got str",
+        '{"text_config": {"hidden_size": 30}}': r"hidden size \(30\) is not a multiple",
+        '{"text_config": {"num_attention_heads": 0}}': "ZeroDivisionError",
+        '{"vision_config": {"image_size": [24, 32]}}': r"\[24, 32\]; images are square",
+        '{"vision_config": {"patch_size": null}}': "patch_size is None",
+    },
+    "preprocessor_config.json": {
+        "{": "not a valid JSON",
+        "[]": "TypeError|AttributeError",
+        '{"image_mean": [0.5, 0.5]}': "broadcast",
+    },
+    "tokenizer.json": {
+        "{": "JSONDecodeError",
+        "{}": "KeyError",
+        '{"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": []}': "vocabulary lacks <",
+    },
+    "model.safetensors.index.json": {"{}": "no weight_map"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [(name, *case) for name, cases in DAMAGED.items() for case in cases.items()],
+    ids=lambda x: x[:20],
+)
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path, tokenizer, name, content, message):
+    save_clip(tmp_path, VIT, random_params(VIT), tokenizer)
+    (tmp_path / name).write_text(content)
+    if name.endswith("index.json"):
+        (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=message) as error:
+        load_clip(tmp_path)
+    where = tmp_path if name == "tokenizer.json" else tmp_path / name
+    assert str(error.value).startswith(f"{where}: ")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_damaged_open_clip_config_is_named(tmp_path):
+    write_open_clip(tmp_path, {"x": np.zeros(1)}, open_clip_fields())
+    (tmp_path / "open_clip_config.json").write_text("{")
+    with pytest.raises(ValueError, match="open_clip_config.json: not valid JSON"):
+        load_clip(tmp_path)
+
+
+def test_a_clip_is_saved_and_loaded_without_pytorch_and_without_a_word(tmp_path, tokenizer):
+    save_clip(tmp_path / "one", VIT, random_params(VIT), tokenizer)
+    code = f"""
+import sys
+for name in ("torch", "torchvision", "tensorflow"):
+    sys.modules[name] = None  # an import of it raises
+from zegformer_jax.pretrained.clip.load import load_clip, save_clip
+assert "transformers" not in sys.modules
+save_clip({str(tmp_path / "two")!r}, *load_clip({str(tmp_path / "one")!r}))
+assert "transformers" in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "vocab.json"} <= names
+    # transformers notes in tokenizer_config.json that it was read from a directory.
+    for path in (tmp_path / "one" / name for name in names - {"tokenizer_config.json"}):
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_files_that_need_a_config_beside_them_are_refused(tmp_path):
@@ -282,6 +357,10 @@ def test_a_model_trained_with_another_normalisation_is_converted(tmp_path, token
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({"image_mean": mean, "image_std": std}))
     _, converted, _ = load_clip(tmp_path)
+    path.unlink()  # transformers 5 may write both processors into one file
+    nested = {"image_processor": {"image_mean": mean, "image_std": std}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    assert_trees_equal(load_clip(tmp_path)[1], converted)
 
     pixels = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3))
     features = [

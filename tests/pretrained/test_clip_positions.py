@@ -10,9 +10,9 @@ from clips import RESNET, VIT, random_params
 from configs import base
 from zegformer_jax.experiment.models import load_clip_of
 from zegformer_jax.models.clip.model import CLIP
-from zegformer_jax.pretrained.clip import load_clip, save_clip
-from zegformer_jax.pretrained.clip_positions import cubic_matrix, resize_positions
-from zegformer_jax.text import train_tokenizer
+from zegformer_jax.pretrained.clip.load import load_clip, save_clip
+from zegformer_jax.pretrained.clip.positions import cubic_matrix, resize_positions
+from zegformer_jax.text.tokenizer import train_tokenizer
 
 SIZES = [(3, 3), (3, 5), (7, 12), (14, 24), (24, 14), (9, 4), (1, 3)]
 

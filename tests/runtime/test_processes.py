@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from zegformer_jax.evaluation.counts import OVERLAP, Evaluation
 from zegformer_jax.evaluation.subsets import load_subsets
 from zegformer_jax.runtime.processes import gather
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ import numpy as np
 
 from zegformer_jax import models
 from zegformer_jax.models.clip.model import CLIP
-from zegformer_jax.pretrained.clip import from_openai_state_dict
+from zegformer_jax.pretrained.clip.load import from_openai_state_dict
 from zegformer_jax.pretrained.zegformer import from_checkpoint
-from zegformer_jax.text import Tokenizer, load_templates, text_embeddings
+from zegformer_jax.text.embeddings import embed_tokens, tokenize_classes
+from zegformer_jax.text.prompts import load_templates
+from zegformer_jax.text.tokenizer import Tokenizer
 
 CLASSIFIER_PROMPTS = "imagenet_select_clip"
 GOLDEN = Path(__file__).parents[1] / "golden" / "small"
@@ -67,9 +69,8 @@ class GoldenCase:
         if (names, prompts) not in self._text:
             module, params = self.clip
             encode = jax.jit(lambda x: module.apply({"params": params}, x, method=CLIP.encode_text))
-            self._text[names, prompts] = text_embeddings(
-                encode, Tokenizer.openai(), names, load_templates(prompts)
-            )
+            tokens = tokenize_classes(Tokenizer.openai(), names, load_templates(prompts))
+            self._text[names, prompts] = embed_tokens(encode, tokens)
         return self._text[names, prompts]
 
     def model(self, weights: str) -> tuple[models.Grouper | models.PerPixel, dict, dict]:

@@ -1,15 +1,17 @@
 """Text embeddings on disk: the computed ones bit for bit, and nothing that could be others'."""
 
 import dataclasses
+import io
 import logging
 
 import clips
 import numpy as np
 import pytest
 
-from zegformer_jax import embedding_cache
-from zegformer_jax.experiment.models import LoadedClip, embed_names
-from zegformer_jax.text import load_templates, text_embeddings, train_tokenizer
+from zegformer_jax.experiment.models import LoadedClip
+from zegformer_jax.text import embeddings
+from zegformer_jax.text.prompts import load_templates
+from zegformer_jax.text.tokenizer import train_tokenizer
 
 VIT = dataclasses.replace(clips.VIT, context_length=40, eos_token_id=None)
 NAMES = ("sofa, couch", "cat")
@@ -34,7 +36,7 @@ def clip(tokenizer, params):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ZEGFORMER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(embedding_cache, "_warned", [])
+    monkeypatch.setattr(embeddings, "_warned", [])
     return tmp_path / "cache" / "embeddings"
 
 
@@ -53,15 +55,15 @@ def computed(monkeypatch):
 
 def test_they_are_computed_once_and_read_bit_for_bit(clip, folder, computed):
     module = clip.module()
-    expected = text_embeddings(
+    expected = embeddings.embed_tokens(
         lambda tokens: module.apply({"params": clip.params}, tokens, method=module.encode_text),
-        clip.tokenizer, NAMES, load_templates(PROMPTS),
-    )  # fmt: skip
-    first = embed_names(clip, NAMES, PROMPTS)
+        embeddings.tokenize_classes(clip.tokenizer, NAMES, load_templates(PROMPTS)),
+    )
+    first = clip.embed(NAMES, PROMPTS)
     np.testing.assert_allclose(first, expected, atol=1e-6)
     (path,) = folder.iterdir()
     np.testing.assert_array_equal(np.load(path), first)  # a plain .npy file to others
-    again = embed_names(clip, NAMES, PROMPTS)
+    again = clip.embed(NAMES, PROMPTS)
     assert computed == [2] and again.dtype == np.float32
     np.testing.assert_array_equal(again, first)
 
@@ -78,7 +80,7 @@ def changed(clip, tower, path, **fields):
 
 @pytest.mark.slow
 def test_whatever_they_follow_from_counts(clip, folder, computed):
-    embed_names(clip, NAMES, PROMPTS)
+    clip.embed(NAMES, PROMPTS)
     others = [
         (changed(clip, "text", "projection"), NAMES, PROMPTS),
         (changed(clip, "text", "", activation="gelu"), NAMES, PROMPTS),
@@ -91,41 +93,43 @@ def test_whatever_they_follow_from_counts(clip, folder, computed):
     ]  # fmt: skip
     for other in others:
         before = len(computed)
-        embed_names(*other)
+        other[0].embed(*other[1:])
         assert len(computed) == before + 1, other[1:]
     assert len(list(folder.iterdir())) == 1 + len(others)
 
 
 def test_images_do_not_count(clip, folder, computed):
-    embed_names(clip, NAMES, PROMPTS)
-    embed_names(changed(clip, "visual", "projection"), NAMES, PROMPTS)
-    embed_names(changed(clip, "text", "", vision_heads=2), NAMES, PROMPTS)
+    clip.embed(NAMES, PROMPTS)
+    changed(clip, "visual", "projection").embed(NAMES, PROMPTS)
+    changed(clip, "text", "", vision_heads=2).embed(NAMES, PROMPTS)
     assert computed == [2]
 
 
-def flip(data):
-    return data[:200] + bytes([data[200] ^ 1]) + data[201:]
-
-
-def of_another_shape(data):
-    return embedding_cache._to_bytes(np.zeros((3, VIT.embed_dim), np.float32))
-
-
-def of_another_type(data):
-    return embedding_cache._to_bytes(np.zeros((2, VIT.embed_dim)))
+def npy(array):
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
 
 
 @pytest.mark.parametrize(
     "damage",
-    [flip, lambda data: data[:-1], lambda data: b"", of_another_shape, of_another_type],
-    ids=["a bit", "cut off", "empty", "shape", "type"],
+    [
+        lambda data: b"\0" + data[1:],
+        lambda data: data.replace(b"{", b"("),
+        lambda data: data[:-1],
+        lambda data: b"",
+        lambda data: npy(np.zeros((3, VIT.embed_dim), np.float32)),
+        lambda data: npy(np.zeros((2, VIT.embed_dim))),
+        lambda data: npy(np.array([{}], object)),
+    ],
+    ids=["start", "header", "cut off", "empty", "shape", "type", "pickle"],
 )
 def test_a_damaged_file_is_made_anew(clip, folder, computed, damage):
-    expected = embed_names(clip, NAMES, PROMPTS)
+    expected = clip.embed(NAMES, PROMPTS)
     (path,) = folder.iterdir()
     sound = path.read_bytes()
     path.write_bytes(damage(sound))
-    np.testing.assert_array_equal(embed_names(clip, NAMES, PROMPTS), expected)
+    np.testing.assert_array_equal(clip.embed(NAMES, PROMPTS), expected)
     assert computed == [2, 2]
     assert path.read_bytes() == sound and len(list(folder.iterdir())) == 1
 
@@ -133,7 +137,7 @@ def test_a_damaged_file_is_made_anew(clip, folder, computed, damage):
 def test_a_folder_that_cannot_be_written_is_one_warning(clip, folder, computed, caplog):
     folder.parent.write_text("a file where the folder would be")
     for names in (NAMES, ("dog",), NAMES):
-        assert embed_names(clip, names, PROMPTS).shape == (len(names), VIT.embed_dim)
+        assert clip.embed(names, PROMPTS).shape == (len(names), VIT.embed_dim)
     assert computed == [2, 1, 2]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "\n" not in record.message
@@ -141,15 +145,15 @@ def test_a_folder_that_cannot_be_written_is_one_warning(clip, folder, computed, 
 
 
 def test_a_file_that_cannot_be_read_is_no_obstacle(clip, folder, computed):
-    expected = embed_names(clip, NAMES, PROMPTS)
+    expected = clip.embed(NAMES, PROMPTS)
     (path,) = folder.iterdir()
     path.unlink()
     path.mkdir()
-    np.testing.assert_array_equal(embed_names(clip, NAMES, PROMPTS), expected)
+    np.testing.assert_array_equal(clip.embed(NAMES, PROMPTS), expected)
 
 
 def test_where_they_are_kept(monkeypatch):
-    of = embedding_cache.cache_folder
+    of = embeddings.cache_folder
     both = {"ZEGFORMER_CACHE": "/a", "XDG_CACHE_HOME": "/b"}
     assert str(of(both)) == "/a/embeddings"
     assert str(of(both | {"ZEGFORMER_CACHE": ""})) == "/b/zegformer_jax/embeddings"

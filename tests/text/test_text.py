@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zegformer_jax import text as text_module
-from zegformer_jax.text import Tokenizer, load_templates, text_embeddings, train_tokenizer
+from zegformer_jax.runtime.assets import DATA
+from zegformer_jax.text.embeddings import embed_tokens, tokenize_classes
+from zegformer_jax.text.prompts import load_templates
+from zegformer_jax.text.tokenizer import Tokenizer, train_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "small"
 ODD_TEXTS = (
@@ -43,8 +45,13 @@ def hash_encoder(tokens):
     return np.array(rows, np.float32)
 
 
-def test_odd_texts_have_open_clips_ids(openai):
-    """Golden ids of open_clip 3.3.0's SimpleTokenizer, with ftfy 6.3.1."""
+@pytest.mark.parametrize("kept", ["", "tokenizer.json", "vocab.json"])
+def test_odd_texts_have_open_clips_ids(tmp_path, openai, kept):
+    """Golden ids of open_clip 3.3.0's SimpleTokenizer, with ftfy 6.3.1; also from saved files."""
+    if kept:
+        openai.save(tmp_path)
+        (tmp_path / {"tokenizer.json": "vocab.json", "vocab.json": "tokenizer.json"}[kept]).unlink()
+        openai = Tokenizer.from_directory(tmp_path, openai.context_length)
     cases = json.loads((GOLDEN.parent / "odd_tokens.json").read_text())
     for case in cases:
         row = openai(case["text"])[0]
@@ -85,7 +92,7 @@ def test_directory_round_trip(tmp_path, small, kept):
     small.save(tmp_path)
     for name in {"tokenizer.json", "vocab.json"} - {kept}:
         (tmp_path / name).unlink()
-    loaded = Tokenizer.from_directory(tmp_path)
+    loaded = Tokenizer.from_directory(tmp_path, 64)
     assert (loaded.start_id, loaded.end_id) == (small.start_id, small.end_id)
     assert loaded.context_length == 64
     np.testing.assert_array_equal(loaded(ODD_TEXTS), small(ODD_TEXTS))
@@ -93,7 +100,7 @@ def test_directory_round_trip(tmp_path, small, kept):
 
 def test_directory_without_files_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither tokenizer.json nor"):
-        Tokenizer.from_directory(tmp_path)
+        Tokenizer.from_directory(tmp_path, 77)
 
 
 def test_cleaning_follows_openai(openai):
@@ -127,12 +134,13 @@ def test_too_long_text_is_named(openai):
     with pytest.raises(ValueError, match=r"very long' has 83 tokens, at most 77 fit"):
         openai(["short", long])
     with pytest.raises(ValueError, match="class 'very very"):
-        text_embeddings(hash_encoder, openai, ["cat", long], ["a {}"])
+        tokenize_classes(openai, ["cat", long], ["a {}"])
 
 
 def test_embeddings_are_means_over_synonyms_and_templates(openai):
     templates = ("a {}", "the {}.")
-    features = text_embeddings(hash_encoder, openai, ["sofa, couch", "cat"], templates)
+    tokens = tokenize_classes(openai, ["sofa, couch", "cat"], templates)
+    features = embed_tokens(hash_encoder, tokens)
     for name, feature in zip((["sofa", "couch"], ["cat"]), features, strict=True):
         rows = hash_encoder(openai([t.format(x) for x in name for t in templates]))
         mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(axis=0)
@@ -142,27 +150,28 @@ def test_embeddings_are_means_over_synonyms_and_templates(openai):
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 256])
 def test_batches_have_one_shape_and_do_not_matter(openai, batch_size):
     names = [f"thing number {i}" for i in range(40)]
+    groups = tokenize_classes(openai, names, ["a {}", "the {}"])
     shapes = set()
 
     def encode(tokens):
         shapes.add(tokens.shape)
         return hash_encoder(tokens)
 
-    features = text_embeddings(encode, openai, names, ["a {}", "the {}"], batch_size)
+    features = embed_tokens(encode, groups, batch_size)
     assert len(shapes) == 1 and shapes.pop()[0] <= batch_size
-    expected = text_embeddings(hash_encoder, openai, names, ["a {}", "the {}"])
+    expected = embed_tokens(hash_encoder, groups)
     np.testing.assert_allclose(features, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["", " , "])
 def test_empty_name_raises(openai, name):
     with pytest.raises(ValueError, match=f"class '{name}': nothing to embed"):
-        text_embeddings(hash_encoder, openai, ["cat", name], ["a {}"])
+        tokenize_classes(openai, ["cat", name], ["a {}"])
 
 
 def test_prompt_sets():
     assert load_templates("single") == ("A photo of a {} in the scene",)
-    sets = json.loads((text_module.DATA / "prompts.json").read_text())
+    sets = json.loads((DATA / "prompts.json").read_text())
     for name in sets:
         assert all(template.count("{}") == 1 for template in load_templates(name))
     with pytest.raises(ValueError, match="no prompt set 'imagnet'; there are .*imagenet_select"):

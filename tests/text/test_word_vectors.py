@@ -8,8 +8,8 @@ from zegformer_jax.evaluation.loop import evaluate
 from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.experiment.models import embed_classes
 from zegformer_jax.experiment.workdir import load_variables
+from zegformer_jax.text.word_vectors import load_word_vectors
 from zegformer_jax.training.loop import train
-from zegformer_jax.word_vectors import load_word_vectors
 
 WIDTH = 600  # fastText and word2vec, 300 each
 

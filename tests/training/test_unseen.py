@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from array_source import ArraySource
 
 from zegformer_jax import models
-from zegformer_jax.input.datasets import ArraySource
 from zegformer_jax.input.pipeline import train_batches
+from zegformer_jax.text.vocabulary import Vocabulary
 from zegformer_jax.training.objectives.grouper import grouper_loss, pixel_loss
 from zegformer_jax.training.targets import targets_from_labels
-from zegformer_jax.vocabulary import Vocabulary
 
 SEEN = (True, False, True, True, False, False, True)
 VOCABULARY = Vocabulary.from_names(list("abcdefg"), SEEN)

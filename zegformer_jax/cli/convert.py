@@ -18,14 +18,14 @@ from zegformer_jax.experiment.workdir import (
 )
 from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.archives import read_tensors, write_tensors
-from zegformer_jax.pretrained.clip import from_openai_state_dict, load_clip, save_clip
-from zegformer_jax.pretrained.clip_tensors import OPENAI, published_tensors
+from zegformer_jax.pretrained.clip.load import from_openai_state_dict, load_clip, save_clip
+from zegformer_jax.pretrained.clip.tensors import OPENAI, published_tensors
 from zegformer_jax.pretrained.start import is_checkpoint, read_backbone
 from zegformer_jax.pretrained.zegformer import CLIP_PREFIX, to_checkpoint
 from zegformer_jax.pretrained.zegformer_model import read_model
 from zegformer_jax.pretrained.zegformer_names import BACKBONE, backbone_table
 from zegformer_jax.runtime.checkpoints import FOLDER, Checkpoints
-from zegformer_jax.text import Tokenizer
+from zegformer_jax.text.tokenizer import Tokenizer
 
 CLIP_FOLDER = "clip"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".pkl", ".bin", ".safetensors", ".npz")

@@ -192,7 +192,7 @@ def read_classes(options: argparse.Namespace) -> list[str]:
         return parse_classes(options.classes)
     path = Path(options.classes_file)
     if path.suffix == ".json":
-        from zegformer_jax.vocabulary import Vocabulary
+        from zegformer_jax.text.vocabulary import Vocabulary
 
         return list(Vocabulary.load(path).names)
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]
@@ -263,7 +263,7 @@ def _guide(name: str) -> str:
 
 def _write_records(options: argparse.Namespace) -> None:
     from zegformer_jax.input import benchmarks, folder
-    from zegformer_jax.input import prepare as records
+    from zegformer_jax.input.records import write as records
 
     splits = [split for split in options.splits.split(",") if split]
     published = benchmarks.find(options.name) if options.name in benchmarks.BENCHMARKS else None

@@ -11,12 +11,12 @@ from zegformer_jax.evaluation.report.tables import FOLDER as RESULTS
 from zegformer_jax.experiment.models import LoadedClip, needs_clip, set_sizes
 from zegformer_jax.experiment.workdir import load_step
 from zegformer_jax.pretrained.archives import read_tensors
-from zegformer_jax.pretrained.clip import from_openai_state_dict
-from zegformer_jax.pretrained.clip_positions import resize_positions
+from zegformer_jax.pretrained.clip.load import from_openai_state_dict
+from zegformer_jax.pretrained.clip.positions import resize_positions
 from zegformer_jax.pretrained.start import is_checkpoint
 from zegformer_jax.pretrained.zegformer_model import read_model
 from zegformer_jax.runtime.checkpoints import FOLDER
-from zegformer_jax.text import Tokenizer
+from zegformer_jax.text.tokenizer import Tokenizer
 
 
 class Source(NamedTuple):

@@ -15,7 +15,7 @@ from zegformer_jax.evaluation.metrics.confusion import (
 from zegformer_jax.evaluation.subsets import Subset
 from zegformer_jax.runtime.checkpoints import SCORE
 from zegformer_jax.runtime.processes import gather
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 PICTURES = ("pictures", "counted")
 # Oracles beside the methods: what the method's other half costs.

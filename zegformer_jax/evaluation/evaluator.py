@@ -26,7 +26,7 @@ from zegformer_jax.runtime.checkpoints import sum_bits
 from zegformer_jax.runtime.mesh import make_local_mesh, replicate, to_devices
 from zegformer_jax.segmentation.augmentation import make_views
 from zegformer_jax.segmentation.zegformer import Queries, Question, Weights, predict
-from zegformer_jax.vocabulary import Vocabulary, mark_seen
+from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
 
 METHODS = {
     "zegformer": ("grouper", "clip", "ensemble", "ensemble_all"),

@@ -22,7 +22,7 @@ from zegformer_jax.experiment.data import (
 )
 from zegformer_jax.experiment.models import LoadedClip
 from zegformer_jax.runtime.processes import StopRequest, is_first
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 Keep = Callable[[str, np.ndarray], None]
 

@@ -139,21 +139,19 @@ def _forms(counts: dict[Any, np.ndarray], result: Evaluation) -> dict[Any, Any]:
 def identify_records(source: Any, directory: str | Path) -> str:
     """Stands for a source's records, in hexadecimal, without decoding a picture.
 
-    For their number, and for what else is known: ids, files' sizes and times, or the index of
-    prepared records, which has the sum of each one's bytes.
+    For their number, and for what else is known: ids, files' sizes and times, or the hash of
+    prepared records.
 
     Args:
         source: the validation pictures, a `zegformer_jax.input.datasets.Source`.
         directory: of the data set.
     """
-    from zegformer_jax.input import prepared
+    from zegformer_jax.input.records import read
 
     parts = [repr((len(source), list(getattr(source, "ids", ())))).encode()]
     for path in (*getattr(source, "image_files", ()), *getattr(source, "label_files", ())):
         status = path.stat()
         parts.append(repr((path.name, status.st_size, status.st_mtime_ns)).encode())
-    if prepared.is_prepared(directory):
-        parts.append(
-            prepared.read_bytes(prepared.join(directory, prepared.index_name("validation")))
-        )
+    if read.is_prepared(directory):
+        parts.append(read.read_info(directory)["digests"]["validation"].encode())
     return hashlib.sha256(b"\n".join(parts)).hexdigest()

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from zegformer_jax.experiment.data import load_vocabulary
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from zegformer_jax.segmentation.zegformer import (
     Weights,
     ZegFormer,
 )
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 __all__ = ["Experiment", "LoadedClip"]
 

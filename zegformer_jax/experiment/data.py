@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from zegformer_jax.experiment.workdir import resolve
 from zegformer_jax.input import benchmarks
 from zegformer_jax.runtime.assets import DATA
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 FOLDER, GENERATED = "folder", "openmoji_voc"  # data sets that are no published benchmarks
 
@@ -47,9 +47,9 @@ def _labels_vocabulary(config: ConfigDict, workdir: epath.PathLike) -> Vocabular
         from zegformer_jax.input import folder
 
         return folder.read_classes(directory)
-    from zegformer_jax.input import prepared
+    from zegformer_jax.input.records import read
 
-    return prepared.read_classes(directory)
+    return read.read_classes(directory)
 
 
 def open_split(config: ConfigDict, workdir: epath.PathLike, split: str) -> Any:

@@ -11,12 +11,14 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from zegformer_jax import embedding_cache, models
+from zegformer_jax import models
 from zegformer_jax.experiment.workdir import resolve
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
-from zegformer_jax.pretrained.clip import HUB_NAME, load_clip
-from zegformer_jax.text import Tokenizer, embed_tokens, load_templates, tokenize_classes
-from zegformer_jax.word_vectors import load_word_vectors
+from zegformer_jax.pretrained.clip.load import HUB_NAME, load_clip
+from zegformer_jax.text import embeddings
+from zegformer_jax.text.prompts import load_templates
+from zegformer_jax.text.tokenizer import Tokenizer
+from zegformer_jax.text.word_vectors import load_word_vectors
 
 
 def set_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> None:
@@ -51,17 +53,17 @@ class LoadedClip:
 
     @functools.cached_property
     def text_digest(self) -> str:
-        """Stands for the text tower's numbers; see `embedding_cache`."""
-        return embedding_cache.tower_digest(self.config, self.params["text"])
+        """Stands for the text tower's numbers; see `text.embeddings`."""
+        return embeddings.tower_digest(self.config, self.params["text"])
 
     def embed(self, names: tuple[str, ...], prompts: str) -> np.ndarray:
         """Returns text embeddings of class names with a prompt set, float32 [C, D] of unit length.
 
-        They are computed once, and then read from where `embedding_cache` keeps them.
+        They are computed once, and then read from where `text.embeddings` keeps them.
         """
-        tokens = tokenize_classes(self.tokenizer, names, load_templates(prompts))
-        return embedding_cache.load_or_compute(
-            embedding_cache.embedding_key(self.text_digest, tokens),
+        tokens = embeddings.tokenize_classes(self.tokenizer, names, load_templates(prompts))
+        return embeddings.load_or_compute(
+            embeddings.embedding_key(self.text_digest, tokens),
             (len(names), self.config.embed_dim),
             lambda: self.embed_tokens(tokens),
         )
@@ -73,7 +75,7 @@ class LoadedClip:
                 {"params": params}, tokens, method=CLIP.encode_text
             )
         )
-        return embed_tokens(lambda tokens: encode(self.params, tokens), tokens)
+        return embeddings.embed_tokens(lambda tokens: encode(self.params, tokens), tokens)
 
 
 def load_clip_of(config: ConfigDict, workdir: epath.PathLike) -> LoadedClip | None:

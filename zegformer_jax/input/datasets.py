@@ -3,16 +3,15 @@
 import dataclasses
 import functools
 import itertools
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from zegformer_jax.input import benchmarks, decoding, folder, prepared
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.input import benchmarks, folder
+from zegformer_jax.input.records import read
+from zegformer_jax.text.vocabulary import Vocabulary
 
 NAMES = ("folder", "openmoji_voc", *benchmarks.BENCHMARKS)
 
@@ -35,33 +34,6 @@ class Source(Protocol):
 
         Reads all labels where nothing better is known.
         """
-
-
-@dataclasses.dataclass(frozen=True)
-class ArraySource:
-    """Records held in memory, mainly for tests and small sets.
-
-    Attributes:
-      images: uint8 RGB [h, w, 3] each.
-      labels: uint8 or uint16 [h, w] each, in the vocabulary's order.
-      ids: a text each.
-    """
-
-    images: Sequence[np.ndarray]
-    labels: Sequence[np.ndarray]
-    ids: Sequence[str]
-
-    def __len__(self) -> int:
-        """Number of records."""
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict:
-        """Reads a record; see `Source`."""
-        return {"image": self.images[index], "label": self.labels[index], "id": self.ids[index]}
-
-    def records_with(self, classes: Sequence[int]) -> np.ndarray:
-        """Places of the records that show any of these classes; see `Source`."""
-        return _scan(self.labels.__getitem__, len(self), classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,51 +72,7 @@ class FileSource:
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
         """Places of the records that show any of these classes; see `Source`."""
         read_label = functools.partial(folder.read_label, classes=self.vocabulary)
-        return _scan(lambda i: read_label(self.label_files[i]), len(self), classes)
-
-
-class RecordSource:
-    """Records of a prepared TFDS builder whose features are image, label and id.
-
-    Args:
-      builder: with `file_format="array_record"`, so that records have random access.
-      split: the split's name.
-    """
-
-    def __init__(self, builder, split: str):
-        import tensorflow_datasets as tfds
-
-        skip = tfds.decode.SkipDecoding()
-        self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
-        self._records[0]  # the reader opens its files at the first read; not from several threads
-
-    def __len__(self) -> int:
-        """Number of records."""
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        """Reads a record; see `Source`."""
-        record = self._records[int(index)]
-        where = f"record '{record['id'].decode()}'"
-        return {
-            "image": decoding.decode_image(record["image"], where),
-            "label": decoding.decode_label(record["label"], where),
-            "id": record["id"].decode(),
-        }
-
-    def records_with(self, classes: Sequence[int]) -> np.ndarray:
-        """Places of the records that show any of these classes; see `Source`."""
-        return _scan(lambda i: self[i]["label"], len(self), classes)
-
-
-def _scan(
-    read_label: Callable[[int], np.ndarray], count: int, classes: Iterable[int]
-) -> np.ndarray:
-    """Reads all labels and finds those that hold any of the classes."""
-    wanted = np.asarray(list(classes))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        shown = pool.map(lambda i: np.isin(read_label(i), wanted).any(), range(count))
-        return np.flatnonzero(list(shown))
+        return read.scan_labels(lambda i: read_label(self.label_files[i]), len(self), classes)
 
 
 def open_source(
@@ -174,17 +102,17 @@ def open_source(
     if name == "openmoji_voc":
         from zegformer_jax.input.openmoji.builder import prepare
 
-        return RecordSource(prepare(data_dir, **builder_options), split)
+        return read.RecordSource(prepare(data_dir, **builder_options), split)
     if name not in NAMES:
         raise ValueError(f"no data set {name!r}; there are {', '.join(NAMES)}")
     if builder_options:
         options = ", ".join(builder_options)
         raise ValueError(f"data set {name!r} takes no options, got {options}")
-    if prepared.is_prepared(data_dir):
-        found = prepared.read_info(data_dir)["name"]
+    if read.is_prepared(data_dir):
+        found = read.read_info(data_dir)["name"]
         if found != name:
             raise ValueError(f"{data_dir}: holds the data set '{found}', not '{name}'")
-        return prepared.PreparedSource(data_dir, split, vocabulary=vocabulary)
+        return read.PreparedSource(data_dir, split, vocabulary=vocabulary)
     if name == "folder":
         return _open_folder(Path(data_dir), split, vocabulary)
     raise FileNotFoundError(

@@ -10,7 +10,7 @@ import numpy as np
 from zegformer_jax.input import decoding
 from zegformer_jax.input.benchmarks import files
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 CLASSES_FILE = "classes.json"

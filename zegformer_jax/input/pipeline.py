@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from zegformer_jax.input import transforms
 from zegformer_jax.input.datasets import Source
-from zegformer_jax.input.processes import count_cores
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.input.records.processes import count_cores
+from zegformer_jax.text.vocabulary import Vocabulary
 
 tf.config.set_visible_devices([], "GPU")
 

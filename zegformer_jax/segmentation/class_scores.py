@@ -1,8 +1,15 @@
-"""Grouper output and segment classifier -> class scores (ZegFormer, 2022).
+"""Class scores of every query: the ensemble of grouper and segment classifier.
 
-Pure functions on one image; batch with ``jax.vmap`` or ``jax.lax.map``.
+ZegFormer (2022), section 3.3. P is the softmax of the grouper's class logits, R that of the segment
+classifier's logits with the grouper's "no object" logit appended, both without their last column;
+l is the ensemble weight. The modes:
 
-Axes: q query, c class, h w pixels at stride 4, d joint embedding.
+    grouper       P
+    clip          R
+    ensemble      P^l mean(R over seen)^(1-l) for seen classes, P^(1-l) R^l for unseen classes
+    ensemble_all  P^(1-l) R^l for all classes
+
+Axes: q query, c class (c1: with "no object" last), h w pixels at stride 4, d joint embedding.
 """
 
 from collections.abc import Sequence
@@ -11,20 +18,17 @@ import jax
 import jax.numpy as jnp
 
 MODES = ("ensemble", "grouper", "clip", "ensemble_all")  # the first is the default
-ENSEMBLE_WEIGHT = 2 / 3  # lambda of the published system
+ENSEMBLE_WEIGHT = 2 / 3  # lambda in the paper, section 4.1
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 def clip_logits(features_qd: jax.Array, text_cd: jax.Array, logit_scale: jax.Array) -> jax.Array:
-    """Gives CLIP's logits: exp(logit_scale) * <normalised image feature, text embedding>.
+    """Returns CLIP's logits, float32 [q, c]: exp(logit scale) * cosine of image and text embedding.
 
     Args:
-        features_qd: float [q, d], of any length (they are L2-normalised here).
-        text_cd: float [c, d], already of length 1.
+        features_qd: Image features, float [q, d]; they are L2-normalised here.
+        text_cd: Text embeddings, float [c, d], of unit length.
         logit_scale: CLIP's parameter of that name, the logarithm of the scale; scalar.
-
-    Returns:
-        float32 [q, c].
     """
     features_qd = features_qd.astype(jnp.float32)
     norm_q1 = jnp.linalg.norm(features_qd, axis=-1, keepdims=True)
@@ -64,27 +68,20 @@ def class_scores(
     weight: float = ENSEMBLE_WEIGHT,
     named_q: jax.Array | None = None,
 ) -> jax.Array:
-    """Scores every query for every class, from the grouper, CLIP or both.
-
-    P is the softmax of the grouper's logits, R that of CLIP's with the grouper's "no object" logit
-    appended, both without their last column; l is ``weight``.
+    """Returns the score of every query for every class, float32 [q, c] in [0, 1].
 
     Args:
-        class_logits_qc1: float [q, c + 1], the grouper's, "no object" last.
-        clip_logits_qc: float [q, c]; None is accepted in mode "grouper".
+        class_logits_qc1: Class logits of the grouper, float [q, c + 1], "no object" last.
+        clip_logits_qc: Class logits of the segment classifier, float [q, c]; None is accepted in
+            mode `grouper`.
         seen_c: bool [c], whether the class was seen in training; all or none may be.
-        mode: "grouper": P. "clip": R. "ensemble": R of the seen classes is replaced by its mean
-            over them, then P^l R^(1-l) for seen and P^(1-l) R^l for unseen classes.
-            "ensemble_all": P^(1-l) R^l for every class.
-        weight: l in [0, 1].
-        named_q: bool [q], whether CLIP's logits are the query's own; the others are scored as in
-            mode "grouper". None: all are.
-
-    Returns:
-        float32 [q, c] in [0, 1].
+        mode: One of `MODES`, see above.
+        weight: The ensemble weight l in [0, 1].
+        named_q: bool [q], whether the segment classifier's logits are the query's own; the other
+            queries are scored as in mode `grouper`. None: all are.
 
     Raises:
-        ValueError: if ``mode`` is unknown or CLIP's logits are missing.
+        ValueError: The mode is unknown, or the segment classifier's logits are missing.
     """
     check_mode(mode)
     class_logits_qc1 = class_logits_qc1.astype(jnp.float32)
@@ -98,7 +95,7 @@ def class_scores(
 
 
 def check_mode(mode: str) -> None:
-    """Raises ValueError unless ``mode`` is one of ``MODES``."""
+    """Raises ValueError unless the mode is one of `MODES`."""
     if mode not in MODES:
         raise ValueError(f"score mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
 
@@ -111,7 +108,7 @@ def _scores_with_clip(
     mode: str,
     weight: float,
 ) -> jax.Array:
-    """Scores in a mode that CLIP takes part in; see ``class_scores``."""
+    """Scores in a mode that the segment classifier takes part in."""
     if clip_logits_qc is None:
         raise ValueError(f"score mode {mode!r} needs CLIP's logits; only 'grouper' does without")
 
@@ -139,20 +136,20 @@ def score_bounds(
     mode: str = MODES[0],
     weight: float = ENSEMBLE_WEIGHT,
 ) -> jax.Array:
-    """Says how large a query's scores can get, whatever CLIP will say of its segment.
+    """Returns an upper bound of each query's scores, float32 [q], whatever CLIP's logits are.
 
-    CLIP's logits are at most exp(logit_scale) each, so that its probability of all c classes
-    together is at most sigmoid(log c + exp(logit_scale) - the "no object" logit).
+    CLIP's logits are at most exp(logit scale) each, so its probability of all c classes together
+    is at most sigmoid(log c + exp(logit scale) - the "no object" logit).
 
     Args:
-        class_logits_qc1: as for ``class_scores``.
-        seen_c: likewise.
-        logit_scale: CLIP's parameter of that name, the logarithm of the scale; scalar.
-        mode: as for ``class_scores``.
-        weight: likewise.
+        class_logits_qc1: Class logits of the grouper, float [q, c + 1], "no object" last.
+        seen_c: bool [c], whether the class was seen in training.
+        logit_scale: Logarithm of CLIP's largest logit, scalar.
+        mode: One of `MODES`.
+        weight: The ensemble weight l in [0, 1].
 
-    Returns:
-        float32 [q] in [0, 1]: no score of the query exceeds it.
+    Raises:
+        ValueError: The mode is unknown.
     """
     check_mode(mode)
     class_logits_qc1 = class_logits_qc1.astype(jnp.float32)
@@ -175,14 +172,11 @@ def score_bounds(
 
 
 def foreground_weights(class_logits_qc1: jax.Array, mask_logits_qhw: jax.Array) -> jax.Array:
-    """Gives what each query covers: its mask's sum times its probability of being an object.
+    """Returns how much each query covers, float32 [q] in pixels: its mask's sum x P(object).
 
     Args:
-        class_logits_qc1: float [q, c + 1], the grouper's, "no object" last.
-        mask_logits_qhw: float [q, h, w].
-
-    Returns:
-        float32 [q], in pixels of the masks.
+        class_logits_qc1: Class logits of the grouper, float [q, c + 1], "no object" last.
+        mask_logits_qhw: Mask logits, float [q, h, w].
     """
     no_object_q = jax.nn.softmax(class_logits_qc1.astype(jnp.float32), axis=-1)[:, -1]
     return (1 - no_object_q) * jax.nn.sigmoid(mask_logits_qhw.astype(jnp.float32)).sum((1, 2))

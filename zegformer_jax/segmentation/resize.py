@@ -2,7 +2,8 @@
 
 Resizing is separable and linear: one matrix for the rows and one for the columns. Sample
 positions are ratios of integers and are split into a pixel and a fraction in integer
-arithmetic, so large images lose no precision to float32.
+arithmetic, so large images lose no precision to float32. `jax.image.resize` computes positions in
+float32 and takes static sizes only; one convention serves static and traced sizes here.
 
 Axes: q query, h w input pixels, y x output pixels.
 """
@@ -17,19 +18,20 @@ EXACT = jax.lax.Precision.HIGHEST  # accelerators would round the weights to 8 o
 def resize_taps(
     in_size: Size, out_size: Size, out_length: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gives, for each output position, its two source positions and the second one's weight.
+    """Returns for each output position its two source positions and the second one's weight.
 
     Bilinear with half-pixel centres and no antialiasing, as in PyTorch's
-    ``interpolate(align_corners=False)``: source = max((i + 0.5) * in / out - 0.5, 0).
+    `interpolate(align_corners=False)`: source = max((i + 0.5) * in / out - 0.5, 0).
 
     Args:
-        in_size: true length of the input, int or int32 scalar (may be traced), at least 1.
-        out_size: true length of the output, likewise; in_size * out_size below 2**30.
-        out_length: static number of positions to give, at least ``out_size``.
+        in_size: True length of the input, int or int32 scalar, at least 1; may be traced.
+        out_size: True length of the output, int or int32 scalar; may be traced; in_size * out_size
+            is below 2**30.
+        out_length: Static number of positions, at least `out_size`.
 
     Returns:
-        low, high: int32 [out_length] in 0..in_size-1; weight of ``high``: float32 in [0, 1).
-        Positions from ``out_size`` on repeat the edge.
+        low, high: int32 [out_length] in 0..in_size-1; weight of `high`: float32 in [0, 1).
+        Positions from `out_size` on repeat the edge.
     """
     in_size, out_size = jnp.int32(in_size), jnp.int32(out_size)
     numerator = (2 * jnp.arange(out_length, dtype=jnp.int32) + 1) * in_size - out_size
@@ -39,7 +41,7 @@ def resize_taps(
 def split_position(
     numerator: jax.Array, denominator: jax.Array, in_size: Size
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Splits positions numerator / denominator >= 0 into pixel, next pixel, fraction.
+    """Splits positions numerator / denominator >= 0 into pixel, next pixel and fraction.
 
     Beyond the last pixel both pixels are the last one, whatever the fraction.
     """
@@ -52,17 +54,17 @@ def split_position(
 def padded_resize_matrix(
     in_size: Size, out_size: Size, in_length: int, out_length: int
 ) -> jax.Array:
-    """Gives the matrix of a bilinear resize whose true sizes may be traced.
+    """Returns the matrix of a bilinear resize whose true sizes may be traced; see `resize_taps`.
 
     Args:
-        in_size: true input length, int or int32 scalar, at most ``in_length``.
-        out_size: true output length, int or int32 scalar, at most ``out_length``.
-        in_length: static number of columns.
-        out_length: static number of rows.
+        in_size: True input length, int or int32 scalar, at most `in_length`.
+        out_size: True output length, int or int32 scalar, at most `out_length`.
+        in_length: Static number of columns.
+        out_length: Static number of rows.
 
     Returns:
-        float32 [out_length, in_length]; the first ``out_size`` rows sum to 1 and do not touch
-        columns from ``in_size`` on; the other rows are zero. Convention as in ``resize_taps``.
+        float32 [out_length, in_length]; the first `out_size` rows sum to 1 and do not touch
+        columns from `in_size` on; the other rows are zero.
     """
     low, high, weight = resize_taps(in_size, out_size, out_length)
     columns = jnp.arange(in_length, dtype=jnp.int32)[None]
@@ -72,12 +74,12 @@ def padded_resize_matrix(
 
 
 def resize_matrix(in_size: int, out_size: int) -> jax.Array:
-    """Gives the float32 [out_size, in_size] matrix of PyTorch's bilinear resize.
+    """Returns the float32 [out_size, in_size] matrix of PyTorch's bilinear resize.
 
-    Half-pixel centres (``align_corners=False``), no antialiasing; every row sums to 1.
+    Half-pixel centres (`align_corners=False`), no antialiasing; every row sums to 1.
 
     Raises:
-        ValueError: if a size is not positive.
+        ValueError: A size is not positive.
     """
     if in_size < 1 or out_size < 1:
         raise ValueError(f"resize_matrix: sizes must be positive, not {in_size} -> {out_size}")
@@ -85,15 +87,12 @@ def resize_matrix(in_size: int, out_size: int) -> jax.Array:
 
 
 def upsample_masks(mask_logits_qhw: jax.Array, height: int, width: int) -> jax.Array:
-    """Resizes mask logits bilinearly (see ``resize_matrix``), in float32.
+    """Returns mask logits resized bilinearly, float32 [q, height, width]; see `resize_matrix`.
 
     Args:
         mask_logits_qhw: float [q, h, w], any range.
-        height: rows of the result.
-        width: columns of the result.
-
-    Returns:
-        float32 [q, height, width].
+        height: Rows of the result.
+        width: Columns of the result.
     """
     _, in_height, in_width = mask_logits_qhw.shape
     return apply_matrices(
@@ -116,9 +115,9 @@ def mix_rows(
 
     Args:
         maps_qhw: float [q, h, w].
-        low_y: int32 [y], the first row, in 0..h-1.
-        high_y: int32 [y], the second row, in 0..h-1.
-        weight_y: float32 [y], of the second row.
+        low_y: First row, int32 [y] in 0..h-1.
+        high_y: Second row, int32 [y] in 0..h-1.
+        weight_y: Weight of the second row, float32 [y].
     """
     low_qyw = jnp.take(maps_qhw, low_y, axis=1).astype(jnp.float32)
     high_qyw = jnp.take(maps_qhw, high_y, axis=1).astype(jnp.float32)

@@ -1,4 +1,7 @@
-"""RoIAlign as a matrix per axis."""
+"""RoIAlign (He et al., "Mask R-CNN", 2017) as one matrix per axis.
+
+Axes: p bin, k sample, w input pixels.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,17 +10,17 @@ from zegformer_jax.segmentation.resize import Size, split_position
 
 
 def roi_align_matrix(start: Size, end: Size, in_size: int, out_size: int) -> jax.Array:
-    """Gives one axis of torchvision's RoIAlign (``aligned=True``, adaptive sampling) as a matrix.
+    """Returns one axis of torchvision's RoIAlign as a matrix (`aligned=True`, adaptive sampling).
 
     Bin p averages g = ceil((end - start) / out_size) bilinear samples at
     start - 0.5 + (end - start) * (p + (k + 0.5) / g) / out_size, k = 0..g-1. Samples
     outside [-1, in_size] count as 0, the others are clamped to [0, in_size - 1].
 
     Args:
-        start: first pixel index of the box, int or int32 scalar (may be traced).
-        end: last pixel index, likewise; end - start must be in 0..in_size.
-        in_size: number of pixels on the axis.
-        out_size: number of bins.
+        start: First pixel index of the box, int or int32 scalar; may be traced.
+        end: Last pixel index, int or int32 scalar; may be traced; end - start is in 0..in_size.
+        in_size: Number of pixels on the axis.
+        out_size: Number of bins.
 
     Returns:
         float32 [out_size, in_size]; all zero where end equals start, as in torchvision.

@@ -10,14 +10,13 @@ SEGMENT_THRESHOLD = 0.5  # a pixel belongs to a segment where sigmoid(mask logit
 
 
 def boxes_from_masks(masks_qhw: jax.Array) -> jax.Array:
-    """Gives the box of each segment.
+    """Returns the box of each segment, int32 [q, 4].
+
+    First column, first row, last column and last row as pixel indices. A box of zero area (one
+    column, one row or no pixel at all) becomes (0, 0, w, h).
 
     Args:
         masks_qhw: bool [q, h, w], True inside the segment.
-
-    Returns:
-        int32 [q, 4]: first column, first row, last column, last row, as pixel indices. A box
-        of zero area (one column, one row or no pixel at all) becomes (0, 0, w, h).
     """
     _, height, width = masks_qhw.shape
     left, right = _first_and_last(masks_qhw.any(axis=1))
@@ -29,7 +28,7 @@ def boxes_from_masks(masks_qhw: jax.Array) -> jax.Array:
 
 
 def _first_and_last(occupied_qn: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gives the first and last True index of each row; both 0-wide where there is none."""
+    """First and last True index of each row; equal where there is none."""
     first_q = jnp.argmax(occupied_qn, axis=-1).astype(jnp.int32)
     from_end_q = jnp.argmax(occupied_qn[:, ::-1], axis=-1).astype(jnp.int32)
     last_q = occupied_qn.shape[-1] - 1 - from_end_q
@@ -37,5 +36,5 @@ def _first_and_last(occupied_qn: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def inside(mask_logits: jax.Array) -> jax.Array:
-    """Tells which pixels are in a segment, bool, from mask logits of any shape."""
+    """Returns which pixels are in a segment, bool, of mask logits of any shape."""
     return jax.nn.sigmoid(mask_logits) > SEGMENT_THRESHOLD

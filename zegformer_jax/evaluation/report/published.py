@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from zegformer_jax.text import DATA
+from zegformer_jax.runtime.assets import DATA
 
 PUBLISHED = DATA / "published.json"
 _PERCENT_SCORES = ("seen_iou", "unseen_iou", "harmonic_iou", "mean_iou")

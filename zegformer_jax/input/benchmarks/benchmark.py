@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zegformer_jax.text import DATA
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.runtime.assets import DATA
+from zegformer_jax.text.vocabulary import Vocabulary
 
 
 class Example(NamedTuple):

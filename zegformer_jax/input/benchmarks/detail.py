@@ -1,34 +1,30 @@
-"""PASCAL in Detail's annotations: masks of categories in one JSON, run-length encoded as COCO's.
-
-Formats: the Detail API (Simplified BSD), and COCO's maskApi.c (Simplified BSD).
-"""
+"""PASCAL in Detail's annotations: masks of categories in one JSON, run-length encoded as COCO's."""
 
 import collections
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from zegformer_jax.input import decoding
 
-SPACES = re.compile(r"[ \t\n\r]*")
-BITS = 5  # of a run's length in one character
-MORE, NEGATIVE = 0x20, 0x10  # flags: another character follows; the last one's sign
-FIRST_CHARACTER = ord("0")
-LARGEST = 0x3F  # six bits: five of the number and one flag
+# Whole numbers of at most 7 characters: pycocotools reads past the end of a text that stops within
+# a number, and past 32 bits.
+RUNS = re.compile("([P-o]{0,6}[0-O])+")
 
 
 class Mask(NamedTuple):
     """Pixels of a category.
 
     Attributes:
-      category: its id.
-      size: height and width.
-      runs: lengths of runs down the columns, of pixels outside and inside in turn, compressed.
+        category: its id.
+        size: height and width.
+        runs: lengths of runs down the columns, of pixels outside and inside in turn, compressed.
     """
 
     category: int
@@ -40,8 +36,8 @@ class Annotation(NamedTuple):
     """An image's masks, in the order in which they are painted.
 
     Attributes:
-      size: height and width.
-      masks: later ones cover earlier ones.
+        size: height and width.
+        masks: later ones cover earlier ones.
     """
 
     size: tuple[int, int]
@@ -53,77 +49,55 @@ def load(path: Path) -> Mapping[str, Annotation]:
     """Reads `trainval_merged.json`, once for all calls with the same path.
 
     Args:
-      path: a JSON object with `images` (`image_id`, `file_name`, `height`, `width`) and
-        `annos_segmentation` (`image_id`, `category_id`, `segmentation` with `size` and `counts`).
+        path: a JSON object with `images` (`image_id`, `file_name`, `height`, `width`) and
+            `annos_segmentation` (`image_id`, `category_id`, `segmentation` with `size` and
+            `counts`).
 
     Returns:
-      An annotation for each image, by the name of its file without the ending.
+        Annotations by the images' file names without the ending.
 
     Raises:
-      FileNotFoundError: there is no such file; the message starts with the path.
-      ValueError: not such a file, likewise.
+        FileNotFoundError: there is no such file; the message starts with the path.
+        ValueError: not such a file; the message starts with the path.
     """
-    names, sizes, masks = {}, {}, collections.defaultdict(list)
+    masks = collections.defaultdict(list)
     try:
-        for key, item in _items(decoding.read_file(path).decode()):
-            if key == "images":
-                names[item["image_id"]] = Path(item["file_name"]).stem
-                sizes[item["image_id"]] = item["height"], item["width"]
-            elif key == "annos_segmentation":
-                runs = item["segmentation"]
-                mask = Mask(item["category_id"], tuple(runs["size"]), runs["counts"])
-                masks[item["image_id"]].append(mask)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        content = json.loads(decoding.read_file(path).decode(), object_hook=_reduce)
+        for number, mask in content["annos_segmentation"]:
+            masks[number].append(mask)
+        annotations = {
+            name: Annotation(size, masks[number]) for number, name, size in content["images"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the annotations of PASCAL in Detail: {error!r}") from error
-    if not names or not masks:
-        raise ValueError(f"{path}: has {len(names)} images, and masks for {len(masks)}")
-    return {name: Annotation(sizes[number], masks[number]) for number, name in names.items()}
+    if not annotations or not masks:
+        raise ValueError(f"{path}: has {len(annotations)} images, and masks for {len(masks)}")
+    return annotations
 
 
-def _items(text: str) -> Iterator[tuple[str, Any]]:
-    """Gives the items of the lists in a JSON object one by one, each with its list's key.
+def _reduce(item: dict[str, Any]) -> Any:
+    """Reduces an object of the file to what is used, as soon as it is parsed.
 
-    So the file's many other objects (parts, joints, occlusion) never are in memory together: every
+    So the file's many other objects (parts, joints, occlusion) are never in memory together: every
     process that reads records reads this file.
-
-    Raises:
-      ValueError, IndexError: not such a text, or cut off.
     """
-    decode = json.JSONDecoder().raw_decode
-    place = _skip(text, 0, "{")
-    while text[place] != "}":
-        key, place = decode(text, place)
-        place = _skip(text, place, ":")
-        if text[place] == "[":
-            place = _skip(text, place, "[")
-            while text[place] != "]":
-                item, place = decode(text, place)
-                yield key, item
-                place = _skip(text, place, ",", last="]")
-            place = _skip(text, place, "]")
-        else:
-            _, place = decode(text, place)
-        place = _skip(text, place, ",", last="}")
-
-
-def _skip(text: str, place: int, sign: str, last: str = "") -> int:
-    """The place after a sign and the spaces around it; at `last`, if that stands there instead."""
-    place = SPACES.match(text, place).end()
-    if text[place : place + 1] != sign:
-        if last and text[place] == last:
-            return place
-        raise ValueError(f"expected {sign!r} at character {place}")
-    return SPACES.match(text, place + 1).end()
+    if item.keys() >= {"size", "counts"} and isinstance(item["counts"], str):
+        return tuple(item["size"]), item["counts"]
+    if isinstance(item.get("segmentation"), tuple) and item.keys() >= {"image_id", "category_id"}:
+        return item["image_id"], Mask(item["category_id"], *item["segmentation"])
+    if item.keys() >= {"image_id", "file_name", "height", "width"}:
+        return item["image_id"], Path(item["file_name"]).stem, (item["height"], item["width"])
+    return item if item.keys() & {"images", "annos_segmentation"} else None
 
 
 def paint(annotation: Annotation) -> np.ndarray:
     """Draws an image's masks.
 
     Returns:
-      int32 [h, w]: ids of categories, 0 where there is no mask.
+        int32 [h, w]: ids of categories, 0 where there is no mask.
 
     Raises:
-      ValueError: a mask of another size, or one whose runs do not fill it.
+        ValueError: a mask of another size, or one whose runs do not fill it.
     """
     ids_hw = np.zeros(annotation.size, np.int32)
     for mask in annotation.masks:
@@ -138,39 +112,30 @@ def decode_mask(runs: str, size: tuple[int, int]) -> np.ndarray:
     """Decodes a compressed run-length encoding.
 
     Args:
-      runs: as in `Mask`.
-      size: height and width.
+        runs: as in `Mask`.
+        size: height and width.
 
     Returns:
-      bool [h, w].
+        bool [h, w].
 
     Raises:
-      ValueError: the runs do not fill the size.
+        ValueError: the runs do not fill the size.
     """
     height, width = size
-    lengths = np.asarray(_decode_lengths(runs), np.int64)
-    if (lengths < 0).any() or lengths.sum() != height * width:
+    if min(size) < 1 or not RUNS.fullmatch(runs):
+        raise ValueError(f"the size {height}x{width} or the runs {runs[:20]!r} are not a mask's")
+    mask = _fit(runs, size)
+    if mask is None or _fit(runs, (height * width - 1, 1)) is not None:
         raise ValueError(f"the runs of a mask do not fill its {height}x{width} pixels")
-    inside = np.arange(len(lengths)) % 2 == 1
-    return np.repeat(inside, lengths).reshape(width, height).T
+    return mask.astype(bool)
 
 
-def _decode_lengths(runs: str) -> list[int]:
-    """Numbers of five bits a character, lowest first; from the fourth on, as differences."""
-    lengths = []
-    value = shift = 0
-    for character in runs:
-        code = ord(character) - FIRST_CHARACTER
-        if not 0 <= code <= LARGEST:
-            raise ValueError(f"{character!r} does not belong in the runs of a mask")
-        value |= (code & (2**BITS - 1)) << shift
-        shift += BITS
-        if code & MORE:
-            continue
-        if code & NEGATIVE:
-            value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise ValueError("the runs of a mask end in the middle of a number")
-    return lengths
+def _fit(runs: str, size: tuple[int, int]) -> np.ndarray | None:
+    """Decodes runs; None where they are longer than the size.
+
+    Where they are shorter, pycocotools leaves the last pixels uninitialised and says nothing.
+    """
+    try:
+        return coco_mask.decode({"size": list(size), "counts": runs})
+    except ValueError:
+        return None

@@ -17,8 +17,8 @@ from zegformer_jax.input.benchmarks.pascal_context import (
     places,
 )
 from zegformer_jax.input.benchmarks.published import TRAIN, VALIDATION
-from zegformer_jax.text import DATA
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.runtime.assets import DATA
+from zegformer_jax.text.vocabulary import Vocabulary
 
 DETAIL = files.Archive(
     "trainval_merged.json (PASCAL in Detail)",

@@ -8,7 +8,7 @@ import numpy as np
 from zegformer_jax.input.benchmarks import files
 from zegformer_jax.input.benchmarks.pascal_voc import BACKGROUND, BORDER, VOC_2012, PascalVoc
 from zegformer_jax.input.benchmarks.published import VALIDATION
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 NUM_OBJECTS = 20  # VOC's classes; the vocabulary's others are kinds of background
 

@@ -11,7 +11,7 @@ import numpy as np
 from zegformer_jax.input import decoding
 from zegformer_jax.input.benchmarks import files
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
-from zegformer_jax.text import DATA
+from zegformer_jax.runtime.assets import DATA
 
 TRAIN, VALIDATION = "train", "validation"
 

@@ -8,7 +8,7 @@ from PIL import Image
 from zegformer_jax.input.openmoji.backgrounds import draw_background
 from zegformer_jax.input.openmoji.rasters import Pictures, blend, render
 from zegformer_jax.input.openmoji.scenes import MIN_VISIBLE, pick
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 MASKED_SHARE = 0.75  # of the pairs have everything outside the object's mask filled
 FILL_COLOUR = np.array((123, 117, 104), np.uint8)  # CLIP's mean, 0 when normalised

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from zegformer_jax.runtime.assets import DATA
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 TABLE_PATH = DATA / "vocabularies" / "openmoji_voc.json"
 RASTER_SIDE = 128  # pixels; objects are at most 77 pixels long in scenes of up to 128

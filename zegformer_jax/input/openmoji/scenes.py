@@ -13,7 +13,7 @@ import numpy as np
 
 from zegformer_jax.input.openmoji.backgrounds import draw_background
 from zegformer_jax.input.openmoji.rasters import Pictures, blend, render
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary
 
 NUM_VOC_CLASSES = 20  # they come first in the table
 SPLITS = {"train": 0, "validation": 1}

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from zegformer_jax.experiment.workdir import resolve
 from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD, ClipConfig
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.pretrained.clip import save_clip
-from zegformer_jax.text import load_templates, train_tokenizer
+from zegformer_jax.pretrained.clip.load import save_clip
+from zegformer_jax.text.prompts import load_templates
+from zegformer_jax.text.tokenizer import train_tokenizer
 from zegformer_jax.training import losses
 from zegformer_jax.training.objective import Task, Variables
 

@@ -1,4 +1,4 @@
-"""CLIP at another image size than it was trained at: its positions, interpolated."""
+"""Position embeddings of a CLIP, interpolated for images of another size than in training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,16 +18,19 @@ def resize_positions(
 ) -> tuple[ClipConfig, dict[str, Any]]:
     """Makes a CLIP take images of another size: interpolates its position embeddings.
 
-    As transformers' ``interpolate_pos_encoding`` does: bicubic, half-pixel centres, no
+    As transformers' `interpolate_pos_encoding` does: bicubic, half-pixel centres, no
     antialiasing; the position of the class token (of a ResNet's mean token) stays.
 
     Args:
-      params: a CLIP's parameters.
-      config: its sizes.
-      image_size: side of the images in pixels, a multiple of the patch (of 32 for a ResNet).
+        params: a CLIP's parameters.
+        config: its sizes.
+        image_size: side of the images in pixels, a multiple of the patch (of 32 for a ResNet).
 
-    Returns the sizes and the parameters, of which all but the positions are shared with
-    ``params``. Raises ValueError where the image is not a multiple of the patch.
+    Returns:
+        The sizes and the parameters, of which all but the positions are shared with `params`.
+
+    Raises:
+        ValueError: the image is not a multiple of the patch.
     """
     resized = dataclasses.replace(config, image_size=image_size)
     arrays = dict(tables.flatten(params))
@@ -45,9 +48,14 @@ def resize_positions(
 
 
 def cubic_matrix(old: int, new: int) -> np.ndarray:
-    """Gives the matrix [new, old] that interpolates a line of ``old`` samples to ``new``.
+    """Returns the matrix [new, old] that interpolates a line of `old` samples to `new`.
 
-    Half-pixel centres; samples beyond the ends repeat the ends. float64.
+    Half-pixel centres; samples beyond the ends repeat the ends. float64. `jax.image.resize` has
+    another kernel (a = -0.5).
+
+    Args:
+        old: the number of samples.
+        new: the number of interpolated samples.
     """
     centre_n1 = ((np.arange(new) + 0.5) * old / new - 0.5)[:, None]
     first_n1 = np.floor(centre_n1).astype(int) - CUBIC_REACH + 1

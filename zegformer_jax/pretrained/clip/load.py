@@ -1,6 +1,7 @@
-"""Every published CLIP: OpenAI's archives, Hugging Face's and OpenCLIP's directories and Hub names.
+"""Published CLIPs: OpenAI's archives, Hugging Face's and OpenCLIP's directories and Hub names.
 
-No PyTorch, and nothing that a file holds is executed.
+No PyTorch, and nothing that a file holds is executed. transformers and huggingface_hub have no
+reader of OpenAI's and OpenCLIP's layouts nor, without PyTorch, of weights.
 """
 
 import json
@@ -13,21 +14,22 @@ import numpy as np
 from flax import serialization, traverse_util
 
 from zegformer_jax.models.clip.model import ClipConfig
-from zegformer_jax.pretrained import clip_configs
 from zegformer_jax.pretrained.archives import read_tensors, write_tensors
-from zegformer_jax.pretrained.clip_normalisation import fold_normalisation, read_normalisation
-from zegformer_jax.pretrained.clip_positions import resize_positions
-from zegformer_jax.pretrained.clip_tensors import (
+from zegformer_jax.pretrained.clip import configs, normalisation
+from zegformer_jax.pretrained.clip.positions import resize_positions
+from zegformer_jax.pretrained.clip.shapes import from_shapes
+from zegformer_jax.pretrained.clip.tensors import (
     HUGGING_FACE,
     OPENAI,
     published_tensors,
     read_parameters,
 )
-from zegformer_jax.text import Tokenizer
+from zegformer_jax.text.tokenizer import Tokenizer
 
 HUB_NAME = re.compile(r"[^./~][^/]*/[^/]+")  # owner/model
 OPENAI_VOCAB_SIZE = 49408
-FLAX_WEIGHTS = "flax_model.msgpack"  # what some of OpenAI's repositories on the Hub have
+FLAX_WEIGHTS = "flax_model.msgpack"  # of transformers 4, in some of OpenAI's repositories
+HUGGING_FACE_CONFIG = "config.json"
 HUGGING_FACE_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -42,7 +44,7 @@ OPEN_CLIP_WEIGHTS = (
 )
 FILE_SUFFIXES = (".pt", ".pth", ".bin", ".npz", ".safetensors")
 SMALL_FILES = ("*.json", "merges.txt")  # of a repository on the Hub
-# Before the text tower's names where it stands on its own (OpenCLIP's CustomTextCLIP).
+# Before the text tower's names where it is a module of its own (OpenCLIP's CustomTextCLIP).
 TEXT_PREFIX = re.compile(
     r"^text\.(?=transformer\.|token_embedding\.|ln_final\."
     r"|positional_embedding$|text_projection$)"
@@ -55,21 +57,24 @@ def load_clip(
     """Reads a CLIP.
 
     Args:
-      source: one of
-        - a Hugging Face directory: ``config.json``, weights, the tokenizer's files;
-        - an OpenCLIP directory: ``open_clip_config.json``, weights (or this weights file);
-        - a name on the Hub of either, such as ``openai/clip-vit-base-patch16``: it is downloaded
-          once, and found in the Hub's cache where there is no network;
-        - an OpenAI archive (``ViT-B-16.pt``), or a state dict in their naming, .pth, .npz or
-          .safetensors; read as OpenAI's, so with QuickGELU and heads of width 64.
-      image_size: side of the images in pixels, where it is to differ from that of training: the
-        positions are interpolated. None keeps it.
+        source: one of
+            - a Hugging Face directory: `config.json`, weights, the tokenizer's files;
+            - an OpenCLIP directory: `open_clip_config.json`, weights (or this weights file);
+            - a name on the Hub of either, such as `openai/clip-vit-base-patch16`: it is
+              downloaded once, and found in the Hub's cache where there is no network;
+            - an OpenAI archive (`ViT-B-16.pt`), or a state dict in their naming, .pth, .npz or
+              .safetensors; read as OpenAI's, so with QuickGELU and heads of width 64.
+        image_size: side of the images in pixels, where it differs from that of training: the
+            positions are interpolated. None keeps it.
 
-    Returns sizes, parameters (float32, NumPy) and the tokenizer: the source's, or OpenAI's where
-    the source has none. The parameters are for images normalised by CLIP_MEAN and CLIP_STD: a
-    ViT that was trained with others is converted. Raises FileNotFoundError where a file is
-    missing, ValueError where a tensor is missing, not used or of another shape, or where a
-    config asks for what is not supported.
+    Returns:
+        Sizes, parameters (float32, NumPy; for images normalised by CLIP_MEAN and CLIP_STD) and
+        the tokenizer: the source's, or OpenAI's where the source has none.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a tensor is missing, not used or of another shape, or a config asks for
+            something that is not supported.
     """
     path = _locate(source)
     if path.is_dir() and not _is_open_clip(path):
@@ -90,12 +95,13 @@ def from_openai_state_dict(
     """Reads OpenAI's CLIP, ViT or ResNet: its sizes and its parameters, as float32.
 
     Args:
-      arrays: name to array, names and layouts as in OpenAI's state dicts. Instead of
-        ``token_embedding.weight`` there may be ``token_embedding.rows`` and
-        ``token_embedding.values``: the rows that are not zero, of 49408.
-      where: the source's name, for messages.
+        arrays: name to array, names and layouts as in OpenAI's state dicts. Instead of
+            `token_embedding.weight` there may be `token_embedding.rows` and
+            `token_embedding.values`: the rows that are not zero, of 49408.
+        where: the source's name, for messages.
 
-    Raises ValueError that names the tensor where one is missing, not used or of another shape.
+    Raises:
+        ValueError: a tensor is missing, not used or of another shape; the message names it.
     """
     arrays = dict(arrays)
     if "token_embedding.rows" in arrays:
@@ -103,36 +109,44 @@ def from_openai_state_dict(
         embedding = np.zeros((OPENAI_VOCAB_SIZE, values.shape[1]), np.float32)
         embedding[arrays.pop("token_embedding.rows")] = values
         arrays["token_embedding.weight"] = embedding
-    config = clip_configs.from_shapes(arrays, where)
+    config = from_shapes(arrays, where)
     return config, read_parameters(arrays, config, OPENAI, where)
 
 
 def save_clip(
     directory: str | Path, config: ClipConfig, params: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Writes a directory that ``load_clip`` reads; makes it.
+    """Writes a directory that `load_clip` reads.
 
     A ViT becomes a Hugging Face directory, which transformers' CLIPModel reads, with
-    ``preprocessor_config.json``. A ResNet, for which transformers has no model, becomes an
-    OpenCLIP directory. Raises ValueError where params do not fit config.
+    `preprocessor_config.json`. A ResNet, for which transformers has no model, becomes an
+    OpenCLIP directory.
+
+    Args:
+        directory: is made where it is missing.
+        config: the CLIP's sizes.
+        params: its parameters.
+        tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: params do not fit config.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    if config.is_resnet:
-        naming, weights = OPENAI, OPEN_CLIP_WEIGHTS[0]
-        files = {OPEN_CLIP_CONFIG: clip_configs.open_clip_config(config)}
-    else:
-        naming, weights = HUGGING_FACE, HUGGING_FACE_WEIGHTS[0]
-        files = clip_configs.hugging_face_config(config, tokenizer.start_id, tokenizer.end_id)
+    naming = OPENAI if config.is_resnet else HUGGING_FACE
+    weights = OPEN_CLIP_WEIGHTS[0] if config.is_resnet else HUGGING_FACE_WEIGHTS[0]
     tensors = published_tensors(params, config, naming)
     write_tensors(directory / weights, tensors, {"format": "pt"})  # transformers asks for it
-    for name, fields in files.items():
-        (directory / name).write_text(json.dumps(fields, indent=2) + "\n")
+    if config.is_resnet:
+        fields = json.dumps(configs.open_clip_config(config), indent=2)
+        (directory / OPEN_CLIP_CONFIG).write_text(fields + "\n")
+    else:
+        configs.save_hugging_face(directory, config, tokenizer.start_id, tokenizer.end_id)
     tokenizer.save(directory)
 
 
 def _locate(source: str | Path) -> Path:
-    """Gives a model's local file or directory: itself, or the Hub's snapshot of that name."""
+    """Returns a model's local file or directory: itself, or the Hub's snapshot of that name."""
     path = Path(source).expanduser()
     if path.exists():
         return path
@@ -140,21 +154,27 @@ def _locate(source: str | Path) -> Path:
     if not is_name or path.suffix in FILE_SUFFIXES:
         raise FileNotFoundError(
             f"{source}: no CLIP here: give a Hugging Face or OpenCLIP directory, a file of "
-            "OpenAI's or a name on the Hub, or "
-            "train a small one (./run.sh train --config=configs/openmoji.py:clip)"
+            "OpenAI's or a name on the Hub, or train a small one "
+            "(./run.sh train --config=configs/openmoji.py:clip)"
         )
     try:
         return _download(source)
     except Exception as error:  # the Hub's errors have many types and span many lines
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        first_line = str(error).partition("\n")[0]
         raise FileNotFoundError(
             f"{source}: neither a directory here nor to be had from the Hugging Face Hub "
-            f"({reason}); download it elsewhere and give the directory"
+            f"({type(error).__name__}: {first_line}); download its {HUGGING_FACE_CONFIG}, "
+            f"{HUGGING_FACE_WEIGHTS[0]} and tokenizer.json (or {OPEN_CLIP_CONFIG} and "
+            f"{OPEN_CLIP_WEIGHTS[0]}) elsewhere into a folder, and give that folder"
         ) from error
 
 
 def _download(name: str) -> Path:
-    """Fetches what is small of a repository, then the first of its weights that can be read."""
+    """Downloads a repository's small files and the first of its weights that can be read.
+
+    What is in the Hub's cache is not downloaded again. Which weights there are is known from the
+    files that came, not from the Hub's list, which cannot be had without a network.
+    """
     from huggingface_hub import snapshot_download
 
     directory = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
@@ -170,12 +190,12 @@ def _download(name: str) -> Path:
 
 
 def _model_type(directory: Path) -> str | None:
-    path = directory / "config.json"
-    return json.loads(path.read_text()).get("model_type") if path.is_file() else None
+    path = directory / HUGGING_FACE_CONFIG
+    return configs.read_fields(path).get("model_type") if path.is_file() else None
 
 
 def _is_open_clip(directory: Path) -> bool:
-    """Whether a directory is OpenCLIP's and not, with weights, also Hugging Face's."""
+    """Returns True for a directory of OpenCLIP's that is not, with weights, Hugging Face's too."""
     if not (directory / OPEN_CLIP_CONFIG).is_file():
         return False
     has_weights = any((directory / name).is_file() for name in HUGGING_FACE_WEIGHTS)
@@ -183,11 +203,11 @@ def _is_open_clip(directory: Path) -> bool:
 
 
 def _read_hugging_face(directory: Path) -> tuple[ClipConfig, dict]:
-    config = clip_configs.from_hugging_face(directory / "config.json")
+    config = configs.from_hugging_face(directory / HUGGING_FACE_CONFIG)
     tensors, where = _read_hugging_face_tensors(directory)
     params = read_parameters(tensors, config, HUGGING_FACE, where)
-    path = directory / "preprocessor_config.json"
-    return config, fold_normalisation(params, config, *read_normalisation(path), str(path))
+    mean, std = normalisation.from_hugging_face(directory)
+    return config, normalisation.fold_normalisation(params, config, mean, std, str(directory))
 
 
 def _read_open_clip(path: Path) -> tuple[ClipConfig, dict]:
@@ -199,10 +219,10 @@ def _read_open_clip(path: Path) -> tuple[ClipConfig, dict]:
             raise FileNotFoundError(f"{directory / OPEN_CLIP_WEIGHTS[0]}: no such file")
         path = found[0]
     config_path = directory / OPEN_CLIP_CONFIG
-    config = clip_configs.from_open_clip(config_path)
+    config = configs.from_open_clip(config_path)
     params = read_parameters(_openai_names(read_tensors(path)), config, OPENAI, str(path))
-    mean, std = read_normalisation(config_path)
-    return config, fold_normalisation(params, config, mean, std, str(config_path))
+    mean, std = normalisation.from_open_clip(config_path)
+    return config, normalisation.fold_normalisation(params, config, mean, std, str(config_path))
 
 
 def _read_openai(path: Path) -> tuple[ClipConfig, dict]:
@@ -211,7 +231,9 @@ def _read_openai(path: Path) -> tuple[ClipConfig, dict]:
             f"{path}: {OPEN_CLIP_CONFIG}, which says its activation and heads, is not beside it"
         )
     if path.name in HUGGING_FACE_WEIGHTS:
-        raise ValueError(f"{path}: give the directory {path.parent}, with its config.json")
+        raise ValueError(
+            f"{path}: give the directory {path.parent}, with its {HUGGING_FACE_CONFIG}"
+        )
     return from_openai_state_dict(_openai_names(read_tensors(path)), str(path))
 
 
@@ -224,7 +246,7 @@ def _openai_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _read_hugging_face_tensors(directory: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Reads all tensors of a directory, from the first format that is there, and the file's name.
+    """Reads a directory's tensors from its first format, and returns them and the file's name.
 
     The formats: one safetensors file, the parts that an index lists, transformers 4's Flax file,
     PyTorch's.
@@ -237,8 +259,10 @@ def _read_hugging_face_tensors(directory: Path) -> tuple[dict[str, np.ndarray], 
             "CLIPModel.from_pretrained(...).save_pretrained(...)"
         )
     if path.suffix == ".json":
-        tensors = {}
-        for part in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+        tensors, parts = {}, configs.read_fields(path).get("weight_map")
+        if not isinstance(parts, dict):
+            raise ValueError(f"{path}: no weight_map: not an index of weights")
+        for part in sorted(set(parts.values())):
             tensors |= read_tensors(directory / part)
         return tensors, str(path)
     read = _read_flax_weights if path.name == FLAX_WEIGHTS else read_tensors
@@ -265,9 +289,9 @@ def _load_tokenizer(path: Path, config: ClipConfig) -> Tokenizer:
     has_own = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     is_open_clip = (directory / OPEN_CLIP_CONFIG).is_file()
     if path.is_file() and not is_open_clip or is_open_clip and not has_own:
-        tokenizer = Tokenizer.openai(context_length=config.context_length)
+        tokenizer = Tokenizer.openai(config.context_length)
     else:
-        tokenizer = Tokenizer.from_directory(directory, context_length=config.context_length)
+        tokenizer = Tokenizer.from_directory(directory, config.context_length)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the token embedding "

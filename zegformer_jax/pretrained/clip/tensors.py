@@ -1,7 +1,7 @@
-"""CLIP's parameters from and to published tensors: the tables of names.
+"""Names of published CLIPs' tensors: the tables that turn them into parameters and back.
 
-No PyTorch. Every published tensor is used or left out for a reason that stands in ``LEFT_OUT``,
-and every parameter is filled.
+Every published tensor is used, or left out for a reason in `LEFT_OUT`, and every parameter is
+filled.
 """
 
 import math
@@ -38,7 +38,7 @@ PATCH = Layout(
     lambda x: x.reshape(*[math.isqrt(len(x) // 3)] * 2, 3, -1).transpose(3, 2, 0, 1),
 )
 
-# Parameter, OpenAI's name, Hugging Face's name, layout. {x} stands for q, k and v, joined.
+# Parameter, OpenAI's name, Hugging Face's name, layout. {x} is q, k and v, joined.
 _BLOCK = (
     ("ln_1/scale", "ln_1.weight", "layer_norm1.weight", SAME),
     ("ln_1/bias", "ln_1.bias", "layer_norm1.bias", SAME),
@@ -58,7 +58,7 @@ _BLOCK = (
     ("mlp_out/kernel", "mlp.c_proj.weight", "mlp.fc2.weight", LINEAR),
     ("mlp_out/bias", "mlp.c_proj.bias", "mlp.fc2.bias", SAME),
 )
-# Of the ViT, under visual/, "visual." and "vision_model."; projections stand in Naming.
+# Of the ViT, under visual/, "visual." and "vision_model."; projections are in Naming.
 _VIT = (
     ("class_embedding", "class_embedding", "embeddings.class_embedding", SAME),
     ("position_embedding", "positional_embedding", "embeddings.position_embedding.weight", SAME),
@@ -88,11 +88,17 @@ _POOL = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "c
 
 
 class Naming(NamedTuple):
-    """How a publisher names tensors.
+    """A publisher's way of naming tensors.
 
-    ``column`` is the place of its names in the tables above; ``visual`` and ``text`` stand before
-    a tower's names, ``visual_blocks`` and ``text_blocks`` before the number of a block;
-    the projections are [W, D], or [D, W] where ``projection`` is LINEAR.
+    Attributes:
+        column: of its names in the tables above.
+        visual: prefix of the image tower's names.
+        visual_blocks: prefix of the number of one of its blocks.
+        visual_projection: name of its projection.
+        text: prefix of the text tower's names.
+        text_blocks: prefix of the number of one of its blocks.
+        text_projection: name of its projection.
+        projection: layout of the projections: SAME for [W, D], LINEAR for [D, W].
     """
 
     column: int
@@ -129,9 +135,14 @@ HUGGING_FACE = Naming(
 
 
 def table(config: ClipConfig, naming: Naming) -> list[Entry]:
-    """Lists where each parameter of a CLIP is published, by its path (``visual/projection``).
+    """Lists the published name of each parameter of a CLIP, by its path (`visual/projection`).
 
-    Raises ValueError where the publisher has no names for a ResNet.
+    Args:
+        config: the CLIP's sizes.
+        naming: the publisher's.
+
+    Raises:
+        ValueError: the publisher has no names for a ResNet.
     """
     rows = [entry("logit_scale", "logit_scale")]
     if not config.is_resnet:
@@ -153,8 +164,15 @@ def read_parameters(
 ) -> dict:
     """Makes CLIP's parameter tree, float32 NumPy arrays, of published tensors by their names.
 
-    ``where`` (a file's name) stands in error messages. Raises ValueError that names the tensor
-    where one is missing, has no place in a model of this config, or is of another shape.
+    Args:
+        tensors: arrays by their published names.
+        config: the CLIP's sizes.
+        naming: the publisher's.
+        where: a file's name, for messages.
+
+    Raises:
+        ValueError: a tensor is missing, has no place in a model of this config, or is of another
+            shape; the message names it.
     """
     arrays, _ = tables.read(
         table(config, naming), tensors, parameter_shapes(config), where, left_out=LEFT_OUT
@@ -165,9 +183,15 @@ def read_parameters(
 def published_tensors(
     params: Mapping[str, Any], config: ClipConfig, naming: Naming
 ) -> dict[str, np.ndarray]:
-    """Gives the published tensors of CLIP's parameters, float32: read_parameters' inverse.
+    """Returns the published tensors of CLIP's parameters, float32: `read_parameters`' inverse.
 
-    Raises ValueError that names the parameter which does not fit the config.
+    Args:
+        params: the CLIP's parameters.
+        config: its sizes.
+        naming: the publisher's.
+
+    Raises:
+        ValueError: a parameter does not fit the config; the message names it.
     """
     arrays = tables.flatten(params)
     shapes = parameter_shapes(config)
@@ -183,7 +207,7 @@ def published_tensors(
 
 
 def parameter_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
-    """Gives the shapes of a CLIP's parameters by their paths, without making them."""
+    """Returns the shapes of a CLIP's parameters by their paths, without making them."""
     side = config.image_size
     variables = jax.eval_shape(
         CLIP(config).init,

@@ -1,15 +1,16 @@
-"""What prepared records hold: pixel counts as a table, and a sheet of labelled pictures."""
+"""Summary of prepared records: pixel counts as a table, and a sheet of labelled pictures."""
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from zegformer_jax.input.shards import BadRecord, Note
-from zegformer_jax.vocabulary import Vocabulary
+from zegformer_jax.input.records.shard import BadRecord, Contents
+from zegformer_jax.text.vocabulary import Vocabulary
 
 SHEET_RECORDS = 12
 SHEET_COLUMNS = 2  # of records: a picture and its labels each
@@ -17,13 +18,13 @@ SHEET_COLUMNS = 2  # of records: a picture and its labels each
 
 @dataclasses.dataclass(frozen=True)
 class SplitCounts:
-    """What a prepared split holds.
+    """Counts of a prepared split.
 
     Attributes:
-      records: how many.
-      pictures: int64 [C], records that show a class.
-      pixels: int64 [C], pixels of a class.
-      ignored: pixels without a label.
+        records: number of records.
+        pictures: int64 [C], records that show a class.
+        pixels: int64 [C], pixels of a class.
+        ignored: pixels without a label.
     """
 
     records: int
@@ -32,39 +33,36 @@ class SplitCounts:
     ignored: int
 
     @classmethod
-    def of(cls, notes: Sequence[Note]) -> "SplitCounts":
-        """Adds up the notes of a split's shards."""
-        pixels = np.sum([note.pixels for note in notes], axis=0)
-        shown_nc = np.unpackbits(np.concatenate([note.classes for note in notes]), axis=1)
-        return cls(
-            records=len(shown_nc),
-            pictures=shown_nc[:, : len(pixels)].sum(0, dtype=np.int64),
-            pixels=pixels,
-            ignored=int(sum(note.ignored for note in notes)),
-        )
+    def of(cls, parts: Sequence[Contents]) -> "SplitCounts":
+        """Adds up the contents of a split's shards."""
+        pixels = np.sum([part.pixels for part in parts], axis=0)
+        shown = [classes for part in parts for classes in part.classes]
+        pictures = np.bincount(list(itertools.chain(*shown)), minlength=len(pixels))
+        ignored = sum(part.ignored for part in parts)
+        return cls(records=len(shown), pictures=pictures, pixels=pixels, ignored=ignored)
 
     def to_json(self) -> dict[str, Any]:
-        """Gives what `from_json` takes."""
+        """Returns what `from_json` takes."""
         fields = dataclasses.asdict(self)
         return {name: np.asarray(value).tolist() for name, value in fields.items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SplitCounts":
-        """Takes what `to_json` gave."""
+        """Takes what `to_json` returned."""
         arrays = {name: np.array(content[name], np.int64) for name in ("pictures", "pixels")}
         return cls(records=content["records"], ignored=content["ignored"], **arrays)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was prepared.
+    """Report of a preparation.
 
     Attributes:
-      name: of the data set.
-      directory: where it lies.
-      vocabulary: the classes that the labels tell apart.
-      splits: what each holds.
-      left_out: bad records that are not among them.
+        name: of the data set.
+        directory: that holds the records.
+        vocabulary: the classes that the labels tell apart.
+        splits: counts by split.
+        left_out: bad records that are not among them.
     """
 
     name: str
@@ -74,7 +72,7 @@ class Report:
     left_out: Sequence[BadRecord]
 
     def table(self) -> str:
-        """Gives a line a class: seen or unseen, its pictures and its pixels in each split."""
+        """Returns one line per class: seen or unseen, its pictures and pixels in each split."""
         counts, seen = list(self.splits.values()), np.array(self.vocabulary.seen)
         kinds = ["seen" if flag else "unseen" for flag in seen]
         rows = [
@@ -95,7 +93,7 @@ def _cells(pairs: Sequence[tuple[int | None, int | None]]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need: two of words, then numbers."""
+    """Aligns columns: two of words, then numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -106,14 +104,14 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw_sheet(sources: Sequence[Any], vocabulary: Vocabulary) -> bytes:
-    """Draws twelve records, as many of each source, at even distances: pictures and labels.
+    """Draws the images and labels of twelve records, evenly spread over the sources.
 
     Args:
-      sources: each a `zegformer_jax.input.datasets.Source`, the splits.
-      vocabulary: of the labels.
+        sources: the splits, each a `zegformer_jax.input.datasets.Source`.
+        vocabulary: of the labels.
 
     Returns:
-      A PNG file's content.
+        Content of a PNG file.
     """
     from zegformer_jax.drawing.sheet import sheet
 
@@ -143,7 +141,7 @@ def draw_sheet(sources: Sequence[Any], vocabulary: Vocabulary) -> bytes:
 
 
 def _shares(sizes: Sequence[int]) -> list[int]:
-    """Divides the sheet's records evenly among splits, as far as each has as many."""
+    """Divides the sheet's records evenly among splits, as far as each has enough."""
     shares = [0] * len(sizes)
     for _ in range(min(SHEET_RECORDS, sum(sizes))):
         free = [i for i, size in enumerate(sizes) if shares[i] < size]

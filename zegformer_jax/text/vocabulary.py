@@ -13,18 +13,18 @@ IGNORE_LABEL_16BIT = 65535
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Classes in evaluation order. Label maps hold positions 0..C-1 in this order.
+    """Classes in evaluation order. Label maps hold indices 0..C-1 in this order.
 
     Attributes:
-      names: C names; commas separate synonyms ("sofa, couch").
-      seen: C flags; True where the class may appear in training labels.
-      ids: C pixel values of the classes in the original annotation files.
-      ignore_label: the label that counts nowhere, 255 (uint8 labels) or 65535 (uint16 labels).
-      ignored_ids: further pixel values of annotation files that mean no label.
+        names: C names; commas separate synonyms ("sofa, couch").
+        seen: C flags; True where the class may appear in training labels.
+        ids: C pixel values of the classes in the original annotation files.
+        ignore_label: the label that counts nowhere, 255 (uint8 labels) or 65535 (uint16 labels).
+        ignored_ids: further pixel values of annotation files that mean no label.
 
     Raises:
-      ValueError: empty list, empty or repeated name, repeated id, lengths that differ, or more
-        classes than the label type holds; an ignored id that is a class's or no pixel value.
+        ValueError: empty list, empty or repeated name, repeated id, lengths that differ, or more
+            classes than the label type holds; an ignored id that is a class's or no pixel value.
     """
 
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Vocabulary:
     ignored_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        """Checks the entries; see the class's Raises."""
+        """Checks the entries."""
         _check(self, "vocabulary")
 
     @classmethod
@@ -42,17 +42,17 @@ class Vocabulary:
         """Reads a vocabulary from JSON, in the format of `data/vocabularies/*.json`.
 
         Args:
-          path: file with `classes`, a list of objects with `name` and optionally `seen` (default
-            true) and `id` (default: the place in the list), and optionally `ignore_label` (255)
-            and `ignored_ids` (none).
+            path: file with `classes`, a list of objects with `name` and optionally `seen` (default
+                true) and `id` (default: the index in the list), and optionally `ignore_label` (255)
+                and `ignored_ids` (none).
 
         Returns:
-          The vocabulary, with names stripped of surrounding white space.
+            The vocabulary, with names stripped of surrounding white space.
 
         Raises:
-          FileNotFoundError: there is no such file.
-          ValueError: the file is not such JSON, or its classes fail the checks; one line that
-            starts with the file's name and counts entries from 1.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not such JSON, or its classes fail the checks; one line that
+                starts with the file's name and counts entries from 1.
         """
         path = Path(path)
         if not path.is_file():
@@ -61,14 +61,14 @@ class Vocabulary:
 
     @classmethod
     def parse(cls, text: str | bytes, where: str) -> "Vocabulary":
-        """Reads a vocabulary from the JSON text of a file; see `load`.
+        """Reads a vocabulary from the JSON text of a file, in the format that `load` takes.
 
         Args:
-          text: the content, bytes in UTF-8.
-          where: what error messages start with.
+            text: the content, bytes in UTF-8.
+            where: what error messages start with.
 
         Raises:
-          ValueError: as `load`.
+            ValueError: the text is not such JSON, or its classes fail the checks; one line.
         """
         try:
             content = json.loads(text)
@@ -78,14 +78,14 @@ class Vocabulary:
 
     @classmethod
     def from_names(cls, names: Sequence[str], seen: Sequence[bool] | None = None) -> "Vocabulary":
-        """Makes a vocabulary from class names; ids are their places.
+        """Makes a vocabulary from class names; their ids are 0 to C-1.
 
         Args:
-          names: C names, commas separating synonyms.
-          seen: C flags; None means that all classes are seen.
+            names: C names, commas separating synonyms.
+            seen: C flags; None means that all classes are seen.
 
         Raises:
-          ValueError: as in the class's description.
+            ValueError: the names are one text, or fail the class's checks.
         """
         if isinstance(names, str):
             raise ValueError(f"vocabulary: expected a list of names, got the text {names!r}")
@@ -100,7 +100,7 @@ class Vocabulary:
         Path(path).write_text(self.to_json(), "utf-8")
 
     def to_json(self) -> str:
-        """Gives the JSON text that `parse` reads."""
+        """Returns the JSON text that `parse` reads."""
         classes = [
             {"id": id_, "name": name, "seen": seen}
             for id_, name, seen in zip(self.ids, self.names, self.seen, strict=True)
@@ -111,30 +111,25 @@ class Vocabulary:
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     def __len__(self) -> int:
-        """C, the number of classes."""
+        """Returns the number of classes, C."""
         return len(self.names)
 
     def synonyms(self, index: int) -> tuple[str, ...]:
-        """The synonyms in class `index`'s name, in order, at least one."""
+        """Returns the synonyms in class `index`'s name, in order, at least one."""
         return _split_synonyms(self.names[index])
 
     @property
     def seen_indices(self) -> np.ndarray:
-        """Places of the seen classes: int32 [S], rising."""
+        """Indices of the seen classes: int32 [S], rising."""
         return np.flatnonzero(self.seen).astype(np.int32)
 
     @property
-    def unseen_indices(self) -> np.ndarray:
-        """Places of the unseen classes: int32 [C - S], rising."""
-        return np.flatnonzero(~np.asarray(self.seen, bool)).astype(np.int32)
-
-    @property
     def label_dtype(self) -> np.dtype:
-        """The type of label maps: uint8 where the ignore label is 255, else uint16."""
+        """Type of label maps: uint8 where the ignore label is 255, else uint16."""
         return np.dtype(np.uint8 if self.ignore_label == IGNORE_LABEL_8BIT else np.uint16)
 
     def select(self, indices: Sequence[int]) -> "Vocabulary":
-        """The vocabulary of the classes at `indices`, in the order given, with their own ids."""
+        """Returns the vocabulary of the classes at `indices`, in that order, with their own ids."""
         indices = [int(index) for index in indices]
         return Vocabulary(
             names=tuple(self.names[i] for i in indices),
@@ -145,25 +140,15 @@ class Vocabulary:
         )
 
     def training_table(self) -> np.ndarray:
-        """Table from labels 0..C-1 to training labels: a seen class's place among the seen ones.
+        """Returns the table from labels 0..C-1 to training labels, the indices among seen classes.
 
         Returns:
-          uint8 [256] or uint16 [65536] (`label_dtype`); the ignore label everywhere else, so that
-          unseen classes never reach the loss.
+            uint8 [256] or uint16 [65536] (`label_dtype`); the ignore label everywhere else, so that
+            unseen classes never reach the loss.
         """
-        return self._table(self.seen_indices)
-
-    def annotation_table(self) -> np.ndarray:
-        """Table from annotation files' ids to labels 0..C-1, other ids to the ignore label.
-
-        Returns:
-          uint8 [256] or uint16 [65536] (`label_dtype`).
-        """
-        return self._table(np.asarray(self.ids))
-
-    def _table(self, keys: np.ndarray) -> np.ndarray:
+        seen = self.seen_indices
         table = np.full(self.ignore_label + 1, self.ignore_label, self.label_dtype)
-        table[keys] = np.arange(len(keys))
+        table[seen] = np.arange(len(seen))
         return table
 
 
@@ -229,11 +214,11 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
 
 
 def mark_seen(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
-    """Gives the vocabulary with a class seen where a synonym of it names a class trained on.
+    """Returns the vocabulary with a class seen where a synonym of it names a class trained on.
 
     Args:
-      vocabulary: of any classes.
-      trained: of a training; its seen classes count.
+        vocabulary: of any classes.
+        trained: of a training; its seen classes count.
     """
     known = {name.lower() for place in trained.seen_indices for name in trained.synonyms(place)}
     seen = tuple(

@@ -1,4 +1,4 @@
-"""Work in several processes, that end with the one that started them. No TensorFlow here."""
+"""Work in several processes, which end with the one that started them. No TensorFlow here."""
 
 import itertools
 import multiprocessing
@@ -12,32 +12,32 @@ from typing import TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-AHEAD = 2  # tasks a worker that are handed out; what is done waits for the caller to take it
+AHEAD = 2  # tasks per worker that are submitted; results wait until the caller takes them
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def run(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[tuple[Task, Result]]:
-    """Yields the tasks with their results as they end; with one worker here, in their order.
+    """Yields the tasks with their results as they end; one worker works here, in their order.
 
     Args:
-      function: of a module, so that other processes can import it.
-      tasks: what it takes.
-      workers: number of processes.
+        function: of a module, so that other processes can import it.
+        tasks: its arguments.
+        workers: number of processes.
 
     Raises:
-      OSError: a worker was killed.
-      Exception: what the function raised; nothing is begun any more then.
+        OSError: a worker was killed.
+        Exception: the function raised it; no more tasks are started.
     """
     if workers <= 1:
         yield from ((task, function(task)) for task in tasks)
         return
-    # Processes are started anew, not forked: the caller's threads do not outlive a fork.
+    # Spawned, not forked: the caller's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     tasks = iter(tasks)
     with futures.ProcessPoolExecutor(workers, context, _start) as pool:
@@ -58,7 +58,7 @@ def run(
 
 
 def _start() -> None:
-    """Lets a worker end with its parent, however that ends, and leave Ctrl-C to it."""
+    """Ends a worker with its parent, however that ends, and leaves Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

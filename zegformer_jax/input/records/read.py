@@ -1,0 +1,206 @@
+"""Sources of records: TFDS data sets in ArrayRecord files, local or in a bucket."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from zegformer_jax.input import decoding
+from zegformer_jax.input.records import storage
+from zegformer_jax.input.records.storage import AGAIN, join
+from zegformer_jax.text.vocabulary import Vocabulary
+
+CLASSES_FILE = "classes.json"
+INFO_FILE = "prepared.json"
+TFDS_FILE = "dataset_info.json"
+
+
+class RecordSource:
+    """A split of a TFDS data set with image, label and id; a `zegformer_jax.input.datasets.Source`.
+
+    Args:
+        builder: the data set's TFDS builder; its files are ArrayRecord.
+        split: the split's name.
+    """
+
+    def __init__(self, builder: Any, split: str) -> None:
+        import tensorflow_datasets as tfds
+
+        skip = tfds.decode.SkipDecoding()
+        self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
+        self._files = builder.info.splits[split].filepaths
+        self._ends = np.cumsum(builder.info.splits[split].shard_lengths)
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        """Reads a record; see `Source`.
+
+        Raises:
+            ValueError: its shard is missing or damaged; the message names the shard.
+        """
+        features = self._features(index)
+        where = f"{self._shard(index)}: record '{features['id'].decode()}'"
+        return {
+            "image": decoding.decode_image(features["image"], where),
+            "label": decoding.decode_label(features["label"], where),
+            "id": features["id"].decode(),
+        }
+
+    def encoded_image(self, index: int) -> bytes:
+        """Returns a record's image as it is stored, JPEG or PNG."""
+        return self._features(index)["image"]
+
+    def records_with(self, classes: Sequence[int]) -> np.ndarray:
+        """Indices of the records that show any of these classes: int64, rising."""
+        return scan_labels(lambda i: self[i]["label"], len(self), classes)
+
+    def _features(self, index: int) -> dict[str, bytes]:
+        try:
+            return self._records[int(index)]
+        except RuntimeError as error:  # array_record raises nothing else
+            where = self._shard(index)
+            raise ValueError(f"{where}: cannot be read ({error}); if damaged, {AGAIN}") from error
+
+    def _shard(self, index: int) -> str:
+        return os.fspath(self._files[np.searchsorted(self._ends, index, side="right")])
+
+
+class PreparedSource(RecordSource):
+    """A split of a prepared directory; a `zegformer_jax.input.datasets.Source`.
+
+    Args:
+        directory: local, or in a bucket (gs://...).
+        split: "train" or "validation" ("val").
+        vocabulary: what the labels are expected to follow; None takes the directory's own.
+
+    Attributes:
+        vocabulary: the directory's, in whose order the labels are.
+        ids: one per record.
+
+    Raises:
+        FileNotFoundError: the directory or the split was not prepared.
+        ValueError: the vocabulary has other classes than the directory's, or a file is damaged.
+    """
+
+    def __init__(
+        self, directory: str | Path, split: str, *, vocabulary: Vocabulary | None = None
+    ) -> None:
+        split = {"val": "validation"}.get(split, split)
+        info = read_info(directory)
+        if split not in info["splits"]:
+            splits = ", ".join(info["splits"])
+            raise FileNotFoundError(f"{directory}: '{split}' was not prepared, only {splits}")
+        self.vocabulary = read_classes(directory)
+        if vocabulary is not None:
+            _check_vocabulary(self.vocabulary, vocabulary, join(directory, CLASSES_FILE))
+        index = storage.read_json(join(directory, index_name(split)))
+        self.ids: Sequence[str] = index["ids"]
+        self._classes: Sequence[Sequence[int]] = index["classes"]
+        super().__init__(_open_builder(directory), split)
+
+    def records_with(self, classes: Sequence[int]) -> np.ndarray:
+        """Indices of the records that show any of these classes: int64, rising."""
+        wanted = frozenset(classes)
+        return np.flatnonzero([not wanted.isdisjoint(shown) for shown in self._classes])
+
+    def _features(self, index: int) -> dict[str, bytes]:
+        features, id_ = super()._features(index), self.ids[index]
+        if features["id"].decode() != id_:
+            found = features["id"].decode()
+            raise ValueError(
+                f"{self._shard(index)}: has record '{found}' in place of '{id_}': {AGAIN}"
+            )
+        return features
+
+
+def _open_builder(directory: str | Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(os.fspath(directory))
+    except Exception as error:  # JSON's, protocol buffers' and TFDS's own
+        path = join(directory, TFDS_FILE)
+        raise ValueError(f"{path}: missing or damaged ({error}): {AGAIN}") from error
+
+
+def _check_vocabulary(stored: Vocabulary, wanted: Vocabulary, where: str) -> None:
+    """Compares names and their order, which labels depend on; other seen classes are allowed."""
+    if len(stored) != len(wanted):
+        raise ValueError(
+            f"{where}: {len(stored)} classes, but the config's vocabulary (dataset.vocabulary) has "
+            f"{len(wanted)}"
+        )
+    for place, (one, other) in enumerate(zip(stored.names, wanted.names, strict=True)):
+        if one != other:
+            raise ValueError(
+                f"{where}: class {place} is '{one}', but '{other}' in the config's vocabulary "
+                "(dataset.vocabulary)"
+            )
+    if stored.ignore_label != wanted.ignore_label:
+        raise ValueError(
+            f"{where}: the ignore label is {stored.ignore_label}, but {wanted.ignore_label} in the "
+            "config's vocabulary (dataset.vocabulary)"
+        )
+
+
+def scan_labels(
+    read_label: Callable[[int], np.ndarray], count: int, classes: Iterable[int]
+) -> np.ndarray:
+    """Finds the labels that hold any of the classes, by reading all of them.
+
+    Args:
+        read_label: function from an index to a label.
+        count: number of labels.
+        classes: labels of the classes.
+
+    Returns:
+        Indices of labels: int64, rising.
+    """
+    wanted = np.asarray(list(classes))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shown = pool.map(lambda i: np.isin(read_label(i), wanted).any(), range(count))
+        return np.flatnonzero(list(shown))
+
+
+def index_name(split: str) -> str:
+    """File name of a split's index."""
+    return f"{split}.index.json"
+
+
+def is_prepared(directory: str | Path) -> bool:
+    """Returns whether a directory holds prepared records."""
+    return tf.io.gfile.exists(join(directory, INFO_FILE))
+
+
+def read_info(directory: str | Path) -> dict[str, Any]:
+    """Reads what was prepared.
+
+    Args:
+        directory: local, or in a bucket (gs://...).
+
+    Returns:
+        `name` of the data set; `splits` with their numbers of records and shards; `digests` by
+        split, hashes of the records; `contents` by split, see `summary.SplitCounts`; and
+        `left_out`, see `shard.BadRecord`.
+
+    Raises:
+        FileNotFoundError: nothing was prepared there, or the preparation is not finished.
+        ValueError: the file is damaged.
+    """
+    path = join(directory, INFO_FILE)
+    if not is_prepared(directory):
+        raise FileNotFoundError(f"{path}: no such file: no records were prepared here")
+    return storage.read_json(path)
+
+
+def read_classes(directory: str | Path) -> Vocabulary:
+    """Reads the vocabulary that a prepared directory's labels follow."""
+    path = join(directory, CLASSES_FILE)
+    return Vocabulary.parse(storage.read_bytes(path), path)

@@ -1,0 +1,191 @@
+"""One shard of records, written in a process of its own: no jax and no TensorFlow here."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from zegformer_jax.input import decoding
+from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
+from zegformer_jax.text.vocabulary import Vocabulary
+
+# Groups of one record, as TFDS writes them, for random access; JPEG and PNG are compressed already.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+class BadRecord(NamedTuple):
+    """A record that cannot be used.
+
+    Attributes:
+        split: of the record.
+        id: of the record.
+        reason: what is wrong; begins with the path of the file.
+    """
+
+    split: str
+    id: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Line of a list."""
+        return f"{self.split} {self.id}: {self.reason}"
+
+
+class Shard(NamedTuple):
+    """What a shard is made from.
+
+    Attributes:
+        benchmark: reads the examples.
+        vocabulary: of the labels.
+        split: of the examples.
+        examples: of this shard.
+        name: of the shard's file.
+        partial: the local file to write.
+    """
+
+    benchmark: Benchmark
+    vocabulary: Vocabulary
+    split: str
+    examples: Sequence[Example]
+    name: str
+    partial: str
+
+
+class Contents(NamedTuple):
+    """What a shard holds.
+
+    Attributes:
+        ids: one per record.
+        classes: those that each record's label shows.
+        pixels: number of pixels of each class.
+        ignored: number of pixels without a label.
+        bad: records that are not in the shard.
+        size: bytes of the shard's file.
+        digest: hash of the records.
+        fingerprint: see `fingerprint_of`.
+    """
+
+    ids: list[str]
+    classes: list[list[int]]
+    pixels: list[int]
+    ignored: int
+    bad: list[BadRecord]
+    size: int
+    digest: str
+    fingerprint: str
+
+    def to_json(self) -> str:
+        """Returns what `from_json` takes."""
+        return json.dumps(self._asdict())
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Contents":
+        """Takes what `to_json` returned; raises ValueError or TypeError on anything else."""
+        fields = json.loads(text)
+        return cls(**fields | {"bad": [BadRecord(*record) for record in fields["bad"]]})
+
+
+def write_shard(shard: Shard) -> Contents:
+    """Writes the examples that can be read.
+
+    Args:
+        shard: the examples, and where to write them.
+
+    Returns:
+        What was written, and what was not.
+
+    Raises:
+        OSError: the shard cannot be written; the message starts with its path.
+    """
+    fingerprint, digest = fingerprint_of(shard), hashlib.sha256()
+    ids, counts, bad = [], [], []
+    try:
+        writer = array_record_module.ArrayRecordWriter(shard.partial, WRITER_OPTIONS)
+        for example in shard.examples:
+            try:
+                record, pixels = _read(shard, example)
+            except Exception as error:  # damaged files make libraries raise nearly anything
+                bad.append(BadRecord(shard.split, example.id, _reason(error, example)))
+                continue
+            writer.write(record)
+            digest.update(record)
+            ids.append(example.id)
+            counts.append(pixels)
+        writer.close()
+    except RuntimeError as error:  # array_record raises nothing else
+        raise OSError(f"{shard.partial}: cannot be written: {error}") from error
+    pixels_nc = np.array(counts, np.int64).reshape(len(counts), len(shard.vocabulary) + 1)
+    return Contents(
+        ids=ids,
+        classes=[np.flatnonzero(pixels[:-1]).tolist() for pixels in pixels_nc],
+        pixels=pixels_nc[:, :-1].sum(0).tolist(),
+        ignored=int(pixels_nc[:, -1].sum()),
+        bad=bad,
+        size=os.path.getsize(shard.partial),
+        digest=digest.hexdigest(),
+        fingerprint=fingerprint,
+    )
+
+
+def fingerprint_of(shard: Shard) -> str:
+    """Hash of what a shard is made from: the files' names, sizes and times, and the labels' ids."""
+    classes = shard.vocabulary
+    digest = hashlib.sha256(repr((classes.ids, classes.ignore_label, classes.ignored_ids)).encode())
+    for example in shard.examples:
+        digest.update(os.fsencode(f"{example.id}\n"))
+        for path in (example.image, example.label):
+            try:
+                status = os.stat(path)
+                digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+            except OSError:
+                digest.update(b"missing\n")
+    return digest.hexdigest()
+
+
+def _reason(error: Exception, example: Example) -> str:
+    """One line that begins with a path."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if text.startswith((str(example.image), str(example.label))):
+        return text
+    return f"{example.image}, {example.label}: {text}"
+
+
+def _read(shard: Shard, example: Example) -> tuple[bytes, np.ndarray]:
+    """Reads and checks a record.
+
+    Returns:
+        A serialized tf.train.Example; and int64 [C + 1], the pixels of each class and those
+        without a label.
+    """
+    image_hw3, label_hw = shard.benchmark.read(example)
+    if image_hw3.dtype != np.uint8 or image_hw3.shape != (*label_hw.shape, 3):
+        shapes = f"{label_hw.shape}, but {example.image.name} is {image_hw3.shape[:2]}"
+        raise ValueError(f"{example.label}: expected the picture's size: {shapes}")
+    pixels = _count_pixels(label_hw, shard.vocabulary, example)
+    features = {
+        "image": shard.benchmark.encoded_image(example) or decoding.encode_png(image_hw3),
+        "label": decoding.encode_png(label_hw.astype(shard.vocabulary.label_dtype)),
+        "id": example.id.encode(),
+    }
+    record = tf_example_pb2.Example()
+    for name, value in features.items():
+        record.features.feature[name].bytes_list.value.append(value)
+    return record.SerializeToString(deterministic=True), pixels
+
+
+def _count_pixels(label_hw: np.ndarray, vocabulary: Vocabulary, example: Example) -> np.ndarray:
+    counts = np.bincount(label_hw.ravel(), minlength=vocabulary.ignore_label + 1)
+    places = [*range(len(vocabulary)), vocabulary.ignore_label]
+    pixels = counts[places]
+    counts[places] = 0
+    if counts.any():
+        raise ValueError(
+            f"{example.label}: label {np.flatnonzero(counts)[0]} is not a class of the vocabulary "
+            f"(0..{len(vocabulary) - 1}) nor the ignore label {vocabulary.ignore_label}"
+        )
+    return pixels

@@ -1,0 +1,65 @@
+"""Whole files on a local disk or in a bucket, through TensorFlow's file systems."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+AGAIN = "remove the directory and prepare the data set again"
+
+
+def join(directory: str | Path, name: str) -> str:
+    """Path of a file in a local or remote directory."""
+    return os.path.join(str(directory), name)
+
+
+def is_remote(directory: str | Path) -> bool:
+    """Returns whether a directory is in a bucket (gs://...)."""
+    return "://" in str(directory)
+
+
+def read_bytes(path: str) -> bytes:
+    """Reads a file.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        OSError: it cannot be read.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return file.read()
+    except tf.errors.NotFoundError:
+        raise FileNotFoundError(f"{path}: no such file: {AGAIN}") from None
+    except tf.errors.OpError as error:
+        raise OSError(f"{path}: cannot be read: {error.message}") from error
+
+
+def read_json(path: str) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}): {AGAIN}") from error
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a file: all of it, or nothing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = f"{path}.partial"
+    try:
+        with tf.io.gfile.GFile(partial, "wb") as file:
+            file.write(data)
+        tf.io.gfile.rename(partial, path, overwrite=True)
+    except tf.errors.OpError as error:
+        raise OSError(f"{path}: cannot be written: {error.message}") from error

@@ -1,0 +1,280 @@
+"""Turns a benchmark's files, or a user's folder, into prepared records. No jax here."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from zegformer_jax.input.benchmarks.benchmark import Benchmark
+from zegformer_jax.input.records import plan as plans
+from zegformer_jax.input.records import processes, read, shard, storage, summary
+from zegformer_jax.input.records.plan import PARTIAL, Plan
+from zegformer_jax.input.records.shard import BadRecord, Contents, Shard
+from zegformer_jax.input.records.storage import join
+from zegformer_jax.input.records.summary import Report, SplitCounts
+from zegformer_jax.text.vocabulary import Vocabulary
+
+SHEET_FILE = "sheet.png"
+BAD_FILE = "bad_records.txt"
+
+
+class BadRecords(ValueError):
+    """Records that cannot be used.
+
+    Attributes:
+        records: all of them, in the data set's order.
+    """
+
+    def __init__(self, records: Sequence[BadRecord], list_file: str):
+        """Takes the records, and the file that lists them."""
+        self.records = tuple(records)
+        super().__init__(
+            f"{len(records)} bad records, listed in {list_file}: mend them and run the same "
+            "command again, or leave them out with --skip-bad"
+        )
+
+
+def prepare(
+    benchmark: Benchmark,
+    source: str | Path,
+    destination: str | Path,
+    *,
+    splits: Sequence[str] = (),
+    subset: bool = False,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Writes a data set's records; the package's docstring lists the files.
+
+    The same source gives the same bytes with any number of processes. An interrupted preparation
+    resumes after the shards that are written; a complete one is only reported.
+
+    Args:
+        benchmark: the data set.
+        source: the folder that holds it.
+        destination: the directory to be made, local or gs://..., for this data set alone.
+        splits: names of the splits; none means all that the benchmark has.
+        subset: accept another number of records than the benchmark has.
+        skip_bad: leave bad records out.
+        workers: number of processes; None means one per core.
+        progress: show a progress bar.
+
+    Raises:
+        FileNotFoundError: the source is not complete. Nothing is written.
+        BadRecords: some records cannot be used; it holds those of the whole data set. The other
+            shards are kept for the next time, and the directory cannot be opened.
+        ValueError: the source has another number of records than the benchmark, or the destination
+            holds something else.
+        OSError: the destination cannot be written.
+    """
+    directory, source = str(destination), Path(source)
+    vocabulary = benchmark.load_vocabulary()
+    workers = processes.count_cores() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"prepare: {workers} workers; at least 1 is needed")
+    examples = plans.list_splits(benchmark, source, splits or tuple(benchmark.counts), subset)
+    plan = plans.make_plan(benchmark.name, vocabulary, examples)
+    with _os_errors(directory):
+        if read.is_prepared(directory):
+            plans.check_finished(directory, plan, examples, skip_bad)
+        else:
+            plans.begin(directory, plan)
+            with _local_folder(directory) as folder:
+                shards = plans.make_shards(benchmark, vocabulary, examples, folder)
+                _remove_other_shards(shards, directory)
+                _write_shards(shards, directory, skip_bad, workers, progress)
+            _finish(_collect(shards, directory, skip_bad), plan, vocabulary, directory)
+        _tidy(benchmark, directory)
+    return _read_report(benchmark, directory)
+
+
+def _read_report(benchmark: Benchmark, directory: str) -> Report:
+    info = read.read_info(directory)
+    return Report(
+        name=info["name"],
+        directory=directory,
+        vocabulary=benchmark.label_vocabulary(),
+        splits={split: SplitCounts.from_json(x) for split, x in info["contents"].items()},
+        left_out=[BadRecord(*record) for record in info["left_out"]],
+    )
+
+
+def _remove_other_shards(shards: Sequence[Shard], directory: str) -> None:
+    """Removes the shards of an earlier, unfinished preparation of more or fewer records."""
+    names = {one.name for one in shards}
+    for name in tf.io.gfile.listdir(directory):
+        if ".array_record-" in name and name not in names:
+            tf.io.gfile.remove(join(directory, name))
+
+
+def _contents_path(directory: str, one: Shard) -> str:
+    return join(directory, f"{PARTIAL}/{one.name}.json")
+
+
+def _find_contents(directory: str, one: Shard, skip_bad: bool) -> Contents | None:
+    """Reads what a shard holds, if it was written from the same files.
+
+    A shard that bad records were left out of counts only where they may be left out.
+    """
+    path, contents_path = join(directory, one.name), _contents_path(directory, one)
+    if not tf.io.gfile.exists(contents_path) or not tf.io.gfile.exists(path):
+        return None
+    try:
+        contents = Contents.from_json(storage.read_bytes(contents_path))
+    except (ValueError, TypeError):  # damaged
+        return None
+    is_whole = tf.io.gfile.stat(path).length == contents.size and (skip_bad or not contents.bad)
+    return contents if is_whole and contents.fingerprint == shard.fingerprint_of(one) else None
+
+
+def _publish(directory: str, one: Shard, contents: Contents) -> None:
+    """Moves a written shard to its place in one step, then writes what it holds."""
+    path = join(directory, one.name)
+    if storage.is_remote(directory):  # a file appears in a bucket when all of it is there
+        tf.io.gfile.copy(one.partial, path, overwrite=True)
+    else:
+        os.replace(one.partial, path)
+    storage.write_bytes(_contents_path(directory, one), contents.to_json().encode())
+
+
+def _write_shards(
+    shards: Sequence[Shard], directory: str, skip_bad: bool, workers: int, progress: bool
+) -> None:
+    """Writes the shards that are missing.
+
+    Raises:
+        BadRecords: some have bad records that are not to be left out.
+    """
+    missing = [one for one in shards if _find_contents(directory, one, skip_bad) is None]
+    total = sum(len(one.examples) for one in shards)
+    done = total - sum(len(one.examples) for one in missing)
+    bad: dict[str, Sequence[BadRecord]] = {}
+    with tqdm(
+        total=total, initial=done, desc="prepare", unit="picture", disable=not progress
+    ) as bar:
+        for one, contents in processes.run(shard.write_shard, missing, min(workers, len(missing))):
+            bad[one.name] = contents.bad
+            if skip_bad or not contents.bad:
+                _publish(directory, one, contents)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(one.partial)
+            bar.update(len(one.examples))
+    records = [record for one in missing for record in bad[one.name]]
+    if records and not skip_bad:
+        path = join(directory, f"{PARTIAL}/{BAD_FILE}")
+        storage.write_bytes(path, os.fsencode("".join(f"{record}\n" for record in records)))
+        raise BadRecords(records, path)
+
+
+def _collect(shards: Sequence[Shard], directory: str, skip_bad: bool) -> dict[str, list[Contents]]:
+    """Reads what the shards of each split hold, and checks all of them again.
+
+    Raises:
+        OSError: a shard, or a file that it was made from, changed meanwhile.
+        ValueError: all records of a split are bad.
+    """
+    found: dict[str, list[Contents]] = {}
+    for one in shards:
+        contents = _find_contents(directory, one, skip_bad)
+        if contents is None or len(contents.ids) + len(contents.bad) != len(one.examples):
+            path = join(directory, one.name)
+            raise OSError(f"{path}: changed since it was written; run the same command again")
+        found.setdefault(one.split, []).append(contents)
+    for split, parts in found.items():
+        if not any(part.ids for part in parts):
+            raise ValueError(f"{directory}: all records of {split} are bad")
+    return found
+
+
+def _finish(
+    found: Mapping[str, Sequence[Contents]], plan: Plan, vocabulary: Vocabulary, directory: str
+) -> None:
+    """Writes the files beside the shards; `prepared.json` last."""
+    digests = {}
+    for split, parts in found.items():
+        ids = [id_ for part in parts for id_ in part.ids]
+        index = {"ids": ids, "classes": [shown for part in parts for shown in part.classes]}
+        storage.write_bytes(join(directory, read.index_name(split)), json.dumps(index).encode())
+        digests[split] = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
+    _write_tfds_metadata(directory, plan["name"], vocabulary, found)
+    classes_path = join(directory, read.CLASSES_FILE)
+    storage.write_bytes(classes_path, vocabulary.to_json().encode())
+    held = {split: SplitCounts.of(parts).to_json() for split, parts in found.items()}
+    left_out = [record for parts in found.values() for part in parts for record in part.bad]
+    info = {**plan, "digests": digests, "contents": held, "left_out": left_out}
+    storage.write_bytes(join(directory, read.INFO_FILE), json.dumps(info).encode())
+
+
+def _write_tfds_metadata(
+    directory: str, name: str, vocabulary: Vocabulary, found: Mapping[str, Sequence[Contents]]
+) -> None:
+    """Writes what `tfds.builder_from_directory` opens the directory by."""
+    import tensorflow_datasets as tfds
+
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=name, filetype_suffix="array_record"
+    )
+    label = tfds.features.Image(
+        shape=(None, None, 1), dtype=vocabulary.label_dtype.type, encoding_format="png"
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features={
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": label,
+            "id": tfds.features.Text(),
+        },
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[len(part.ids) for part in parts],
+                num_bytes=sum(part.size for part in parts),
+                filename_template=template.replace(split=split),
+            )
+            for split, parts in found.items()
+        ],
+        filename_template=template,
+        check_data=False,  # through tf.data, which does not read ArrayRecord
+    )
+
+
+def _tidy(benchmark: Benchmark, directory: str) -> None:
+    """Updates classes.json, writes the preview sheet, deletes temporary files."""
+    vocabulary = benchmark.load_vocabulary()
+    if read.read_classes(directory) != vocabulary:
+        path = join(directory, read.CLASSES_FILE)
+        storage.write_bytes(path, vocabulary.to_json().encode())
+    sheet_path = join(directory, SHEET_FILE)
+    if not tf.io.gfile.exists(sheet_path):
+        splits = read.read_info(directory)["splits"]
+        sources = [read.PreparedSource(directory, split) for split in splits]
+        sheet = summary.draw_sheet(sources, benchmark.label_vocabulary())
+        storage.write_bytes(sheet_path, sheet)
+    if tf.io.gfile.isdir(join(directory, PARTIAL)):
+        tf.io.gfile.rmtree(join(directory, PARTIAL))
+
+
+@contextlib.contextmanager
+def _local_folder(directory: str) -> Iterator[str]:
+    """Yields the folder in which shards are written: `partial`, or a temporary one for a bucket."""
+    if not storage.is_remote(directory):
+        yield join(directory, PARTIAL)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _os_errors(directory: str) -> Iterator[None]:
+    """Turns TensorFlow's errors into the operating system's."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(f"{directory}: {error.message}") from error

@@ -1,0 +1,110 @@
+"""Normalisation of pixels in published CLIPs that is not OpenAI's, folded into the weights."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD, ClipConfig
+from zegformer_jax.pretrained import tables
+from zegformer_jax.pretrained.clip.configs import read_fields
+from zegformer_jax.runtime import hugging_face
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+MAX_PIXEL = 255
+TOLERANCE = 1e-3  # of pixels 0..255; published files round OpenAI's to 8 digits
+
+Normalisation = tuple[np.ndarray, np.ndarray]
+
+
+def from_hugging_face(directory: Path) -> Normalisation:
+    """Reads the mean and the deviation of a Hugging Face directory's image processor.
+
+    Args:
+        directory: may have no image processor; then they are OpenAI's.
+
+    Returns:
+        Two arrays [3], of RGB 0..255.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if not any((directory / name).is_file() for name in PROCESSOR_FILES):
+        return _normalisation(None, None)
+    # The class that needs no PyTorch; CLIPImageProcessor needs torchvision.
+    reader = hugging_face.load_transformers().CLIPImageProcessorPil
+    with hugging_face.errors_in_one_line(directory / PROCESSOR_FILES[0], "image processor"):
+        processor = reader.from_pretrained(directory, local_files_only=True)
+        return _normalisation(processor.image_mean, processor.image_std)
+
+
+def from_open_clip(path: Path) -> Normalisation:
+    """Reads the mean and the deviation in `open_clip_config.json`.
+
+    Args:
+        path: the file; where it has none they are OpenAI's.
+
+    Returns:
+        Two arrays [3], of RGB 0..255.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    fields = read_fields(path).get("preprocess_cfg") or {}
+    return _normalisation(fields.get("mean"), fields.get("std"))
+
+
+def fold_normalisation(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    mean: Sequence[float],
+    std: Sequence[float],
+    where: str,
+) -> dict[str, Any]:
+    """Makes a ViT CLIP, trained on (p - mean) / std, take (p - CLIP_MEAN) / CLIP_STD, exactly.
+
+    The patch embedding is linear: its kernel takes the ratio of the deviations, and the positions
+    of the patches take what the means add.
+
+    Args:
+        params: a CLIP's parameters.
+        config: its sizes.
+        mean: of RGB 0..255, in training.
+        std: of RGB 0..255, in training.
+        where: a file's name, for messages.
+
+    Returns:
+        The parameters, unchanged where nothing differs.
+
+    Raises:
+        ValueError: they differ for a ResNet, whose padding is not at the same grey.
+    """
+    mean, std, clip_mean, clip_std = (
+        np.asarray(x, np.float64) for x in (mean, std, CLIP_MEAN, CLIP_STD)
+    )
+    if np.allclose((mean, std), (clip_mean, clip_std), rtol=0, atol=TOLERANCE):
+        return dict(params)
+    if config.is_resnet:
+        raise ValueError(
+            f"{where}: mean {mean.tolist()} and std {std.tolist()} of pixels differ from OpenAI's; "
+            "that is supported for ViTs only"
+        )
+    arrays = dict(tables.flatten(params))
+    kernel_path, position_path = "visual/patch_embedding/kernel", "visual/position_embedding"
+    kernel_pcw = np.asarray(arrays[kernel_path], np.float64).reshape(-1, 3, config.vision_width)
+    bias_w = np.einsum("pcw,c->w", kernel_pcw, (clip_mean - mean) / std)
+    scaled_pcw = kernel_pcw * (clip_std / std)[None, :, None]
+    position_tw = np.array(arrays[position_path], np.float64)
+    position_tw[1:] += bias_w[None]
+    arrays[kernel_path] = scaled_pcw.reshape(-1, config.vision_width).astype(np.float32)
+    arrays[position_path] = position_tw.astype(np.float32)
+    return tables.unflatten(arrays)
+
+
+def _normalisation(mean: Any, std: Any) -> Normalisation:
+    """Scales a mean and a deviation of 0..1 to 0..255; OpenAI's where there is none."""
+    return (
+        np.asarray(CLIP_MEAN) if mean is None else MAX_PIXEL * np.broadcast_to(mean, 3),
+        np.asarray(CLIP_STD) if std is None else MAX_PIXEL * np.broadcast_to(std, 3),
+    )

@@ -1,0 +1,42 @@
+"""transformers without PyTorch: imported when needed, its errors as one line."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+MAX_MESSAGE = 300  # characters; a damaged file can put anything into an error
+
+
+def load_transformers() -> ModuleType:
+    """Imports transformers, which takes about a second, without its notice about PyTorch."""
+    logging.getLogger("transformers").addFilter(_is_not_about_pytorch)
+    import transformers
+
+    return transformers
+
+
+@contextlib.contextmanager
+def errors_in_one_line(path: Path, what: str) -> Iterator[None]:
+    """Turns any error of transformers into one line that names the file.
+
+    Args:
+        path: the file or directory that is read.
+        what: is read from it, for the message.
+
+    Raises:
+        ValueError: transformers raised; its errors have many types and span many lines.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_MESSAGE]
+        raise ValueError(
+            f"{path}: transformers can read no {what} here ({reason}): get the published file again"
+        ) from error
+
+
+def _is_not_about_pytorch(record: logging.LogRecord) -> bool:
+    """Returns False for the notice that models are missing: only files are read through it."""
+    return "PyTorch was not found" not in record.getMessage()

@@ -1,0 +1,206 @@
+"""Text embeddings of class names, and their cache on disk.
+
+A cached file is named by a hash of everything that its embeddings follow from. Whatever is wrong
+with the folder or with a file costs time, and never changes a result.
+"""
+
+import dataclasses
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from zegformer_jax.models.clip.model import ClipConfig
+from zegformer_jax.runtime.files import write_bytes
+from zegformer_jax.text.prompts import class_prompts
+from zegformer_jax.text.tokenizer import Tokenizer
+
+BATCH_SIZE = 256  # texts that the tower encodes at a time
+LENGTH_STEP = 16  # token arrays are cut to a multiple of this: few shapes to compile for
+ROW_STEP = 32  # and a short batch is filled to a multiple of this
+
+CACHE_VARIABLE = "ZEGFORMER_CACHE"
+CACHE_FOLDER = "embeddings"
+RECIPE = 1  # to be raised when embeddings are computed in another way
+TEXT_FIELDS = ("vocab_size", "context_length", "embed_dim", "activation", "eos_token_id")
+_warned: list[Exception] = []
+
+
+def tokenize_classes(
+    tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]
+) -> list[np.ndarray]:
+    """Returns the token ids of each class: all its synonyms in all templates.
+
+    Args:
+        tokenizer: texts to token ids.
+        names: C class names; "sofa, couch" is two synonyms.
+        templates: prompts with `{}` where a synonym goes.
+
+    Returns:
+        C arrays, int32 [N, T].
+
+    Raises:
+        ValueError: a class has no name or a text is too long; the message names the class.
+    """
+    prompts = [class_prompts(name, templates) for name in names]
+    return [_class_tokens(tokenizer, *x) for x in zip(names, prompts, strict=True)]
+
+
+def embed_tokens(
+    encode_text: Callable[[np.ndarray], np.ndarray],
+    tokens: Sequence[np.ndarray],
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Embeds classes: the normalised mean of a class's normalised text features.
+
+    See CLIP (Radford et al. 2021), section 3.1.4.
+
+    Args:
+        encode_text: token ids int32 [N, T], T <= context length, to features [N, D].
+        tokens: each class's token ids, from `tokenize_classes`.
+        batch_size: the largest N; a short batch is filled up to a multiple of 32.
+
+    Returns:
+        float32 [C, D], rows of length 1.
+    """
+    features = _encode_in_batches(encode_text, np.concatenate(tokens), batch_size)
+    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    ends = np.cumsum([len(group) for group in tokens])
+    means = np.stack([group.mean(axis=0) for group in np.split(features, ends[:-1])])
+    return means / np.linalg.norm(means, axis=-1, keepdims=True)
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> epath.Path:
+    """Returns the folder of the cache, which need not exist.
+
+    It is in $ZEGFORMER_CACHE, else in $XDG_CACHE_HOME/zegformer_jax, else in
+    ~/.cache/zegformer_jax.
+
+    Args:
+        environment: the environment variables.
+
+    Raises:
+        RuntimeError: none of them is set, and the user has no home.
+    """
+    if environment.get(CACHE_VARIABLE):
+        return epath.Path(environment[CACHE_VARIABLE]) / CACHE_FOLDER
+    caches = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return epath.Path(caches) / "zegformer_jax" / CACHE_FOLDER
+
+
+def tower_digest(config: ClipConfig, text_params: Mapping[str, Any]) -> str:
+    """Returns a hash of the text tower's sizes and weights.
+
+    Args:
+        config: sizes of the CLIP; those of its image tower do not count.
+        text_params: the text tower's parameters.
+    """
+    fields = dataclasses.asdict(config).items()
+    sizes = [(k, v) for k, v in fields if k.startswith("text_") or k in TEXT_FIELDS]
+    weights = dict(sorted(traverse_util.flatten_dict(text_params, sep="/").items()))
+    return _digest((sizes, list(weights)), weights.values())
+
+
+def embedding_key(tower: str, tokens: Sequence[np.ndarray]) -> str:
+    """Returns a hash of all that text embeddings follow from.
+
+    Args:
+        tower: the text tower's hash, from `tower_digest`.
+        tokens: each class's token ids, from `tokenize_classes`: names, prompts and tokenizer.
+    """
+    # Devices differ in the precision of float32 products.
+    device = (jax.default_backend(), jax.config.jax_default_matmul_precision)
+    return _digest((RECIPE, tower, device), tokens)
+
+
+def load_or_compute(
+    key: str, shape: tuple[int, int], compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Reads embeddings from the cache, or computes them and writes them there.
+
+    Args:
+        key: the embeddings' hash, from `embedding_key`.
+        shape: of the embeddings, [C, D].
+        compute: returns them, float32 [C, D].
+    """
+    try:
+        path = cache_folder() / f"{key}.npy"
+        cached_cd = _read(path, shape)
+    except Exception as error:  # of the file system or of a bucket's client
+        _warn_once(error)
+        return compute()
+    if cached_cd is not None:
+        return cached_cd
+    embeddings_cd = compute()
+    try:
+        content = io.BytesIO()
+        np.save(content, embeddings_cd)
+        write_bytes(path, content.getvalue())
+    except Exception as error:  # of the file system or of a bucket's client
+        _warn_once(error)
+    return embeddings_cd
+
+
+def _class_tokens(tokenizer: Tokenizer, name: str, prompts: list[str]) -> np.ndarray:
+    try:
+        return tokenizer(prompts)
+    except ValueError as error:
+        raise ValueError(f"class '{name}': {error}") from error
+
+
+def _encode_in_batches(
+    encode_text: Callable[[np.ndarray], np.ndarray], tokens_nt: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """Encodes rows of tokens in batches of one shape, without the common padding."""
+    used = int(np.flatnonzero(tokens_nt.any(axis=0))[-1]) + 1
+    tokens_nt = tokens_nt[:, : _round_up(used, LENGTH_STEP)]
+    rows = min(batch_size, _round_up(len(tokens_nt), ROW_STEP))
+    features = []
+    for start in range(0, len(tokens_nt), rows):
+        batch = tokens_nt[start : start + rows]
+        filled = np.pad(batch, ((0, rows - len(batch)), (0, 0)))
+        features.append(np.array(encode_text(filled), np.float32)[: len(batch)])
+    return np.concatenate(features)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _digest(facts: Any, arrays: Iterable[Any]) -> str:
+    digest = hashlib.sha256(repr(facts).encode())
+    for array in map(np.asarray, arrays):
+        digest.update(repr((array.dtype.str, array.shape)).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Reads embeddings; returns None where there is no file or a damaged one."""
+    if not path.exists():
+        return None
+    content = io.BytesIO(path.read_bytes())
+    try:
+        embeddings_cd = np.load(content, allow_pickle=False)
+        fits = (embeddings_cd.shape, embeddings_cd.dtype) == (shape, np.float32)
+    except Exception:  # a damaged header can raise anything
+        return None
+    return embeddings_cd if fits else None
+
+
+def _warn_once(error: Exception) -> None:
+    """Logs, the first time, why nothing is cached."""
+    if not _warned:
+        text = " ".join(str(error).split())
+        logging.getLogger(__name__).warning(
+            f"text embeddings are not kept: {text}: name another folder, {CACHE_VARIABLE}=DIR"
+        )
+    _warned.append(error)

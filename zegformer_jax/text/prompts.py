@@ -1,0 +1,41 @@
+"""Prompt templates, and the prompts of a class."""
+
+import json
+from collections.abc import Sequence
+
+from zegformer_jax.runtime.assets import DATA
+
+
+def load_templates(name: str) -> tuple[str, ...]:
+    """Reads a set of prompt templates of `data/prompts.json`.
+
+    Args:
+        name: of the set.
+
+    Returns:
+        Templates with `{}` where the class name goes.
+
+    Raises:
+        ValueError: there is no such set; the message names those that exist.
+    """
+    path = DATA / "prompts.json"
+    sets = json.loads(path.read_text(encoding="utf-8"))
+    if name not in sets:
+        raise ValueError(f"{path}: no prompt set '{name}'; there are {', '.join(sorted(sets))}")
+    return tuple(sets[name])
+
+
+def class_prompts(name: str, templates: Sequence[str]) -> list[str]:
+    """Fills every synonym of a class into every template.
+
+    Args:
+        name: the class name; "sofa, couch" is two synonyms.
+        templates: prompts with `{}` where a synonym goes.
+
+    Raises:
+        ValueError: there is no name or no template.
+    """
+    synonyms = [x.strip() for x in name.split(",") if x.strip()]
+    if not synonyms or not templates:
+        raise ValueError(f"class '{name}': nothing to embed, there must be a name and a template")
+    return [template.format(synonym) for synonym in synonyms for template in templates]
