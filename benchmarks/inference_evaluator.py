@@ -15,8 +15,8 @@ import numpy as np
 from inference_parts import Case, MadeGrouper, config_of, make
 
 from zegformer_jax.evaluation.evaluator import Evaluator
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.data import load_vocabulary
-from zegformer_jax.experiment.models import build_model
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip.load import save_clip
 from zegformer_jax.segmentation.class_scores import MODES
@@ -56,10 +56,11 @@ def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> Evalu
         params = jax.device_get(init(jax.random.key(0), images, tokens)["params"])
         save_clip(folder / "clip", SMALL_CLIP, params, Tokenizer.openai())
         config = small_config(case, folder, methods, oracles)
-        grouper = build_model(config, SMALL_CLIP.embed_dim)
+        experiment = Experiment(config, folder)
+        grouper = experiment.build_model(SMALL_CLIP.embed_dim)
         text = jnp.zeros((case.classes, SMALL_CLIP.embed_dim))
         variables = jax.jit(grouper.init)(jax.random.key(0), images, text)
-        evaluator = Evaluator(config, folder, variables=variables)
+        evaluator = Evaluator(experiment, variables)
     made = make(case)
     logits = (jnp.asarray(made.class_logits_qc), jnp.asarray(made.mask_logits_qhw))
     grouper = MadeGrouper(evaluator.model.grouper)

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, if not installed
+
 from zegformer_jax.input import pipeline, transforms
 from zegformer_jax.input.datasets import FileSource
 from zegformer_jax.text.vocabulary import Vocabulary
@@ -66,7 +68,7 @@ def ours(source: FileSource, crop: int, workers: int) -> Iterator[int]:
     batches = pipeline.train_batches(
         source, source.vocabulary, batch_size=BATCH, crop_size=crop,
         short_sides=SHORT_SIDES[crop], max_long_side=4 * crop, seed=0, num_steps=10**9,
-        num_threads=workers,
+        threads=workers,
     )  # fmt: skip
     for batch in batches:
         yield len(batch["image"])

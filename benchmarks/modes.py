@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ml_collections import ConfigDict
 
 from zegformer_jax.cli import main
-from zegformer_jax.evaluation import loop
+from zegformer_jax.evaluation.loop import evaluate
+from zegformer_jax.experiment import Experiment
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS tells every file
 
@@ -57,8 +58,9 @@ def measure(config: ConfigDict, workdir: str, rounds: int) -> list[dict[str, Any
     speeds, lines = {name: [] for name in MODES}, {}
     for _ in range(rounds):
         for name, mode in MODES.items():
-            result = loop.evaluate(in_mode(config, *mode), workdir, progress=False)
-            speeds[name].append(result.images / result.seconds)
+            experiment = Experiment.open(in_mode(config, *mode), workdir)
+            result = evaluate(experiment, progress=False)
+            speeds[name].append(1 / result.seconds_per_image)
             lines[name] = result.line()
     return [
         {"mode": name, "pictures": statistics.median(speeds[name])} | lines[name] for name in MODES

@@ -8,9 +8,12 @@ Prints for each picture the relative error of class logits, mask logits and CLIP
 
 import argparse
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, if not installed
 
 from zegformer_jax.cli.main import read_classes
 from zegformer_jax.experiment import Experiment

@@ -8,10 +8,10 @@ Ours is the step that `./run.sh train` compiles, on one device: targets from the
 matching and losses of all layers, optimiser, donated state. The other is that of `torch_step.py`,
 where torch, transformers and scipy are there. They take turns on the same synthetic batch.
 
-FLOP are XLA's count of our step as it is written (loops once) and stand for both; the peak is
---peak, else what a large matmul of the dtype reaches in this run. Memory is the compiled step's
-peak, and what PyTorch allocated on a GPU. The matching's share is the time of matching all layers
-alone over that of our whole step. Where a machine has other work, PyTorch's threads wait for each
+FLOP are XLA's count of our compiled step (loops once) and serve for both; the peak is --peak, else
+what a large matmul of the dtype reaches in this run. Memory is the compiled step's peak, and what
+PyTorch allocated on a GPU. The matching's share is the time of matching all layers alone over that
+of our whole step. Where a machine has other work, PyTorch's threads wait for each
 other and lose far more than XLA's: there only the fastest rounds compare.
 """
 
@@ -27,20 +27,21 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, if not installed
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of the GPU's
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.data import load_vocabulary
-from zegformer_jax.experiment.models import build_model
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.runtime.mesh import make_mesh, replicate, replicated, to_devices
 from zegformer_jax.training import matching
-from zegformer_jax.training.objective import Task
-from zegformer_jax.training.objectives.grouper import grouper_loss
-from zegformer_jax.training.optim import make_optimiser
-from zegformer_jax.training.step import make_state, make_train_step
+from zegformer_jax.training.loop import peak_bytes, step_of
+from zegformer_jax.training.objectives.grouper import GrouperObjective
+from zegformer_jax.training.step import make_state
 from zegformer_jax.training.targets import first_targets, target_widths, targets_from_labels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +65,6 @@ def read_config(argument: str) -> Any:
     path = Path(name) if Path(name).is_file() else ROOT / name
     if not path.is_file():
         raise ValueError(f"--config: {name}: no such file; configs/ has the project's")
-    sys.path.insert(0, str(ROOT))  # a config imports configs.base
     spec = importlib.util.spec_from_file_location("benchmark_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -104,29 +104,26 @@ class OurStep:
     def __init__(self, config: Any, dtype: str, batch: dict[str, np.ndarray], text: np.ndarray):
         """Compiles the step."""
         mesh = make_mesh(1)
-        self.config, self.text = config, replicate(jnp.asarray(text), mesh)
-        self.model = build_model(config, EMBED_DIM, dtype)
-        side = config.input.crop_size
-        init = jax.jit(lambda key: self.model.init(key, jnp.zeros((1, side, side, 3)), text))
-        loss = grouper_loss(self.model, config.loss)
-        task = Task(
-            init, loss.loss, loss.metrics, self.text, lambda start: iter(()), totals=loss.totals
-        )
-        optimiser, schedule = make_optimiser(steps=config.train.steps, **config.optimiser)
-        step = make_train_step(task, optimiser, schedule, mesh)
-        key = jax.random.key(config.seed)
-        self.state = replicate(make_state(task, optimiser, key), mesh)
+        config = ConfigDict(config.to_dict())
+        config.dtype = dtype
+        experiment = Experiment(config, "")
+        self.loss, self.objective = experiment.loss, GrouperObjective(experiment, text)
+        optimiser, step = step_of(experiment, self.objective, mesh)
+        key = jax.random.key(experiment.seed)
+        variables = jax.jit(self.objective.init)(key)
+        state = make_state(variables, self.objective.metrics, optimiser)
+        constants = dict(self.objective.constants)
+        self.state, self.constants, self.key = replicate((state, constants, key), mesh)
         self.batch = to_devices(batch, mesh)
-        self.key = replicate(key, mesh)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
-        lowered = jitted.lower(self.state, self.text, self.batch, self.key)
-        self.flops = lowered.cost_analysis()["flops"]
-        self._compiled = lowered.compile()
+        self._compiled = jitted.lower(self.state, self.constants, self.batch, self.key).compile()
+        # Of the compiled step: a step that is only lowered has no analysis on GPUs.
+        self.flops = self._compiled.cost_analysis()["flops"]
         self._metrics = {}
 
     def __call__(self) -> None:
-        """Starts a step, and waits for the one before: as the training, never far ahead."""
-        self.state, metrics = self._compiled(self.state, self.text, self.batch, self.key)
+        """Starts a step and waits for the one before: as in a training, never far ahead."""
+        self.state, metrics = self._compiled(self.state, self.constants, self.batch, self.key)
         jax.block_until_ready(self._metrics)
         self._metrics = metrics
 
@@ -135,18 +132,16 @@ class OurStep:
         jax.block_until_ready(self.state)
 
     def memory(self) -> float:
-        """Bytes at the peak, as `train` says it."""
-        memory = self._compiled.memory_analysis()
-        arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        return arrays - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+        """Returns the bytes at the peak."""
+        return peak_bytes(self._compiled)
 
     def matching_seconds(self, seconds: float) -> float:
-        """Seconds that matching all layers takes by itself, on the model's own output."""
-        loss = self.config.loss
+        """Returns the seconds of matching all layers by itself, on the model's own output."""
+        loss, text_cd = self.loss, self.constants["text_cd"]
         variables = {"params": self.state.params, "constants": self.state.constants}
         images = normalise_images(self.batch["image"])
-        output = jax.jit(self.model.apply)(variables, images, self.text)
-        targets = targets_from_labels(self.batch["label"], len(self.text), loss.max_targets)
+        output = jax.jit(self.objective.model.apply)(variables, images, text_cd)
+        targets = targets_from_labels(self.batch["label"], len(text_cd), loss.max_targets)
         most = int(targets.valid_bn.sum(1).max())
         width = min(w for w in target_widths(targets.valid_bn.shape[1]) if w >= most)
         targets = first_targets(targets, width)

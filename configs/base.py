@@ -163,7 +163,7 @@ def get_config() -> ConfigDict:
     config.eval.sweep_gamma = ""  # others to report eval.scores with, first:last:step, 0:0.3:0.05
     config.eval.clip_chunk = 0  # segments that CLIP encodes at once; 0: 4 on a CPU, else 25
     config.eval.methods = ()  # ways of scoring to report, as eval.scores; none: all of them
-    config.eval.oracles = True  # also measure segments' boundaries, and segments and names apart
+    config.eval.oracles = True  # also measure how segments fit, and segments and names apart
     # Segments whose weight is below this in every pixel are not shown to CLIP; 0 changes nothing.
     config.eval.skip_below = 0.0
     config.eval.top_segments = 0  # so many that CLIP names, the grouper the others; 0: all

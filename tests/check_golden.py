@@ -139,11 +139,15 @@ class Training:
         variables = {"params": params, "constants": self.variables["constants"]}
         output = self.model.apply(variables, self.images, self.text)
         last, parts = len(output.class_logits_lbqc) - 1, {}
+        batch, queries = output.class_logits_lbqc.shape[1:3]
+        targets = self.targets.valid_bn.sum()
+        class_weight = targets + losses.NO_OBJECT_WEIGHT * (batch * queries - targets)
+        count = jnp.maximum(targets, 1)
         for layer, (class_logits, mask_logits) in enumerate(zip(*output, strict=True)):
             matched = self.match(class_logits, mask_logits)
             sums = losses.set_loss(class_logits, mask_logits, self.targets, matched)
-            count, suffix = jnp.maximum(sums.targets, 1), "" if layer == last else f"_{layer}"
-            parts[f"loss_ce{suffix}"] = sums.class_sum / sums.class_weight
+            suffix = "" if layer == last else f"_{layer}"
+            parts[f"loss_ce{suffix}"] = sums.class_sum / class_weight
             parts[f"loss_mask{suffix}"] = MASK_WEIGHT * sums.mask_sum / count
             parts[f"loss_dice{suffix}"] = DICE_WEIGHT * sums.dice_sum / count
         return sum(parts.values()), parts

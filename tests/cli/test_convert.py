@@ -3,6 +3,7 @@
 import importlib
 import re
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
@@ -17,6 +18,8 @@ from zegformer_jax.cli import main
 from zegformer_jax.cli.convert import convert
 from zegformer_jax.evaluation import loop
 from zegformer_jax.evaluation.checkpoint import open_checkpoint
+from zegformer_jax.evaluation.evaluator import Evaluator
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.models import model_sizes
 from zegformer_jax.experiment.workdir import CONVERTED_FILE, load_config
 from zegformer_jax.models.backbones.resnet import ResNet
@@ -26,7 +29,8 @@ from zegformer_jax.pretrained.backbones import torchvision
 from zegformer_jax.pretrained.clip.tensors import OPENAI, parameter_shapes, published_tensors
 from zegformer_jax.pretrained.start import read_start
 from zegformer_jax.runtime.checkpoints import Checkpoints
-from zegformer_jax.training.objectives.build import make_task
+from zegformer_jax.training.initialise import start_from
+from zegformer_jax.training.objectives import open_objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -147,13 +151,18 @@ def test_a_training_starts_from_a_backbones_file(finished, tmp_path):
     config = shrunk.beside(finished.workdir)
     config.unlock().model.backbone.norm = "frozen_batch"
     config.model.start_from = str(tmp_path / "resnet.pth")
-    variables = make_task(config, tmp_path / "run").init(jax.random.key(0))
-    flat = tables.flatten(variables)
+
+    def first_variables():
+        experiment = Experiment.open(config, tmp_path / "run")
+        init = jax.jit(open_objective(experiment).init)
+        return start_from(experiment, init(jax.random.key(0)))
+
+    flat = tables.flatten(first_variables())
     for path, array in arrays.items():
         np.testing.assert_array_equal(flat[path], array)
     config.model.backbone.stem_width = 16
     with pytest.raises(ValueError, match=r"resnet.pth: its params/.*model.backbone differ"):
-        make_task(config, tmp_path / "run").init(jax.random.key(0))
+        first_variables()
 
 
 def test_a_maskformer_checkpoint_is_a_start_and_no_model(golden, tmp_path):
@@ -275,23 +284,23 @@ def small_config(converted, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_checkpoints_file_is_evaluated_as_its_workdir_is(checkpoint, converted, small_config):
-    source = open_checkpoint(str(checkpoint), small_config)
+    source = open_checkpoint(str(checkpoint), partial(Experiment.open, small_config))
     assert str(source.results) == str(checkpoint.parent / "evaluation" / "zegformer")
-    result = loop.evaluate(
-        small_config, source.workdir, progress=False, variables=source.variables, clip=source.clip
-    )
-    expected = loop.evaluate(small_config, converted, progress=False)
-    assert result.pictures == 3 and result.confusion.keys() == expected.confusion.keys()
-    for key, matrix in expected.confusion.items():
+    evaluator = Evaluator(source.experiment, source.variables)
+    result = loop.evaluate(source.experiment, evaluator=evaluator, progress=False)
+    expected = loop.evaluate(Experiment.open(small_config, converted), progress=False)
+    assert result.images == 3 and result.states.keys() == expected.states.keys()
+    for key, matrix in expected.states.items():
         assert matrix.sum() > 0
-        np.testing.assert_array_equal(result.confusion[key], matrix)
+        np.testing.assert_array_equal(result.states[key], matrix)
 
 
 def test_the_clip_inside_a_checkpoint_takes_other_image_sizes(checkpoint, small_config):
     config = small_config.copy_and_resolve_references().unlock()
-    size = open_checkpoint(str(checkpoint), config).clip.config.image_size
+    open_experiment = partial(Experiment.open, config)
+    size = open_checkpoint(str(checkpoint), open_experiment).experiment.clip.config.image_size
     config.clip.input_size = 2 * size
-    clip = open_checkpoint(str(checkpoint), config).clip
+    clip = open_checkpoint(str(checkpoint), open_experiment).experiment.clip
     assert clip.config.image_size == 2 * size and clip.config.grid_size**2 + 1 == len(
         clip.params["visual"]["position_embedding"]
     )
@@ -339,9 +348,10 @@ def run_of_two_steps(tmp_path):
 def test_one_step_of_a_run_is_read(run_of_two_steps, monkeypatch, ending):
     monkeypatch.chdir(run_of_two_steps)
     for step in (7, 12):
-        source = open_checkpoint(f"checkpoints/{step}{ending}", config_of())
-        assert source.variables["params"]["x"].tolist() == [step] * 3 and source.clip is None
-        assert str(source.workdir) == str(run_of_two_steps)
+        open_experiment = partial(Experiment.open, config_of())
+        source = open_checkpoint(f"checkpoints/{step}{ending}", open_experiment)
+        assert source.variables["params"]["x"].tolist() == [step] * 3
+        assert str(source.experiment.workdir) == str(run_of_two_steps)
         assert str(source.results) == f"{run_of_two_steps}/evaluation/step_{step}"
 
 

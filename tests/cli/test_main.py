@@ -10,7 +10,7 @@ import shrunk
 from PIL import Image
 
 from zegformer_jax.cli import demo, main
-from zegformer_jax.evaluation.report import tables as scorecard
+from zegformer_jax.evaluation.report import files
 from zegformer_jax.experiment.data import dataset_directory, open_split
 
 ROOT = main.ROOT
@@ -185,11 +185,10 @@ def test_evaluate_prints_the_scores(finished, capsys):
     ]
     for row in rows[:2]:
         result = finished.report.find(demo.METHOD_NAMES["per_pixel"], row.split()[0])
-        expected = (result.seen, result.unseen, result.harmonic, result.pixel_accuracy)
         found = dict(zip(scores, map(float, row.split()[2:]), strict=True))
         np.testing.assert_allclose(
-            [found[name] for name in ("seen", "unseen", "harmonic", "pixels")],
-            [100 * x for x in expected],
+            [found[name] for name in scores],
+            [100 * result.values[name] for name in scores],
             atol=0.051,
         )
     assert rows[-1] == f"written: {workdir}/evaluation/openmoji_voc"
@@ -201,7 +200,7 @@ def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_pat
     workdir, written = finished.workdir / "per_pixel", []
     arguments = ["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}", f"--output={tmp_path}"]
     arguments.append("--predictions=png")
-    write_map, folder = scorecard.PredictionWriter.__call__, tmp_path / "openmoji_voc"
+    write_map, folder = files.LabelMapWriter.__call__, tmp_path / "openmoji_voc"
 
     def stop(self, id_, labels_hw):
         written.append(id_)
@@ -210,28 +209,28 @@ def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_pat
         write_map(self, id_, labels_hw)
 
     with monkeypatch.context() as patched:
-        patched.setattr(scorecard.PredictionWriter, "__call__", stop)
+        patched.setattr(files.LabelMapWriter, "__call__", stop)
         assert main.main(arguments) == 130
     out, err = capsys.readouterr()
-    assert out.splitlines()[:2] == ["openmoji_voc", "PARTIAL: 2 of 5 pictures"]
+    assert out.splitlines()[:2] == ["openmoji_voc", "PARTIAL: 2 of 5 images"]
     assert err.splitlines()[-1] == "zegformer_jax: interrupted; the same command goes on"
     report = json.loads((folder / "report.json").read_text())
-    assert report["partial"] and (report["pictures"], report["of"]) == (2, 5)
+    assert report["partial"] and (report["images"], report["of"]) == (2, 5)
     assert {path.stem for path in folder.glob("png/*")} == set(written[:2])
 
     def fail(*_):
         raise OSError("no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr(scorecard, "write", fail)
+        patched.setattr(files, "write_evaluation", fail)
         assert main.main(arguments) == 1
     assert "no space" in capsys.readouterr().err and list(folder.glob("partial*"))
     assert main.main(arguments) == 0
     assert "PARTIAL" not in capsys.readouterr().out
     report = json.loads((folder / "report.json").read_text())
-    assert not report["partial"] and (report["pictures"], report["of"]) == (5, 5)
+    assert not report["partial"] and (report["images"], report["of"]) == (5, 5)
     expected = finished.report.find(demo.METHOD_NAMES["per_pixel"], "pascal_voc_20")
-    assert report["scores"][0]["pixels"] == pytest.approx(expected.pixel_accuracy, abs=1e-3)
+    assert report["scores"][0]["pixels"] == pytest.approx(expected.values["pixels"], abs=1e-3)
     assert not list(folder.glob("partial*"))
     maps = {path.stem: path for path in folder.glob("png/*")}
     config = shrunk.get_config("per_pixel")
@@ -262,11 +261,11 @@ def test_a_model_is_evaluated_on_its_own_data_set_and_on_a_folder(finished, caps
     )
     gamma = shrunk.get_config("per_pixel").eval.gamma
     assert (own["settings"]["gamma"], other["settings"]["gamma"]) == (gamma, 0) and gamma > 0
-    assert (own["pictures"], other["pictures"]) == (5, 3)
+    assert (own["images"], other["images"]) == (5, 3)
     assert [row["vocabulary"] for row in own["scores"]] == ["pascal_voc_20", "openmoji_voc"]
     assert [row["vocabulary"] for row in other["scores"]] == ["folder"]
     expected = finished.report.find(demo.METHOD_NAMES["per_pixel"], "pascal_voc_20")
-    assert own["scores"][0]["seen"] == pytest.approx(expected.seen, abs=1e-3)
+    assert own["scores"][0]["seen"] == pytest.approx(expected.values["seen"], abs=1e-3)
 
 
 def test_no_data_set_is_evaluated_on_if_one_is_wrong(capsys, here, tmp_path, monkeypatch):
@@ -288,7 +287,7 @@ def test_the_demos_data_lie_in_its_workdir(tmp_path, here, monkeypatch):
     def train(config, workdir):
         found.append(dataset_directory(config, workdir).resolve())
 
-    def evaluate(*_):
+    def evaluate(*_, **__):
         raise InterruptedError
 
     monkeypatch.setattr(demo, "train", train)

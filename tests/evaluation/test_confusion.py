@@ -1,4 +1,4 @@
-"""Tests of metrics.py against the published evaluator's numbers and against plain counting."""
+"""Confusion matrices and scores against the published evaluator's numbers and plain counting."""
 
 import json
 from collections import Counter
@@ -54,6 +54,19 @@ def test_the_two_overall_means_differ_by_predicted_but_absent_classes():
     np.testing.assert_allclose(scores.mean_iou_labels, summed / 2)
     np.testing.assert_allclose(scores.mean_iou_labels_or_predictions, summed / 3)
     assert np.isnan(scores.unseen_iou) and np.isnan(scores.harmonic_iou)
+
+
+def test_recall_is_of_the_labels_and_predicted_classes_count_in_the_older_mean():
+    """Class 1 is always right where it is labelled, and predicted for all of class 0, too."""
+    scores = scores_from_confusion(np.array([[0, 6, 0], [0, 4, 0], [0, 0, 0]]), [True] * 3)
+    np.testing.assert_array_equal(scores.accuracy_c, [0, 1, np.nan])
+    np.testing.assert_allclose(scores.iou_c, [0, 0.4, np.nan])
+    assert scores.mean_accuracy == 0.5 and scores.pixel_accuracy == 0.4
+    assert scores.mean_iou_labels == scores.mean_iou_labels_or_predictions == 0.2
+    # A class that is only predicted, by a single pixel, is one of the older mean's.
+    scores = scores_from_confusion(np.array([[3, 0, 1], [0, 4, 0], [0, 0, 0]]), [True] * 3)
+    np.testing.assert_allclose(scores.mean_iou_labels_or_predictions, (3 / 4 + 1) / 3)
+    np.testing.assert_allclose(scores.mean_iou_labels, (3 / 4 + 1) / 2)
 
 
 def test_an_empty_evaluation_is_nan_without_a_warning():

@@ -1,4 +1,4 @@
-"""Tests of evaluation_files.py: files read back, run lengths decoded by hand, figures by name."""
+"""Files of an evaluation read back; run lengths decoded by hand; published figures by name."""
 
 import csv
 import json
@@ -12,11 +12,12 @@ from etils import epath
 from hypothesis import given
 from PIL import Image
 
-from zegformer_jax.evaluation.metrics.confusion import scores_from_confusion
+from zegformer_jax.evaluation.metrics.confusion import confused_pairs, scores_from_confusion
 from zegformer_jax.evaluation.report.files import (
-    confused_pairs,
+    LabelMapWriter,
     encode_rle,
-    prediction_json,
+    parse_kinds,
+    segments_json,
     write_classes,
     write_confusion,
     write_label_png,
@@ -25,15 +26,15 @@ from zegformer_jax.evaluation.report.published import PUBLISHED, published_rows
 from zegformer_jax.input import benchmarks
 from zegformer_jax.input.decoding import LABEL_MODES
 
-NAMES = ("sofa, couch", "tree", 'a "b"', "sea")
-SEEN = (True, False, True, False)
+CLASSES = {"sofa, couch": True, "tree": False, 'a "b"': True, "sea": False}
+NAMES, SEEN = tuple(CLASSES), tuple(CLASSES.values())
 CONFUSION = np.array([[5, 3, 0, 0], [3, 2**33, 1, 0], [0, 0, 0, 0], [0, 7, 0, 0]])
 
 
 def test_classes_are_a_table(tmp_path):
     path = tmp_path / "new" / "classes.csv"
     scores = scores_from_confusion(CONFUSION, SEEN)
-    write_classes(path, NAMES, SEEN, scores, CONFUSION)
+    write_classes(path, CLASSES, scores, CONFUSION)
     with path.open(newline="") as file:
         heading, *rows = csv.reader(file)
     assert heading == ["class", "kind", "iou", "accuracy", "labelled_pixels", "predicted_pixels"]
@@ -48,27 +49,23 @@ def test_classes_are_a_table(tmp_path):
 
 def test_a_confusion_matrix_is_read_back(tmp_path):
     path = tmp_path / "confusion.npz"
-    write_confusion(path, CONFUSION, NAMES, SEEN)
+    write_confusion(path, CLASSES, CONFUSION)
     with np.load(path, allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["confusion"], CONFUSION)
         assert arrays["confusion"].dtype == np.int64 and arrays["seen"].dtype == bool
         assert tuple(arrays["names"]) == NAMES and tuple(arrays["seen"]) == SEEN
 
 
-def test_numbers_of_classes_that_differ_are_named(tmp_path):
+def test_a_table_is_of_as_many_classes_as_scores(tmp_path):
     path, scores = tmp_path / "x", scores_from_confusion(CONFUSION, SEEN)
-    with pytest.raises(ValueError, match=r"matrix is \(4, 4\), classes are 3"):
-        write_classes(path, NAMES[:3], SEEN, scores, CONFUSION)
-    with pytest.raises(ValueError, match=r"matrix is \(4, 4\), classes are 3"):
-        confused_pairs(CONFUSION, NAMES[:3])
-    with pytest.raises(ValueError, match="3 seen flags for 4 classes"):
-        write_confusion(path, CONFUSION, NAMES, SEEN[:3])
+    with pytest.raises(ValueError):
+        write_classes(path, {"a": True, "b": True, "c": False}, scores, CONFUSION)
     assert not path.exists()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "confusion.npz"
-    write_confusion(path, CONFUSION, NAMES, SEEN)
+    write_confusion(path, CLASSES, CONFUSION)
     before = path.read_bytes()
 
     def fail(self, target):
@@ -76,7 +73,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(epath.Path(path)), "replace", fail)
     with pytest.raises(OSError):
-        write_confusion(path, 2 * CONFUSION, NAMES, SEEN)
+        write_confusion(path, CLASSES, 2 * CONFUSION)
     assert path.read_bytes() == before
 
 
@@ -97,12 +94,27 @@ def test_pairs_are_the_most_confused_ones():
     assert [p["label"] + p["prediction"] for p in equal] == in_order[:20]
 
 
+def run_lengths(text):
+    """The run lengths in COCO's text: base 32, 48 the digit 0, differences to the last but one."""
+    runs, place = [], 0
+    while place < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            digit = ord(text[place]) - 48
+            value |= (digit & 31) << shift
+            place, shift, more = place + 1, shift + 5, bool(digit & 32)
+            if not more and digit & 16:
+                value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+    return runs
+
+
 def decode(rle):
     """Writes the runs pixel by pixel: down the first column, then the next, from 0 on."""
     height, width = rle["size"]
     mask = np.zeros((height, width), bool)
     place = 0
-    for turn, count in enumerate(rle["counts"]):
+    for turn, count in enumerate(run_lengths(rle["counts"])):
         for _ in range(count):
             mask[place % height, place // height] = turn % 2 == 1
             place += 1
@@ -113,30 +125,41 @@ def decode(rle):
 def test_run_lengths_by_hand():
     """The columns are 0 1 1, 1 0 0."""
     mask = np.array([[0, 1], [1, 0], [1, 0]])
-    assert encode_rle(mask) == {"size": [3, 2], "counts": [1, 3, 2]}
-    assert encode_rle(1 - mask) == {"size": [3, 2], "counts": [0, 1, 3, 2]}
-    assert encode_rle(np.zeros((2, 3)))["counts"] == [6]
-    assert encode_rle(np.ones((2, 3)))["counts"] == [0, 6]
-    with pytest.raises(ValueError, match=r"\[h, w\], not \(2, 3, 1\)"):
-        encode_rle(np.zeros((2, 3, 1)))
+    assert encode_rle(mask) == {"size": [3, 2], "counts": "132"}  # and 2 is 1 + 1
+    assert run_lengths(encode_rle(1 - mask)["counts"]) == [0, 1, 3, 2]
+    assert run_lengths(encode_rle(np.zeros((2, 3)))["counts"]) == [6]
+    assert run_lengths(encode_rle(np.ones((2, 3)))["counts"]) == [0, 6]
 
 
-@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)))
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
 def test_run_lengths_decode_to_the_mask(mask):
-    rle = encode_rle(mask)
+    rle = json.loads(json.dumps(encode_rle(mask)))
     np.testing.assert_array_equal(decode(rle), mask)
-    assert all(count > 0 for count in rle["counts"][1:])  # the shortest of its encodings
 
 
-def test_a_prediction_is_a_segment_for_each_class_in_it():
+def test_label_maps_are_a_segment_for_each_class_in_them():
     labels = np.random.default_rng(0).choice([0, 2, 300], (7, 9)).astype(np.int32)
-    segments = json.loads(json.dumps(prediction_json(labels, "a/b")))
+    segments = json.loads(json.dumps(segments_json(labels, "a/b")))
     assert [s["category_id"] for s in segments] == [0, 2, 300]
     for segment in segments:
         assert segment["image_id"] == "a/b"
         np.testing.assert_array_equal(
             decode(segment["segmentation"]), labels == segment["category_id"]
         )
+
+
+def test_label_maps_are_files_by_id(tmp_path):
+    labels = np.array([[0, 1], [1, 1]], np.uint8)
+    LabelMapWriter(tmp_path, parse_kinds("png, rle"))("street/1", labels)
+    with Image.open(tmp_path / "png" / "street" / "1.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), labels)
+    segments = json.loads((tmp_path / "rle" / "street" / "1.json").read_text())
+    for index, segment in enumerate(segments):
+        np.testing.assert_array_equal(decode(segment["segmentation"]), labels == index)
+    LabelMapWriter(tmp_path / "only", ["rle"])("1", labels)
+    assert [path.name for path in (tmp_path / "only").iterdir()] == ["rle"]
+    with pytest.raises(ValueError, match="--predictions: no 'jpg'; choose of png, rle"):
+        parse_kinds("jpg")
 
 
 @pytest.mark.parametrize(

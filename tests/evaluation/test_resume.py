@@ -1,96 +1,65 @@
-"""Evaluations that go on, or begin anew, with a model that takes every class for the next one."""
+"""Evaluations that resume, or start from the beginning, with a model that shifts every class."""
 
-import json
 import os
 from types import SimpleNamespace
 
 import folders
 import numpy as np
 import pytest
-import shrunk
-from array_source import ArraySource
-from etils import epath
+from toy_experiment import Records, ToyExperiment
 
-from zegformer_jax.evaluation import loop as evaluate
-from zegformer_jax.evaluation.counts import OVERLAP
-from zegformer_jax.evaluation.resume import Interrupted, identify_records
-from zegformer_jax.evaluation.subsets import load_subsets
+from zegformer_jax.evaluation import loop
+from zegformer_jax.evaluation.evaluation import Interrupted
+from zegformer_jax.evaluation.evaluator import Evaluator
+from zegformer_jax.evaluation.resume import ResumeFile
 from zegformer_jax.input import datasets
 from zegformer_jax.input.folder import Folder
 from zegformer_jax.input.records import write
-from zegformer_jax.text.vocabulary import Vocabulary
 
-VOCABULARY = Vocabulary.from_names(["a", "b", "c"], [True, True, False])
 RECORDS = 5
-
-
-class NextClass:
-    """An evaluator without a model."""
-
-    vocabulary, shown = VOCABULARY, "per_pixel"
-    subsets = load_subsets((), VOCABULARY, "words")
-
-    def __init__(self):
-        self.ids = []
-
-    def identity(self, config):
-        return config.to_json_best_effort()
-
-    def __call__(self, batch):
-        self.ids += [id_ for id_ in batch["id"].tolist() if id_]
-        predictions = (batch["label"] + 1) % 3
-        matrix = np.zeros((3, 3), np.int32)
-        inside = batch["label"] < 3
-        np.add.at(matrix, (batch["label"][inside], predictions[inside]), 1)
-        sizes = np.stack([(batch["label"] == c).any((1, 2)).sum() for c in range(3)])
-        overlap = np.stack([0.5 * sizes, 0.25 * sizes, sizes]).astype(np.float32)
-        return {("per_pixel", "words"): matrix, OVERLAP: overlap}, predictions
-
-
-class Maps:
-    """Takes label maps, and interrupts at one of them."""
-
-    def __init__(self, kinds=(), stop_at=0):
-        self.kinds, self.stop_at, self.ids = kinds, stop_at, []
-
-    def __call__(self, id_, labels_hw):
-        self.ids.append(id_)
-        if len(self.ids) == self.stop_at:
-            raise KeyboardInterrupt
-
-
-def make_source(count=RECORDS, prefix="r"):
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (8, 9 + i, 3), np.uint8) for i in range(count)]
-    labels = [rng.choice([0, 1, 2, 255], (8, 9 + i)).astype(np.uint8) for i in range(count)]
-    return ArraySource(images, labels, [f"{prefix}{i}" for i in range(count)])
+SHIFT = "words/shift"  # key of the shown metric
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Evaluates; gives the result, and the ids of what the model was shown."""
+def run(tmp_path):
+    """Evaluates; returns the result, the open resume file and the ids that the model saw."""
 
-    def evaluate_on(source=None, keep=None, gamma=0.1):
-        config = shrunk.get_config("per_pixel")
-        config.eval.gamma = gamma
-        evaluator, source = NextClass(), source or make_source()
-        monkeypatch.setattr(evaluate, "open_split", lambda *_: source)
-        arguments = dict(progress=False, keep=keep, partial=tmp_path / "partial")
-        result = evaluate.run(config, epath.Path(tmp_path), evaluator, **arguments)
-        return SimpleNamespace(result=result, ids=evaluator.ids)
+    def evaluate_on(source=None, keep=None, note="", **fields):
+        experiment = ToyExperiment(source or Records(), **fields)
+        evaluator, ids = Evaluator(experiment), []
+
+        class Watched:
+            plan, metrics, nothing = evaluator.plan, evaluator.metrics, evaluator.nothing
+            identity = staticmethod(evaluator.identity)
+
+            def __call__(self, batch):
+                ids.extend(id_ for id_ in batch["id"].tolist() if id_)
+                return evaluator(batch)
+
+        resume = ResumeFile(tmp_path / "partial", note)
+        result = loop.evaluate(
+            experiment, evaluator=Watched(), keep=keep, resume=resume, progress=False
+        )
+        return SimpleNamespace(result=result, ids=ids, resume=resume)
 
     return evaluate_on
 
 
 @pytest.fixture
 def interrupted(run, tmp_path):
-    """Leaves what two pictures gave; gives its file."""
+    """Interrupts after two images; returns the file that is left."""
 
     def leave(**arguments):
-        before = files_of(tmp_path)
+        before, kept = files_of(tmp_path), []
+
+        def stop(id_, labels_hw):
+            kept.append(id_)
+            if len(kept) == 3:
+                raise KeyboardInterrupt
+
         with pytest.raises(Interrupted) as stopped:
-            run(keep=Maps(arguments.pop("kinds", ()), stop_at=3), **arguments)
-        assert stopped.value.result.pictures == 2
+            run(keep=stop, **arguments)
+        assert stopped.value.evaluation.images == 2 and stopped.value.evaluation.partial
         (file,) = files_of(tmp_path) - before
         return file
 
@@ -101,75 +70,93 @@ def files_of(tmp_path):
     return set((tmp_path / "partial").glob("*"))
 
 
-def expected(source):
+def finish(ran):
+    """What a command does when it has written the tables."""
+    with ran.resume:
+        pass
+
+
+def expected(source, shift=1):
     """The counts, pixel by pixel."""
     matrix = np.zeros((3, 3), np.int64)
     for label in np.concatenate([label.ravel() for label in source.labels]):
         if label < 3:
-            matrix[label, (label + 1) % 3] += 1
+            matrix[label, (label + shift) % 3] += 1
     return matrix
 
 
 def assert_whole(ran, source):
-    assert ran.result.pictures == ran.result.of == len(source)
-    np.testing.assert_array_equal(ran.result.confusion["per_pixel", "words"], expected(source))
-    present = sum(np.isin(range(3), label) for label in source.labels)
-    np.testing.assert_array_equal(ran.result.overlap, present * [[0.5], [0.25], [1]])
+    assert ran.result.images == ran.result.of == len(source) and not ran.result.partial
+    np.testing.assert_array_equal(ran.result.states[SHIFT], expected(source))
+    np.testing.assert_array_equal(ran.result.states["words/stay"], expected(source, shift=0))
+    assert ran.result.states[SHIFT].dtype == np.int64
 
 
 def test_what_was_counted_is_not_counted_again(run, interrupted):
-    file, source = interrupted(), make_source()
+    file, source = interrupted(), Records()
     ran = run(source)
     assert len(ran.ids) == RECORDS - 2
     assert_whole(ran, source)
     assert file.exists(), "the tables are not written yet"
-    ran.result.finish()
+    with pytest.raises(OSError), ran.resume:
+        raise OSError("no space for the tables")
+    assert file.exists()
+    finish(ran)
     assert not file.exists()
 
 
-def test_nothing_is_left_where_no_folder_is_given(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(NextClass, "identity", pytest.fail)  # a training's validations need none
-    monkeypatch.setattr(evaluate, "open_split", lambda *_: make_source())
-    config = shrunk.get_config("per_pixel")
-    result = evaluate.run(config, epath.Path(tmp_path), NextClass(), progress=False)
-    result.finish()
-    assert result.pictures == RECORDS and not any(tmp_path.iterdir())
+def test_nothing_is_left_where_no_file_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Evaluator, "identity", pytest.fail)  # a training's validations need none
+    result = loop.Validation(ToyExperiment())({"shift": np.int32(2)})
+    assert result.images == RECORDS and not any(tmp_path.iterdir())
+    np.testing.assert_array_equal(result.states[SHIFT], expected(Records(), shift=2))
 
 
-def test_another_config_neither_takes_nor_removes_the_file(run, interrupted):
+@pytest.mark.parametrize("changed", [{"gamma": 0.2}, {"shift": 2}, {"methods": ("shift",)}])
+def test_another_model_or_config_neither_takes_nor_removes_the_file(run, interrupted, changed):
     file = interrupted()
     content = file.read_bytes()
-    second = interrupted(gamma=0.2)
+    second = interrupted(**changed)
     ran = run(gamma=0.3)
     assert len(ran.ids) == RECORDS
-    ran.result.finish()
+    finish(ran)
     assert file.read_bytes() == content and second.exists()
-    ran = run(gamma=0.2)
+    ran = run(**changed)
     assert len(ran.ids) == RECORDS - 2
-    ran.result.finish()
+    finish(ran)
     assert file.read_bytes() == content and not second.exists()
     assert len(run().ids) == RECORDS - 2
 
 
 @pytest.mark.parametrize(
-    "source", [make_source(RECORDS - 1), make_source(RECORDS + 1), make_source(prefix="s")]
+    "source", [Records(RECORDS - 1), Records(RECORDS + 1), Records(prefix="s")]
 )
-def test_other_records_begin_anew(run, interrupted, source):
+def test_other_records_start_from_the_beginning(run, interrupted, source):
     interrupted()
     ran = run(source)
     assert len(ran.ids) == len(source)
     assert_whole(ran, source)
 
 
-def test_who_writes_other_files_begins_anew(run, interrupted):
-    """Else the pictures that were counted before would lack theirs."""
-    interrupted(kinds=("png",))
-    maps = Maps(("png", "rle"))
-    run(keep=maps)
-    assert len(maps.ids) == RECORDS
-    maps = Maps(("png",))
-    run(keep=maps)
-    assert len(maps.ids) == RECORDS - 2
+def test_other_files_beside_the_counts_start_from_the_beginning(run, interrupted):
+    """Else the images that were counted before would lack theirs."""
+    interrupted(note="png")
+    assert len(run(note="png,rle").ids) == RECORDS
+    assert len(run(note="png").ids) == RECORDS - 2
+
+
+def test_counts_are_saved_in_between(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0.0)
+    done = []
+    save = ResumeFile.save
+    monkeypatch.setattr(
+        ResumeFile, "save", lambda self, x: [done.append(int(x.done.sum())), save(self, x)]
+    )
+    ran = run()
+    assert done == [2, 4, 5] and len(files_of(tmp_path)) == 1
+    finish(ran)
+    assert not files_of(tmp_path)
 
 
 def changed(change):
@@ -184,34 +171,34 @@ def changed(change):
     return write
 
 
-MATRIX = json.dumps(("per_pixel", "words"))
+MATRIX, DONE = "arr_0", "arr_2"  # the states of "words/shift" and "words/stay", then the records
 DAMAGES = {
     "empty": lambda file: file.write_bytes(b""),
     "cut off": lambda file: os.truncate(file, file.stat().st_size // 2),
     "no archive": lambda file: file.write_bytes(b"\x00" * 5000),
     "of JSON": lambda file: file.write_text("{}"),
-    "fewer records": changed(lambda x: x.update(done=x["done"][:-1])),
-    "records as numbers": changed(lambda x: x.update(done=x["done"].astype(int))),
+    "fewer records": changed(lambda x: x.update({DONE: x[DONE][:-1]})),
+    "records as numbers": changed(lambda x: x.update({DONE: x[DONE].astype(int)})),
     "a smaller matrix": changed(lambda x: x.update({MATRIX: x[MATRIX][:2, :2]})),
     "a matrix of fractions": changed(lambda x: x.update({MATRIX: x[MATRIX] / 2})),
     "pickled": changed(lambda x: x.update({MATRIX: x[MATRIX].astype(object)})),
-    "other classes": changed(lambda x: x.update({'["clip", "others"]': x[MATRIX]})),
-    "no key": changed(lambda x: x.update({"clip": x[MATRIX]})),
-    "without records": changed(lambda x: x.pop("done")),
-    "without identity": changed(lambda x: x.pop("identity")),
-    "of another": changed(lambda x: x.update(identity=str(x["identity"])[:12] + "0" * 52)),
+    "another metric": changed(lambda x: x.update(arr_9=x[MATRIX])),
+    "a metric less": changed(lambda x: x.pop(MATRIX)),
+    "without records": changed(lambda x: x.pop(DONE)),
+    "without key": changed(lambda x: x.pop("key")),
+    "of another": changed(lambda x: x.update(key=str(x["key"])[:12] + "0" * 52)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_is_not_what_was_written_is_as_none(run, interrupted, caplog, damage):
-    file, source = interrupted(), make_source()
+def test_a_damaged_file_is_ignored(run, interrupted, caplog, damage):
+    file, source = interrupted(), Records()
     DAMAGES[damage](file)
     ran = run(source)
     assert len(ran.ids) == RECORDS
     assert_whole(ran, source)
-    assert f"{file.name}: not what an evaluation leaves" in caplog.text
-    ran.result.finish()
+    assert f"{file.name}: no partial evaluation" in caplog.text
+    finish(ran)
     assert not file.exists()
 
 
@@ -228,7 +215,7 @@ def test_records_are_told_apart_without_decoding_them(tmp_path, monkeypatch):
         )
         with monkeypatch.context() as patched:
             patched.setattr(type(source), "__getitem__", pytest.fail)
-            return identify_records(source, directory)
+            return source.fingerprint()
 
     for directory in prepared[:2]:
         write.prepare(Folder.open(mine), mine, directory, workers=1)
@@ -242,11 +229,11 @@ def test_records_are_told_apart_without_decoding_them(tmp_path, monkeypatch):
 
 
 def test_only_what_is_asked_for_is_cut_out_of_a_batch(run, monkeypatch):
-    """Label maps by id, without padding; of the examples, which also need truths, no more."""
-    kept, made, source, make = {}, [], make_source(), evaluate.example_of
-    monkeypatch.setattr(evaluate, "example_of", lambda *x: made.append(x) or make(*x))
+    """Label maps by id, without padding; examples, which also need labels, only if asked for."""
+    kept, made, source, make = {}, [], Records(), loop._Run._example
+    monkeypatch.setattr(loop._Run, "_example", lambda *x: made.append(x) or make(*x))
     run(source, keep=kept.__setitem__)
     assert not made and kept.keys() == set(source.ids)
-    for id_, label in zip(source.ids, source.labels, strict=True):
-        np.testing.assert_array_equal(kept[id_], (label + 1) % 3)
+    for id_, image in zip(source.ids, source.images, strict=True):
+        np.testing.assert_array_equal(kept[id_], (image[..., 0] // 50 + 1) % 3)
         assert kept[id_].dtype == np.uint8

@@ -32,7 +32,7 @@ def digests(folder: Path, shard_index: int, shard_count: int, threads: int) -> l
     batches = pipeline.train_batches(
         source, source.vocabulary, batch_size=BATCH, crop_size=CROP, short_sides=(30, 40, 50),
         max_long_side=80, seed=3, start_step=START, num_steps=STEPS, shard_index=shard_index,
-        shard_count=shard_count, num_threads=threads,
+        shard_count=shard_count, threads=threads,
     )  # fmt: skip
     return [
         [

@@ -44,7 +44,7 @@ def test_shapes_and_types():
 
 
 def test_batches_are_the_same_each_time_and_with_other_threads():
-    assert_equal_batches(train(), train(num_threads=1, prefetch=1))
+    assert_equal_batches(train(), train(threads=1, prefetch=1))
 
 
 def test_another_seed_gives_other_batches():
@@ -125,7 +125,7 @@ def test_leaving_pictures_out_is_as_deterministic():
     whole = train(source, num_steps=6, **options)
     assert_equal_batches(whole[4:], train(source, start_step=4, num_steps=2, **options))
     shards = [
-        train(source, num_steps=6, shard_index=i, shard_count=2, num_threads=i + 1, **options)
+        train(source, num_steps=6, shard_index=i, shard_count=2, threads=i + 1, **options)
         for i in range(2)
     ]
     for batch, *parts in zip(whole, *shards, strict=True):

@@ -324,7 +324,7 @@ def test_a_record_that_is_lost_on_the_way_is_noticed(folder, tmp_path, monkeypat
         contents = write_shard(whole._replace(examples=whole.examples[1:]))
         return contents._replace(fingerprint=shard.fingerprint_of(whole))
 
-    monkeypatch.setattr(shard, "write_shard", lose)
+    monkeypatch.setattr(records, "write_shard", lose)
     with pytest.raises(OSError, match="folder-train.array_record-00000-of-00003: changed since"):
         write(folder, tmp_path / "records")
     assert not read.is_prepared(tmp_path / "records")

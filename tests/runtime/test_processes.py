@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from toy_experiment import Records, ToyExperiment
 
-from zegformer_jax.evaluation.counts import OVERLAP, Evaluation
-from zegformer_jax.evaluation.subsets import load_subsets
-from zegformer_jax.runtime.processes import gather
-from zegformer_jax.text.vocabulary import Vocabulary
+from zegformer_jax.evaluation import loop
+from zegformer_jax.evaluation.evaluator import Evaluator
+from zegformer_jax.evaluation.metric import add
+from zegformer_jax.runtime.processes import sum_over_processes
 
 
 @pytest.fixture
@@ -19,16 +20,21 @@ def together(monkeypatch):
     """Runs a function in as many threads as there are arguments; each is as a process."""
 
     def run(function, arguments):
-        barrier, slots = threading.Barrier(len(arguments), timeout=10), {}
+        barrier, slots = threading.Barrier(len(arguments), timeout=60), {}
         place = threading.local()
 
-        def allgather(array):
-            slots[place.index] = array
+        def allgather(tree):
+            slots[place.index] = tree
             barrier.wait()
             gathered = [slots[index] for index in range(len(arguments))]
-            assert len({(x.shape, x.dtype) for x in gathered}) == 1, "a collective's arrays differ"
             barrier.wait()
-            return np.stack(gathered)
+
+            def stack(*arrays):
+                forms = {(x.shape, x.dtype) for x in arrays}
+                assert forms == {(arrays[0].shape, np.dtype(np.uint8))}, "64 bits would be lost"
+                return np.stack(arrays)
+
+            return jax.tree.map(stack, *gathered)
 
         def process(index):
             place.index = index
@@ -42,41 +48,41 @@ def together(monkeypatch):
     return run
 
 
-def test_what_a_process_lacks_is_zeros(together):
-    matrix, big = np.arange(6, dtype=np.int32).reshape(2, 3), np.array(2**40 + 1)
-    arguments = [{}, {("a", "b"): matrix, ("n",): big}, {("x, y", "ä"): np.array([0.5, np.nan])}]
-    answers = together(gather, arguments)
-    for answer in answers:
-        assert [set(arrays) for arrays in answer] == [{("a", "b"), ("n",), ("x, y", "ä")}] * 3
-        for own, arrays in zip(arguments, answer, strict=True):
-            for key, array in arrays.items():
-                sample = answers[0][1 if key != ("x, y", "ä") else 2][key]
-                expected = own.get(key, np.zeros_like(sample))
-                assert array.dtype == sample.dtype
-                np.testing.assert_array_equal(array, expected)
+def test_processes_add_their_counts_in_64_bits(together):
+    """Whole numbers beyond 32 bits, fractions, NaN, numbers without axes, in a tree."""
+    trees = [
+        {"a": (np.full((2, 3), 2**40 + i), np.array([0.1 * i, 2.0**-40])), "n": np.int64(2**33 * i)}
+        for i in range(3)
+    ]
+    for total in together(sum_over_processes, trees):
+        counts, fractions = total["a"]
+        assert counts.dtype == np.int64 and fractions.dtype == np.float64
+        np.testing.assert_array_equal(counts, np.full((2, 3), 3 * 2**40 + 3))
+        np.testing.assert_array_equal(fractions, [0.0 + 0.1 + 0.2, 3 * 2.0**-40])
+        assert total["n"] == 3 * 2**33
 
 
-def test_processes_that_count_other_things_are_told(together):
-    matrices = [{("clip", "voc"): np.zeros((size, size), int)} for size in (2, 3)]
-    with pytest.raises(ValueError, match=r"\('clip', 'voc'\): is \(\(3, 3\), .* in process 1"):
-        together(gather, matrices)
+def test_one_process_has_the_sum(monkeypatch):
+    monkeypatch.setattr(multihost_utils, "process_allgather", pytest.fail)
+    tree = {"a": np.arange(3)}
+    assert sum_over_processes(tree) is tree
 
 
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_a_process_without_pictures_adds_nothing(together, order):
-    vocabulary = Vocabulary.from_names(["a", "b"], [True, False])
-    subsets = load_subsets((), vocabulary, "folder")
-    counts = {("clip", "folder"): np.array([[3, 1], [0, 2]], np.int32)}
-    counts[OVERLAP] = np.array([[0.5, 1], [0.25, 1], [1, 1]], np.float32)
-    processes = []
-    for pictures in order:
-        result = Evaluation(subsets, vocabulary, "clip", pictures=pictures, of=1)
-        processes.append(result)
-        if pictures:
-            result.add(counts)
-    together(Evaluation.add_hosts, processes)
-    for result in processes:
-        assert result.pictures == 1 and not result.partial
-        assert result.confusion["clip", "folder"].dtype == np.int64
-        np.testing.assert_array_equal(result.confusion["clip", "folder"], [[3, 1], [0, 2]])
-        np.testing.assert_array_equal(result.overlap, [[0.5, 1], [0.25, 1], [1, 1]])
+@pytest.mark.parametrize("order", [(0, 3), (3, 0)])
+def test_a_process_without_images_adds_nothing(together, order):
+    """It starts with zeros of the same shapes, so that all processes gather the same tree."""
+
+    experiment = ToyExperiment(Records(5))
+    batches = list(loop.validation_batches(experiment, experiment.source))
+
+    def evaluate(count):
+        evaluator = Evaluator(experiment)
+        states = evaluator.nothing
+        for batch in batches[:count]:
+            states = add(states, evaluator(batch)[0])
+        return sum_over_processes((states, np.int64(count)))
+
+    alone = loop.evaluate(experiment, progress=False)
+    for states, count in together(evaluate, order):
+        assert count == len(batches) == 3
+        jax.tree.map(np.testing.assert_array_equal, states, alone.states)

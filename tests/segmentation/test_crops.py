@@ -115,6 +115,20 @@ def test_all_empty_segments_are_encoded_as_one(picture, chunk):
         np.testing.assert_allclose(features, look(image, shown).mean((1, 2)), atol=1e-6)
 
 
+def test_a_segment_is_empty_where_no_logit_is_positive(picture):
+    """A single positive logit is a segment; logits of exactly 0 are none."""
+    image, _ = picture
+    logits = np.full((4, 16, 24), -1.0, np.float32)
+    logits[1], logits[2, 3, 5], logits[3] = 0.0, 9.0, 9.0
+    encoded = []
+    run = features_of(counted(partial(jnp.mean, axis=(1, 2)), encoded), chunk=1)
+    features = np.asarray(run(image, logits))
+    jax.effects_barrier()
+    assert encoded == [1, 1, 1]  # an empty one for the first two, and one each of the others
+    np.testing.assert_array_equal(features[0], features[1])
+    assert np.any(features[2] != features[0]) and np.any(features[3] != features[2])
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_no_query_has_a_map_of_the_pictures_size(style):
     """Or of CLIP's: the compiled function's memory grows with the chunk, not with the queries."""

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from zegformer_jax.segmentation import segments
 from zegformer_jax.segmentation.classifiers.one_pass import squeeze
 from zegformer_jax.segmentation.resize import (
+    mix_rows,
     padded_resize_matrix,
     resize_matrix,
     resize_taps,
@@ -197,3 +198,14 @@ def test_a_squeeze_is_squeezed_without_its_padding():
     ]
     np.testing.assert_allclose(coverage, shares, atol=1e-6)
     assert 0 < coverage[0].mean() < 1 and not coverage[2].any()
+
+
+def test_rows_are_mixed_by_their_weights():
+    """Rows, not queries or columns: all three axes have other lengths."""
+    maps = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    low, high = np.array([0, 4, 2, 1]), np.array([1, 4, 3, 2])
+    weight = np.array([0.25, 0.5, 0.0, 1.0], np.float32)
+    mixed = mix_rows(maps, low, high, weight)
+    taps = list(zip(low, high, weight, strict=True))
+    expected = [[(1 - w) * rows[a] + w * rows[b] for a, b, w in taps] for rows in maps]
+    np.testing.assert_allclose(mixed, expected, rtol=1e-6)

@@ -24,3 +24,6 @@ class ArraySource:
 
     def records_with(self, classes):
         return scan_labels(self.labels.__getitem__, len(self), classes)
+
+    def fingerprint(self):
+        return repr(self.ids)

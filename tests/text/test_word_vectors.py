@@ -5,6 +5,7 @@ import pytest
 import shrunk
 
 from zegformer_jax.evaluation.loop import evaluate
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.experiment.models import embed_classes
 from zegformer_jax.experiment.workdir import load_variables
@@ -73,10 +74,9 @@ def test_the_baseline_on_word_vectors_needs_no_clip(tmp_path, write):
     config = shrunk.get_config("per_pixel").unlock()
     config.model.word_vectors = str(write(names=names, vectors=vectors))
     config.model.start_from, config.clip.source = "", "nowhere"
-    history = train(config, tmp_path / "run", progress=False)
+    history = train(Experiment.open(config, tmp_path / "run"), progress=False)
     assert np.isfinite(history[-1]["loss"])
     variables = load_variables(tmp_path / "run")
     assert variables["params"]["class_projection"]["kernel"].shape[-1] == WIDTH
-    result = evaluate(config, tmp_path / "run")
-    scores = result.scores("per_pixel", result.subsets[0])
-    assert 0 <= scores.pixel_accuracy <= 1
+    result = evaluate(Experiment.open(config, tmp_path / "run"), progress=False)
+    assert 0 <= result.line()["pixel_accuracy"] <= 1

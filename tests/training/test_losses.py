@@ -44,9 +44,9 @@ def test_a_map_without_any_class_has_no_target_and_a_finite_loss():
     targets = targets_from_labels(jnp.full((1, 4, 4), 255, jnp.uint8), 5, 2)
     assert not targets.valid_bn.any() and not targets.masks_bnhw.any()
     sums, _ = sums_of(jnp.zeros((1, 3, 6)), jnp.zeros((1, 3, 2, 2)), targets)
-    assert sums.targets == 0 and sums.mask_sum == 0 and sums.dice_sum == 0
+    assert sums.mask_sum == 0 and sums.dice_sum == 0
     # Three queries, each with weight 0.1 and the cross entropy of a uniform guess among six.
-    np.testing.assert_allclose(sums.class_sum / sums.class_weight, np.log(6), rtol=1e-6)
+    np.testing.assert_allclose(sums.class_sum, 3 * 0.1 * np.log(6), rtol=1e-6)
 
 
 def test_the_focal_loss_is_optaxs():
@@ -125,7 +125,7 @@ def test_the_class_loss_is_the_weighted_cross_entropy(matched_batch):
     sums, matched = sums_of(class_logits, mask_logits, targets)
     logits = np.asarray(class_logits, np.float64)
     log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    total = weight = 0.0
+    total = 0.0
     for b in range(2):
         wanted = {
             int(q): int(c)
@@ -135,9 +135,36 @@ def test_the_class_loss_is_the_weighted_cross_entropy(matched_batch):
         for q in range(9):
             share = 1.0 if q in wanted else 0.1
             total -= share * log_probability[b, q, wanted.get(q, 4)]
-            weight += share
     np.testing.assert_allclose(sums.class_sum, total, rtol=1e-5)
-    np.testing.assert_allclose(sums.class_weight, weight, rtol=1e-6)
+
+
+def bilinear(source, target):
+    """Weights [target, source] of a bilinear resize with half-pixel centres, clamped at edges."""
+    centres = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    return np.maximum(1 - np.abs(centres[:, None] - np.arange(source)), 0)
+
+
+def test_the_mask_losses_are_focal_and_dice_of_the_matched_pairs():
+    """Targets of different areas, one of them padded, at twice the logits' resolution."""
+    rng = np.random.default_rng(0)
+    mask_logits = 3 * rng.normal(size=(2, 5, 3, 4))
+    labels = rng.choice(4, (2, 6, 8), p=(0.1, 0.2, 0.3, 0.4))
+    labels[1] = np.where(labels[1] == 1, 2, labels[1])
+    targets = targets_from_labels(jnp.asarray(labels, jnp.uint8), 4, 4)
+    matched = np.array([[3, 0, 4, 1], [2, 1, 0, 3]])
+    assert targets.valid_bn.sum() == 7
+    focal = dice = 0.0
+    for b, n in np.argwhere(targets.valid_bn):
+        mask = labels[b] == int(targets.ids_bn[b, n])
+        logits = bilinear(3, 6) @ mask_logits[b, matched[b, n]] @ bilinear(4, 8).T
+        inside = 1 / (1 + np.exp(-logits))
+        right = np.where(mask, inside, 1 - inside)
+        focal += (np.where(mask, 0.25, 0.75) * (1 - right) ** 2 * -np.log(right)).mean()
+        dice += 1 - (2 * inside[mask].sum() + 1) / (inside.sum() + mask.sum() + 1)
+    actual = jax.jit(losses.mask_losses)(
+        jnp.asarray(mask_logits, jnp.float32), targets, jnp.asarray(matched)
+    )
+    np.testing.assert_allclose(actual, (focal, dice), rtol=1e-5)
 
 
 def test_pixels_without_a_label_do_not_count():

@@ -1,53 +1,45 @@
-"""The loss of all decoder layers, against the layers' losses one by one at the full padding."""
+"""The objectives' totals and batches, and how an experiment's kind chooses among them."""
 
-from types import SimpleNamespace
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import shrunk
 
-from zegformer_jax.models.grouper import GrouperOutput
-from zegformer_jax.training import losses, matching
-from zegformer_jax.training.objectives.grouper import SetTotals, set_loss_of_layers
-from zegformer_jax.training.targets import targets_from_labels
+from zegformer_jax.experiment import Experiment
+from zegformer_jax.training.objectives import open_objective
+from zegformer_jax.training.objectives.grouper import GrouperObjective
+from zegformer_jax.training.objectives.per_pixel import PerPixelObjective
 
-CLASSES, LAYERS, QUERIES = 20, 2, 24
-WEIGHTS = SimpleNamespace(class_weight=2.0, mask_weight=20.0, dice_weight=5.0, no_object_weight=0.1)
-PARTS = ("loss_class", "loss_mask", "loss_dice")
-
-
-def output_of(seed):
-    rng = np.random.default_rng(seed)
-    class_logits = rng.normal(size=(LAYERS, 2, QUERIES, CLASSES + 1)).astype(np.float32)
-    mask_logits = 3 * rng.normal(size=(LAYERS, 2, QUERIES, 5, 4)).astype(np.float32)
-    return GrouperOutput(jnp.asarray(class_logits), jnp.asarray(mask_logits))
+CLASSES, IGNORE = 7, 255
+TEXT = np.eye(CLASSES, 16, dtype=np.float32)
 
 
-def one_by_one(output, targets, totals):
-    parts = np.zeros(3)
-    for class_logits, mask_logits in zip(*output, strict=True):
-        matched = matching.match(class_logits, mask_logits, targets, 20.0, 5.0)
-        sums = losses.set_loss(class_logits, mask_logits, targets, matched, 0.1)
-        parts += np.divide(
-            [sums.class_sum, sums.mask_sum, sums.dice_sum],
-            [totals.class_weight, max(totals.targets, 1), max(totals.targets, 1)],
-        )
-    return parts * (WEIGHTS.class_weight, WEIGHTS.mask_weight, WEIGHTS.dice_weight)
+@pytest.fixture
+def labels():
+    """Label maps with 0 to 7 classes; the grouper's objective keeps 5 an image."""
+    rng = np.random.default_rng(0)
+    maps = [rng.choice([*range(count), IGNORE], (9, 11)) for count in (0, 1, 4, 7)]
+    return np.array(maps, np.uint8)
 
 
-@pytest.mark.parametrize("most", [0, 1, 4, 5, 9, 20])
-def test_the_width_of_the_padding_changes_nothing(most):
-    labels = np.full((2, 20, 16), 255, np.uint8)
-    labels[0].flat[: 16 * most] = np.repeat(
-        np.random.default_rng(0).permutation(CLASSES)[:most], 16
-    )
-    labels[1, :4] = 3 if most else 255
-    targets = targets_from_labels(jnp.asarray(labels), CLASSES, CLASSES)
-    totals = SetTotals(targets.valid_bn.sum().astype(jnp.float32), jnp.float32(17.0))
-    output = output_of(most)
-    loss = jax.jit(lambda *arrays: set_loss_of_layers(*arrays[:2], WEIGHTS, arrays[2]))
-    metrics = loss(output, targets, totals)
-    wanted = one_by_one(output, targets, totals)
-    np.testing.assert_allclose([metrics[name] for name in PARTS], wanted, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(metrics["loss"], wanted.sum(), rtol=1e-5)
+def test_the_groupers_totals_are_targets_and_weights_of_all_queries(labels, tmp_path):
+    config = shrunk.get_config().unlock()
+    config.loss.no_object_weight = 0.3
+    experiment = Experiment.open(config, tmp_path)
+    totals = GrouperObjective(experiment, TEXT).totals({"label": labels})
+    targets = sum(min(len(np.unique(x[x < CLASSES])), 5) for x in labels)
+    assert totals.targets == targets == 0 + 1 + 4 + 5
+    queries = len(labels) * 8
+    np.testing.assert_allclose(totals.class_weight, targets + 0.3 * (queries - targets), rtol=1e-6)
+
+
+def test_the_baselines_total_is_the_number_of_labelled_pixels(labels, tmp_path):
+    experiment = Experiment.open(shrunk.get_config("per_pixel"), tmp_path)
+    total = PerPixelObjective(experiment, TEXT).totals({"label": labels})
+    assert total == (labels != IGNORE).sum() > 0
+
+
+def test_an_unknown_kind_names_those_that_there_are(tmp_path):
+    config = shrunk.get_config().unlock()
+    config.model.kind = "grouper"
+    with pytest.raises(ValueError, match="model.kind 'grouper': choose one of zegformer, per_pix"):
+        open_objective(Experiment.open(config, tmp_path))

@@ -1,7 +1,5 @@
 """The training step on a small problem: parts of a batch, averages, shardings, steps not finite."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +8,12 @@ import pytest
 import shrunk
 
 from zegformer_jax import models
-from zegformer_jax.experiment.models import build_model
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.runtime.mesh import make_mesh, replicate, shard_arrays, to_devices
 from zegformer_jax.training import optim
-from zegformer_jax.training.objective import Task
-from zegformer_jax.training.objectives.grouper import grouper_loss, pixel_loss
+from zegformer_jax.training.objective import Objective
+from zegformer_jax.training.objectives.grouper import GrouperObjective
+from zegformer_jax.training.objectives.per_pixel import PerPixelObjective
 from zegformer_jax.training.step import make_state, make_train_step
 
 FEATURES, ROWS = 128, 32
@@ -22,23 +21,22 @@ INIT = np.random.default_rng(0).normal(size=(FEATURES, 256)).astype(np.float32)
 OPTIONS = dict(learning_rate=0.05, steps=20, power=0.9, weight_decay=1e-2, clip_norm=1.0)
 
 
-def make_task():
-    """Least squares of weighted rows, divided by the weights of the whole batch."""
+class LeastSquares(Objective):
+    """Of weighted rows, divided by the weights of the whole batch."""
 
-    def loss(params, constants, context, batch, totals, key):
+    metrics = ("loss", "rows")
+    adds_up = True
+
+    def init(self, key):
+        return {"params": {"kernel": jnp.asarray(INIT), "bias": jnp.ones(3)}}
+
+    def totals(self, batch):
+        return batch["weight"].sum()
+
+    def loss(self, params, constants, batch, totals, key):
         error_b = ((batch["x"] @ params["kernel"] - batch["y"]) ** 2).sum(-1)
         value = (error_b * batch["weight"]).sum() / totals
         return value, {"loss": value, "rows": batch["weight"].sum()}
-
-    return Task(
-        init=lambda key: {"params": {"kernel": jnp.asarray(INIT), "bias": jnp.ones(3)}},
-        loss=loss,
-        metrics=("loss", "rows"),
-        context=None,
-        batches=lambda start: iter(()),
-        totals=lambda context, batch: batch["weight"].sum(),
-        adds_up=True,
-    )
 
 
 def make_batches(count=6):
@@ -51,16 +49,22 @@ def make_batches(count=6):
         }
 
 
-def run(task=None, batches=None, axis="", mesh=None, ema=0.0, **options):
+def first_state(objective, optimiser, ema=False):
+    variables = jax.jit(objective.init)(jax.random.key(0))
+    return make_state(variables, objective.metrics, optimiser, ema)
+
+
+def run(objective=None, batches=None, axis="", mesh=None, ema=0.0, **options):
     """The states after each step on some batches, and the metrics."""
-    task, mesh = task or make_task(), mesh or make_mesh(2)
+    objective, mesh = objective or LeastSquares(), mesh or make_mesh(2)
     optimiser, schedule = optim.make_optimiser(**OPTIONS)
-    state = make_state(task, optimiser, jax.random.key(0), ema=ema > 0)
+    state = first_state(objective, optimiser, ema > 0)
     state = jax.device_put(state, shard_arrays(state, mesh, axis))
-    step = jax.jit(make_train_step(task, optimiser, schedule, mesh, ema=ema, **options))
-    key, states, metrics = replicate(jax.random.key(1), mesh), [], []
+    step = jax.jit(make_train_step(objective, optimiser, schedule, mesh, ema=ema, **options))
+    constants, key = replicate((dict(objective.constants), jax.random.key(1)), mesh)
+    states, metrics = [], []
     for batch in batches or make_batches():
-        state, line = step(state, None, to_devices(batch, mesh), key)
+        state, line = step(state, constants, to_devices(batch, mesh), key)
         states.append(jax.device_get(state))
         metrics.append(jax.device_get(line))
     return states, metrics
@@ -79,8 +83,11 @@ def test_parts_of_a_batch_add_up_to_it():
 
 
 def test_a_loss_that_compares_the_batch_takes_it_whole():
+    class Whole(LeastSquares):
+        adds_up = False
+
     with pytest.raises(ValueError, match="train.accumulate.*take 1"):
-        run(dataclasses.replace(make_task(), adds_up=False), accumulate=2)
+        run(Whole(), accumulate=2)
 
 
 def test_averages_follow_their_recurrence():
@@ -108,7 +115,7 @@ def test_sharded_parameters_train_alike(axis):
 def test_large_arrays_are_split_and_their_moments_too():
     mesh = make_mesh(2)
     optimiser, _ = optim.make_optimiser(**OPTIONS)
-    state = make_state(make_task(), optimiser, jax.random.key(0), ema=True)
+    state = first_state(LeastSquares(), optimiser, ema=True)
     shardings = shard_arrays(state, mesh, "data")
     split = [s.spec for s in jax.tree.leaves(shardings) if s.spec != jax.P()]
     assert split == [jax.P(None, "data")] * 4  # the kernel, two moments, its average
@@ -176,12 +183,12 @@ def test_a_line_of_the_log_is_of_its_own_finite_steps():
 @pytest.mark.parametrize("field", ["offset", "root"])
 def test_either_loss_or_gradient_may_be_what_is_not_finite(field):
     """An infinite offset has no gradient; a root of 0 is finite, its gradient is not."""
-    task = make_task()
 
-    def loss(params, constants, context, batch, totals, key):
-        value, metrics = task.loss(params, constants, context, batch, totals, key)
-        moved = params["bias"][0] - jax.lax.stop_gradient(params["bias"][0])
-        return value + batch["offset"].sum() + jnp.sqrt(moved + batch["root"].sum()), metrics
+    class Spoilt(LeastSquares):
+        def loss(self, params, constants, batch, totals, key):
+            value, metrics = super().loss(params, constants, batch, totals, key)
+            moved = params["bias"][0] - jax.lax.stop_gradient(params["bias"][0])
+            return value + batch["offset"].sum() + jnp.sqrt(moved + batch["root"].sum()), metrics
 
     def batches():
         for number, batch in enumerate(make_batches(3), 1):
@@ -190,7 +197,7 @@ def test_either_loss_or_gradient_may_be_what_is_not_finite(field):
                 fields[field][:] = {"offset": np.inf, "root": 0.0}[field]
             yield batch | fields
 
-    states, lines = run(dataclasses.replace(task, loss=loss), batches(), most_skipped=3)
+    states, lines = run(Spoilt(), batches(), most_skipped=3)
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
     assert [line["skipped"] for line in lines] == [0, 1, 0]
     assert all(np.isfinite(state.params["kernel"]).all() for state in states)
@@ -199,14 +206,14 @@ def test_either_loss_or_gradient_may_be_what_is_not_finite(field):
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_every_step_and_part_draws_its_own_numbers(accumulate):
     """The metrics are the sums over the parts of a drawn number and of its square."""
-    task = make_task()
 
-    def loss(params, constants, context, batch, totals, key):
-        value, _ = task.loss(params, constants, context, batch, totals, key)
-        drawn = jax.random.uniform(key)
-        return value, {"loss": drawn**2, "rows": drawn}
+    class Drawing(LeastSquares):
+        def loss(self, params, constants, batch, totals, key):
+            value, _ = super().loss(params, constants, batch, totals, key)
+            drawn = jax.random.uniform(key)
+            return value, {"loss": drawn**2, "rows": drawn}
 
-    _, lines = run(dataclasses.replace(task, loss=loss), accumulate=accumulate)
+    _, lines = run(Drawing(), accumulate=accumulate)
     assert len({float(line["rows"]) for line in lines}) == len(lines)
     means = np.array([line["rows"] for line in lines]) / accumulate
     variances = np.array([line["loss"] for line in lines]) / accumulate - means**2
@@ -217,13 +224,13 @@ def test_every_step_and_part_draws_its_own_numbers(accumulate):
 
 
 def test_parts_move_no_row_to_another_device():
-    task, mesh = make_task(), make_mesh(2)
+    objective, mesh = LeastSquares(), make_mesh(2)
     optimiser, schedule = optim.make_optimiser(**OPTIONS)
-    state = replicate(make_state(task, optimiser, jax.random.key(0)), mesh)
-    step = jax.jit(make_train_step(task, optimiser, schedule, mesh, accumulate=4))
+    state = replicate(first_state(objective, optimiser), mesh)
+    step = jax.jit(make_train_step(objective, optimiser, schedule, mesh, accumulate=4))
     batch = to_devices(next(make_batches()), mesh)
     key = replicate(jax.random.key(1), mesh)
-    program = step.lower(state, None, batch, key).compile().as_text()
+    program = step.lower(state, {}, batch, key).compile().as_text()
     assert "all-reduce" in program  # of the gradients
     for movement in ("all-to-all", "all-gather", "collective-permute"):
         assert movement not in program
@@ -245,11 +252,11 @@ def test_metrics_are_means_since_the_last_line():
             np.testing.assert_allclose(lines[end - 1][name], expected, rtol=1e-5)
 
 
-def test_only_parameters_have_optimiser_state():
+def test_only_parameters_have_optimiser_state(tmp_path):
     """Frozen norms and the fixed logit scale are constants: no moments, no change."""
     config = shrunk.get_config("zegformer").unlock()
     config.model.backbone.norm = "frozen_batch"
-    model = build_model(config, 16)
+    model = Experiment.open(config, tmp_path).build_model(16)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros((5, 16))
     )
@@ -263,57 +270,37 @@ def test_only_parameters_have_optimiser_state():
     assert moments == 2 * count
 
 
-SIZES = {
-    "backbone": dict(blocks=(1, 1, 1, 1), stem_width=8, bottleneck_width=8, stage_width=16),
-    "pixel_decoder": dict(width=32, mask_width=16),
-    "transformer": dict(queries=6, width=16, layers=2, heads=2, mlp_width=16, dropout=0.0),
-    "memory": "res5",
-}
+RESNET = dict(blocks=(1, 1, 1, 1), stem_width=8, bottleneck_width=8, stage_width=16)
 SWIN = {"kind": "swin", "width": 8, "depths": (1, 1), "heads": (2, 2), "window": 4}
-WEIGHTS = dataclasses.make_dataclass(
-    "Weights", ["class_weight", "mask_weight", "dice_weight", "no_object_weight", "max_targets"]
-)(1.0, 20.0, 1.0, 0.1, 4)
+OBJECTIVES = {"zegformer": GrouperObjective, "per_pixel": PerPixelObjective}
 
 
-def segmentation_task(kind):
-    """The real losses on a small model, on labels with different numbers of targets an image."""
-    model = models.build(kind, SIZES, embed_dim=8)
-    text_cd = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+@pytest.fixture
+def segmentation(request, tmp_path):
+    """A real objective on a small model without dropout."""
+    text_cd = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
     text_cd /= np.linalg.norm(text_cd, axis=-1, keepdims=True)
-    parts = grouper_loss(model, WEIGHTS) if kind == "zegformer" else pixel_loss(model)
-
-    def loss(params, constants, context, batch, totals, key):
-        return parts.loss(params, constants, jnp.asarray(text_cd), batch, totals, key)
-
-    return Task(
-        init=lambda key: jax.jit(model.init)(key, jnp.zeros((1, 32, 32, 3)), text_cd),
-        loss=loss,
-        metrics=parts.metrics,
-        context=None,
-        batches=lambda start: iter(()),
-        totals=lambda context, batch: parts.totals(text_cd, batch),
-        adds_up=True,
-    )
+    experiment = Experiment.open(shrunk.get_config(request.param), tmp_path)
+    return OBJECTIVES[request.param](experiment, text_cd)
 
 
-def pictures(count=1):
+def labelled_batch():
+    """Images with different numbers of targets."""
     rng = np.random.default_rng(2)
-    for _ in range(count):
-        label = rng.choice(np.array([0, 1, 2, 3, 4, 255], np.uint8), (8, 2, 2))
-        label[0] = 255  # an image without any target
-        yield {
-            "image": rng.integers(0, 256, (8, 32, 32, 3), np.uint8),
-            "label": np.kron(label, np.ones((1, 16, 16), np.uint8)),
-        }
+    label = rng.choice(np.array([0, 1, 2, 3, 4, 255], np.uint8), (8, 2, 2))
+    label[0] = 255  # an image without any target
+    return {
+        "image": rng.integers(0, 256, (8, 32, 32, 3), np.uint8),
+        "label": np.kron(label, np.ones((1, 16, 16), np.uint8)),
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["zegformer", "per_pixel"])
-def test_the_real_losses_add_up_over_parts(kind):
-    task = segmentation_task(kind)
-    (whole, *_), lines = run(task, list(pictures()))
-    (parts, *_), part_lines = run(task, list(pictures()), accumulate=4)
-    for name in (*task.metrics, "gradient_norm"):
+@pytest.mark.parametrize("segmentation", OBJECTIVES, indirect=True)
+def test_the_real_losses_add_up_over_parts(segmentation):
+    (whole,), lines = run(segmentation, [labelled_batch()])
+    (parts,), part_lines = run(segmentation, [labelled_batch()], accumulate=4)
+    for name in (*segmentation.metrics, "gradient_norm"):
         np.testing.assert_allclose(lines[0][name], part_lines[0][name], rtol=2e-5, err_msg=name)
     # After one step the first moment is a tenth of the clipped gradient.
     moments = [optax.tree.get(state.opt_state, "mu") for state in (whole, parts)]
@@ -322,7 +309,7 @@ def test_the_real_losses_add_up_over_parts(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", [SIZES["backbone"], SWIN], ids=["resnet", "swin"])
+@pytest.mark.parametrize("backbone", [RESNET, SWIN], ids=["resnet", "swin"])
 def test_computing_again_changes_no_gradient(backbone):
     images = np.random.default_rng(3).normal(size=(1, 32, 32, 3)).astype(np.float32)
     gradients = []
@@ -344,8 +331,8 @@ def test_computing_again_changes_no_gradient(backbone):
 def test_the_optax_clip_sees_the_whole_gradient():
     """Clipping comes after the parts are added."""
     states, lines = run(accumulate=4)
-    task, batch = make_task(), next(make_batches())
+    objective, batch = LeastSquares(), next(make_batches())
     gradient = jax.grad(
-        lambda p: task.loss(p, {}, None, batch, batch["weight"].sum(), jax.random.key(0))[0]
+        lambda p: objective.loss(p, {}, batch, objective.totals(batch), jax.random.key(0))[0]
     )({"kernel": jnp.asarray(INIT), "bias": jnp.ones(3)})
     np.testing.assert_allclose(lines[0]["gradient_norm"], optax.tree.norm(gradient), rtol=1e-5)

@@ -1,6 +1,5 @@
 """Training end to end: the real experiment shrunk, resuming, devices, and what goes wrong."""
 
-import dataclasses
 import itertools
 import json
 
@@ -11,6 +10,8 @@ import shrunk
 from PIL import Image
 
 from zegformer_jax.cli import demo
+from zegformer_jax.evaluation.metrics.segment_fit import IOU
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.experiment.workdir import CONFIG_FILE, load_variables
 from zegformer_jax.input.openmoji import pairs
@@ -18,9 +19,9 @@ from zegformer_jax.input.openmoji.rasters import load_pictures
 from zegformer_jax.runtime import checkpoints
 from zegformer_jax.runtime.mesh import make_mesh, replicate, shard_arrays, to_devices
 from zegformer_jax.training import loop as train
-from zegformer_jax.training.initialise import hand_over
+from zegformer_jax.training.initialise import hand_over, start_from
 from zegformer_jax.training.log import read_metrics
-from zegformer_jax.training.objectives.build import make_task
+from zegformer_jax.training.objectives import OBJECTIVES, open_objective
 from zegformer_jax.training.optim import make_optimiser
 from zegformer_jax.training.step import make_state, make_train_step
 
@@ -29,18 +30,19 @@ pytestmark = pytest.mark.slow
 
 def test_the_demo_leaves_a_whole_report(finished):
     content = json.loads((finished.workdir / "report.json").read_text())
-    methods = {(m["name"], m["vocabulary"]) for m in content["methods"]}
+    methods = {(row["name"], row["vocabulary"]) for row in content["scores"]}
     vocabularies = ("pascal_voc_20", "openmoji_voc")
     assert methods == set(itertools.product(demo.METHOD_NAMES.values(), vocabularies))
     assert list(content["vocabularies"]) == list(vocabularies)
-    for method in content["methods"]:
-        assert 0 <= method["pixel_accuracy"] <= 1 and 0 <= method["seen"] <= 1
-        assert (
-            len(method["iou"]) == {"pascal_voc_20": 20, "openmoji_voc": 236}[method["vocabulary"]]
-        )
+    classes = {"pascal_voc_20": 20, "openmoji_voc": 236}
+    for row in content["scores"]:
+        assert 0 <= row["pixels"] <= 1 and 0 <= row["seen"] <= 1
+        assert len(row["class_iou"]) == classes[row["vocabulary"]]
+    fits = [row for row in content["metrics"] if row["name"] == IOU]
+    assert [row["vocabulary"] for row in fits] == list(vocabularies)
     table = (finished.workdir / "report.md").read_text()
     for name in demo.METHOD_NAMES.values():
-        assert f"| {name} |" in table
+        assert f"| {name} " in table
     for picture in ("scenes.png", "losses.png"):
         assert picture in table
         with Image.open(finished.workdir / picture) as image:
@@ -66,17 +68,31 @@ def test_running_again_trains_nothing_and_gives_the_same_scores(finished, monkey
 
     monkeypatch.setattr(train, "prefetch", no_batches)
     again = demo.run(shrunk.configs(), finished.workdir, lambda line: None)
-    for first, second in zip(finished.report.methods, again.methods, strict=True):
+    for first, second in zip(finished.report.scores, again.scores, strict=True):
         assert first.name == second.name
-        np.testing.assert_array_equal(list(first.iou.values()), list(second.iou.values()))
-    assert finished.report.segment_fit == again.segment_fit
+        scores = [list(row.class_iou.values()) for row in (first, second)]
+        np.testing.assert_array_equal(*scores)
+    assert finished.report.metrics == again.metrics
     assert finished.report.losses == again.losses
 
 
+def open_run(config, workdir):
+    experiment = Experiment.open(config, workdir)
+    return experiment, open_objective(experiment)
+
+
+def first_variables(config, workdir):
+    experiment, objective = open_run(config, workdir)
+    return start_from(experiment, jax.jit(objective.init)(jax.random.key(0)))
+
+
+def train_quietly(config, workdir):
+    return train.train(Experiment.open(config, workdir), progress=False)
+
+
 def test_the_grouper_starts_from_the_baselines_backbone(finished):
-    task = make_task(shrunk.beside(finished.workdir), finished.workdir)
+    params = first_variables(shrunk.beside(finished.workdir), finished.workdir)["params"]
     start = load_variables(finished.workdir / "per_pixel")["params"]
-    params = task.init(jax.random.key(0))["params"]
     for part in ("backbone", "pixel_decoder"):
         jax.tree.map(np.testing.assert_array_equal, params[part], start[part])
 
@@ -84,7 +100,7 @@ def test_the_grouper_starts_from_the_baselines_backbone(finished):
 def test_the_baseline_starts_from_the_classifiers_backbone(finished):
     config = shrunk.beside(finished.workdir, "per_pixel")
     start = load_variables(finished.workdir / "classifier")["params"]
-    params = make_task(config, finished.workdir).init(jax.random.key(0))["params"]
+    params = first_variables(config, finished.workdir)["params"]
     jax.tree.map(np.testing.assert_array_equal, params["backbone"], start["backbone"])
 
 
@@ -98,13 +114,14 @@ def test_the_classifier_learns_seen_classes_by_their_places(finished, monkeypatc
             yield batch
 
     monkeypatch.setattr(pairs, "contrastive_batches", watched)
-    task = make_task(shrunk.beside(finished.workdir, "classifier", steps=5), finished.workdir)
+    config = shrunk.beside(finished.workdir, "classifier", steps=5)
+    _, objective = open_run(config, finished.workdir)
     vocabulary = load_vocabulary("openmoji_voc")
     seen = vocabulary.select(vocabulary.seen_indices)
     pictures = load_pictures(finished.workdir / "records")
     titles = set(zip(pictures.titles, pictures.picture_class.tolist(), strict=True))
-    assert len(task.context) == len(seen)
-    for batch in task.batches(0):
+    assert len(objective.constants["text_cd"]) == len(seen)
+    for batch in objective.batches(0):
         for name, place in zip(drawn[-1], batch["picture_class"], strict=True):
             full_place = vocabulary.names.index(seen.names[place])
             assert name in seen.synonyms(place) or (name, full_place) in titles
@@ -114,7 +131,7 @@ def test_a_start_of_other_sizes_is_refused(finished):
     config = shrunk.beside(finished.workdir)
     config.model.pixel_decoder.width = 24
     with pytest.raises(ValueError, match=r"per_pixel: its params/pixel_decoder/.*sizes under"):
-        make_task(config, finished.workdir).init(jax.random.key(0))
+        first_variables(config, finished.workdir)
 
 
 def test_a_start_without_a_backbone_is_refused():
@@ -149,25 +166,28 @@ class Interrupted(Exception):
     pass
 
 
-def spoil_batches(monkeypatch, change):
+def spoil_batches(monkeypatch, kind, change):
     """Multiplies the loss of batch 1, 2, ... by what `change` gives for that number."""
+    open_sound = OBJECTIVES[kind]
 
-    def make_spoilt_task(config, workdir):
-        task = make_task(config, workdir)
+    class Spoilt:
+        def __init__(self, experiment):
+            self.sound = open_sound(experiment)
 
-        def batches(start):
-            for number, batch in enumerate(task.batches(start), start + 1):
+        def __getattr__(self, name):
+            return getattr(self.sound, name)
+
+        def batches(self, start_step):
+            for number, batch in enumerate(self.sound.batches(start_step), start_step + 1):
                 factor = np.full(len(batch["image"]), change(number), np.float32)
                 yield batch | {"factor": factor}
 
-        def loss(params, constants, context, batch, totals, key):
-            value, metrics = task.loss(params, constants, context, batch, totals, key)
+        def loss(self, params, constants, batch, totals, key):
+            value, metrics = self.sound.loss(params, constants, batch, totals, key)
             value = value * batch["factor"].mean()
             return value, metrics | {"loss": value}
 
-        return dataclasses.replace(task, batches=batches, loss=loss)
-
-    monkeypatch.setattr(train, "make_task", make_spoilt_task)
+    monkeypatch.setitem(OBJECTIVES, kind, Spoilt)
 
 
 def test_an_interrupted_training_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
@@ -180,13 +200,13 @@ def test_an_interrupted_training_goes_on_bit_for_bit(finished, tmp_path, monkeyp
             raise Interrupted
         return 1.0
 
-    spoil_batches(monkeypatch, interrupt)
+    spoil_batches(monkeypatch, "zegformer", interrupt)
     with pytest.raises(Interrupted):
-        train.train(config, tmp_path / "halved", progress=False)
+        train_quietly(config, tmp_path / "halved")
     assert [x["step"] for x in read_metrics(tmp_path / "halved")] == [1, 2, 3, 4]
     stop.clear()
-    halved = train.train(config, tmp_path / "halved", progress=False)
-    whole = train.train(config, tmp_path / "whole", progress=False)
+    halved = train_quietly(config, tmp_path / "halved")
+    whole = train_quietly(config, tmp_path / "whole")
     assert [line["step"] for line in halved] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in halved] == [line["loss"] for line in whole]
     trees = [load_variables(tmp_path / name)["params"] for name in ("halved", "whole")]
@@ -196,10 +216,10 @@ def test_an_interrupted_training_goes_on_bit_for_bit(finished, tmp_path, monkeyp
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(finished, tmp_path, monkeypatch):
     config = shrunk.beside(finished.workdir, "per_pixel", steps=4, checkpoint_every=2)
     config.unlock().train.most_skipped = 1
-    spoil_batches(monkeypatch, lambda number: np.nan if number == 3 else 1.0)
+    spoil_batches(monkeypatch, "per_pixel", lambda number: np.nan if number == 3 else 1.0)
     message = r"not finite in steps 3 to 3, .*step 3 \(examples train_.*learning_rate"
     with pytest.raises(FloatingPointError, match=message):
-        train.train(config, tmp_path, progress=False)
+        train_quietly(config, tmp_path)
     with checkpoints.Checkpoints(tmp_path) as saved:
         assert saved.latest_step == 2
     params = load_variables(tmp_path)["params"]
@@ -212,23 +232,23 @@ def test_a_workdir_with_another_config_is_refused(finished):
     config = shrunk.get_config()
     config.optimiser.learning_rate = 0.125
     with pytest.raises(ValueError, match=r"optimiser\.learning_rate was 0\.\d+, is 0\.125"):
-        train.train(config, finished.workdir)
+        train_quietly(config, finished.workdir)
     assert (finished.workdir / CONFIG_FILE).read_bytes() == before
 
 
 def losses_on(mesh, config, workdir, batches, axis="", **options):
     """The losses of the steps on some batches, on a mesh."""
-    task = make_task(config, workdir)
+    _, objective = open_run(config, workdir)
     optimiser, schedule = make_optimiser(
         learning_rate=1e-3, steps=100, power=0.9, weight_decay=0.0, clip_norm=1.0
     )
-    step = jax.jit(make_train_step(task, optimiser, schedule, mesh, **options))
-    state = make_state(task, optimiser, jax.random.key(0))
+    step = jax.jit(make_train_step(objective, optimiser, schedule, mesh, **options))
+    state = make_state(first_variables(config, workdir), objective.metrics, optimiser)
     state = jax.device_put(state, shard_arrays(state, mesh, axis))
-    context, key = replicate((task.context, jax.random.key(1)), mesh)
+    constants, key = replicate((objective.constants, jax.random.key(1)), mesh)
     losses = []
     for batch, _ in train.prefetch(iter(batches), mesh):
-        state, metrics = step(state, context, batch, key)
+        state, metrics = step(state, constants, batch, key)
         losses.append(float(metrics["loss"]))
     return losses
 
@@ -236,7 +256,7 @@ def losses_on(mesh, config, workdir, batches, axis="", **options):
 @pytest.fixture(scope="module")
 def fixed_batch(finished):
     config = shrunk.beside(finished.workdir)
-    return config, next(make_task(config, finished.workdir).batches(0))
+    return config, next(open_run(config, finished.workdir)[1].batches(0))
 
 
 def test_one_device_and_two_give_the_same_losses(finished, fixed_batch):

@@ -1,38 +1,23 @@
 """No loss or target sees an unseen label: changing such labels does not move the loss by a bit."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shrunk
 from array_source import ArraySource
 
-from zegformer_jax import models
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.input.pipeline import train_batches
 from zegformer_jax.text.vocabulary import Vocabulary
-from zegformer_jax.training.objectives.grouper import grouper_loss, pixel_loss
+from zegformer_jax.training.objectives.grouper import GrouperObjective
+from zegformer_jax.training.objectives.per_pixel import PerPixelObjective
 from zegformer_jax.training.targets import targets_from_labels
 
 SEEN = (True, False, True, True, False, False, True)
 VOCABULARY = Vocabulary.from_names(list("abcdefg"), SEEN)
 UNSEEN, NUM_SEEN, IGNORE = (1, 4, 5), 4, 255
-SIZES = {
-    "memory": "res5",
-    "backbone": {
-        "blocks": (1, 1, 1, 1),
-        "stem_width": 4,
-        "bottleneck_width": 4,
-        "stage_width": 4,
-        "norm": "group",
-        "norm_groups": 2,
-    },
-    "pixel_decoder": {"width": 4, "mask_width": 4, "norm_groups": 2},
-    "transformer": {"queries": 6, "width": 8, "layers": 1, "heads": 2, "mlp_width": 8},
-}
-WEIGHTS = SimpleNamespace(
-    class_weight=1.0, mask_weight=20.0, dice_weight=1.0, no_object_weight=0.1, max_targets=4
-)
+OBJECTIVES = {"zegformer": GrouperObjective, "per_pixel": PerPixelObjective}
 # What every unseen label becomes: another unseen class, always the same one, or no label.
 CHANGES = {
     "another": {1: 4, 4: 5, 5: 1},
@@ -78,27 +63,26 @@ def test_a_seen_label_does_change_the_batches():
     assert any(np.any(first["label"] != second["label"]) for first, second in pairs)
 
 
-@pytest.fixture(scope="module", params=("zegformer", "per_pixel"))
-def loss_of(request):
+@pytest.fixture(scope="module", params=OBJECTIVES)
+def loss_of(request, tmp_path_factory):
     """The loss and its gradient as a function of the labels, for each kind of model."""
-    model = models.build(request.param, SIZES, embed_dim=8)
+    experiment = Experiment.open(shrunk.get_config(request.param), tmp_path_factory.mktemp("run"))
     rng = np.random.default_rng(2)
     text_cd = rng.normal(size=(NUM_SEEN, 8)).astype(np.float32)
     text_cd /= np.linalg.norm(text_cd, axis=-1, keepdims=True)
+    objective = OBJECTIVES[request.param](experiment, text_cd)
     images = batches_of(make_labels())[0]["image"]
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), text_cd)
     params = jax.tree.map(
-        lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes["params"]
+        lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32),
+        jax.eval_shape(objective.init, jax.random.key(0))["params"],
     )
-    is_grouper = request.param == "zegformer"
-    losses_of = grouper_loss(model, WEIGHTS) if is_grouper else pixel_loss(model)
 
     @jax.jit
     def value_and_gradient(label):
         batch = {"image": images, "label": label}
-        totals = losses_of.totals(text_cd, batch)
+        totals, key = objective.totals(batch), jax.random.key(2)
         return jax.value_and_grad(
-            lambda p: losses_of.loss(p, {}, text_cd, batch, totals, jax.random.key(2))[0]
+            lambda p: objective.loss(p, objective.constants, batch, totals, key)[0]
         )(params)
 
     return value_and_gradient

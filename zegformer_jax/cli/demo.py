@@ -1,5 +1,6 @@
 """The whole method on the embedded benchmark: train, evaluate, report."""
 
+import dataclasses
 import importlib
 import platform
 import time
@@ -12,15 +13,11 @@ from ml_collections import ConfigDict
 
 from zegformer_jax.drawing.curves import loss_curves
 from zegformer_jax.drawing.sheet import sheet
-from zegformer_jax.evaluation.counts import Evaluation
+from zegformer_jax.evaluation.evaluation import Evaluation
 from zegformer_jax.evaluation.loop import evaluate
-from zegformer_jax.evaluation.report.demo_report import (
-    MethodResult,
-    Report,
-    SegmentFit,
-    Timing,
-    write_report,
-)
+from zegformer_jax.evaluation.report.files import write_report
+from zegformer_jax.evaluation.report.schema import Report, Timing, describe
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.training.log import read_metrics
 from zegformer_jax.training.loop import train
 
@@ -86,10 +83,12 @@ def run(configs: Mapping[str, ConfigDict], workdir: str | Path, say: Say = print
     clock = StageClock(say)
     for kind in KINDS:
         with clock.stage(kind):
-            train(configs[kind], workdir / FOLDERS[kind])
+            train(Experiment.open(configs[kind], workdir / FOLDERS[kind]))
     with clock.stage("evaluate"):
-        baseline = evaluate(configs["per_pixel"], workdir / FOLDERS["per_pixel"], SCENES_SHOWN)
-        method = evaluate(configs["zegformer"], workdir, SCENES_SHOWN)
+        baseline, method = (
+            evaluate(Experiment.open(configs[kind], workdir / FOLDERS[kind]), examples=SCENES_SHOWN)
+            for kind in ("per_pixel", "zegformer")
+        )
     draw_sheet(method, baseline).save(workdir / "scenes.png")
     losses = {
         kind: [(line["step"], losses_of(line)) for line in read_metrics(workdir / FOLDERS[kind])]
@@ -139,7 +138,7 @@ def losses_of(line: Mapping[str, float]) -> dict[str, float]:
 
 def draw_sheet(method: Evaluation, baseline: Evaluation) -> Any:
     """Draws validation scenes: image, truth, prediction and the baseline's prediction."""
-    vocabulary = method.subsets[0].vocabulary
+    vocabulary = method.plan.subsets[0].vocabulary
     rows = [
         (*ours, theirs[2]) for ours, theirs in zip(method.examples, baseline.examples, strict=True)
     ]
@@ -148,7 +147,7 @@ def draw_sheet(method: Evaluation, baseline: Evaluation) -> Any:
         vocabulary.names,
         seen=vocabulary.seen,
         titles=("image", "truth", "ZegFormer", "per-pixel baseline"),
-        ignore=method.vocabulary.ignore_label,
+        ignore=method.plan.vocabulary.ignore_label,
     )
 
 
@@ -161,37 +160,35 @@ def make_report(
     losses: Mapping[str, Any],
 ) -> Report:
     """Puts everything that was measured into a report."""
-    vocabularies, results, fits = {}, [], []
-    for subset in method.subsets:
-        names, seen = subset.vocabulary.names, subset.vocabulary.seen
-        vocabularies[subset.name] = dict(zip(names, seen, strict=True))
-        for key, name in METHOD_NAMES.items():
-            source = baseline if key == "per_pixel" else method
-            scores = source.scores(key, subset)
-            results.append(MethodResult.from_scores(name, subset.name, names, scores))
-        fits.append(SegmentFit(subset.name, *method.segment_fit(subset)))
+    report = describe(method, "ZegFormer on OpenMoji-VOC")
+    rows = [*describe(baseline, "").scores, *report.scores]
+    scores = [
+        dataclasses.replace(row, name=name)
+        for method_name, name in METHOD_NAMES.items()
+        for row in rows
+        if row.name == method_name
+    ]
     steps = {
         kind: _median([x["seconds_per_step"] for x in read_metrics(workdir / FOLDERS[kind])])
         for kind in KINDS
     }
     images = {
-        "per-pixel baseline": baseline.seconds / max(baseline.images, 1),
-        "ZegFormer": method.seconds / max(method.images, 1),
+        "per-pixel baseline": baseline.seconds_per_image,
+        "ZegFormer": method.seconds_per_image,
     }
     settings = {kind: config.to_dict() for kind, config in configs.items()} | {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
-    return Report(
-        title="ZegFormer on OpenMoji-VOC",
-        vocabularies=vocabularies,
-        methods=results,
-        segment_fit=fits,
+    return dataclasses.replace(
+        report,
+        scores=scores,
+        shown=METHOD_NAMES[report.shown],
         timing=Timing(step=steps, image=images, stage=dict(seconds)),
         settings=settings,
         losses=losses,
-        pictures={
+        figures={
             "scenes.png": "Validation scenes; unseen classes are starred.",
             "losses.png": "Training losses.",
         },

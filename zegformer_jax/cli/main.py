@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import csv
+import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -99,7 +101,7 @@ def demo(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the training; default: 0")
     options = parser.parse_args(arguments)
     from zegformer_jax.cli.demo import load_configs, run
-    from zegformer_jax.evaluation.report.demo_report import summary
+    from zegformer_jax.evaluation.report.tables import summary
 
     with _stopping(options.workdir):
         result = run(load_configs(options.seed), options.workdir)
@@ -121,60 +123,66 @@ def _stopping(workdir: str) -> Iterator[None]:
 def train(arguments: Sequence[str]) -> None:
     """Trains what a config says."""
     config, workdir, flags = parse_config("train", arguments, TRAIN_FLAGS)
+    from zegformer_jax.experiment import Experiment
     from zegformer_jax.runtime.processes import join
     from zegformer_jax.training.loop import train as run
 
     join()
     with _stopping(workdir):
-        history = run(config, workdir, change_config=flags["change_config"])
+        experiment = Experiment.open(config, workdir)
+        history = run(experiment, change_config=flags["change_config"])
     last = history[-1] if history else {}
     print(f"{workdir}: {last.get('step', 0)} steps, loss {last.get('loss', float('nan')):.4f}")
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Evaluates a trained model, on its data set or on others, and writes what came out."""
+    """Evaluates a trained model on its data set, or on others, and writes tables."""
     config, workdir, flags = parse_config("evaluate", arguments, EVALUATE_FLAGS, "checkpoint")
     from etils import epath
 
     from zegformer_jax.evaluation.checkpoint import open_source
-    from zegformer_jax.evaluation.report.tables import parse_predictions
+    from zegformer_jax.evaluation.report.files import parse_kinds
     from zegformer_jax.evaluation.targets import choose
+    from zegformer_jax.experiment import Experiment
     from zegformer_jax.runtime.processes import join
 
-    kinds = parse_predictions(flags["predictions"])
+    kinds = parse_kinds(flags["predictions"])
     join()
-    source = open_source(workdir, flags["checkpoint"], config)
-    targets = choose(flags["datasets"], config, source.workdir)
-    for target in targets:
+    source = open_source(workdir, flags["checkpoint"], partial(Experiment.open, config))
+    for target in choose(flags["datasets"], source.experiment):
         folder = epath.Path(flags["output"] or source.results) / target.results
-        _evaluate_on(target, config, source, folder, kinds)
+        _evaluate_on(target, source, folder, kinds)
 
 
-def _evaluate_on(target: Any, config: Any, source: Any, folder: Any, kinds: Sequence[str]) -> None:
-    """Evaluates on one data set; also of an interrupted evaluation there is a table."""
+def _evaluate_on(target: Any, source: Any, folder: Any, kinds: Sequence[str]) -> None:
+    """Evaluates on one data set; an interrupted evaluation writes its tables, too."""
+    from zegformer_jax.evaluation.evaluation import Interrupted
+    from zegformer_jax.evaluation.evaluator import Evaluator
     from zegformer_jax.evaluation.loop import evaluate as run
-    from zegformer_jax.evaluation.report.tables import PredictionWriter, write
-    from zegformer_jax.evaluation.resume import Interrupted
+    from zegformer_jax.evaluation.report.files import LabelMapWriter, write_evaluation
+    from zegformer_jax.evaluation.report.published import published_lines
+    from zegformer_jax.evaluation.report.schema import describe
+    from zegformer_jax.evaluation.resume import ResumeFile
     from zegformer_jax.runtime.processes import is_first, wait_for_all
 
-    def show(result: Any) -> None:
+    def show(evaluation: Any) -> None:
         if is_first():
-            text = write(folder, config, result, target.name, target.config.eval)
-            print(f"{target.results}\n{text}")
+            published = published_lines(evaluation.plan.model, source.experiment, target.name)
+            settings = dataclasses.asdict(target.experiment.eval)
+            report = describe(evaluation, target.name, published=published, settings=settings)
+            print(f"{target.results}\n{write_evaluation(folder, evaluation, report)}")
 
-    writer = PredictionWriter(folder, kinds) if kinds else None
-    try:
-        result = run(
-            config, source.workdir, dataset=target.dataset, keep=writer, partial=folder,
-            variables=source.variables, clip=source.clip,
-        )  # fmt: skip
-    except Interrupted as stopped:
-        if stopped.result is not None:
-            show(stopped.result)
-        raise
-    show(result)
-    wait_for_all("tables are written")  # until then any of them may have to go on
-    result.finish()
+    evaluator = Evaluator(target.experiment, source.variables, target.trained)
+    keep = LabelMapWriter(folder, kinds) if kinds else None
+    with ResumeFile(folder, note=",".join(sorted(kinds))) as resume:
+        try:
+            result = run(target.experiment, evaluator=evaluator, keep=keep, resume=resume)
+        except Interrupted as stopped:
+            if stopped.evaluation is not None:
+                show(stopped.evaluation)
+            raise
+        show(result)
+        wait_for_all("tables are written")  # until then another process may have to resume
 
 
 def parse_classes(text: str) -> list[str]:

@@ -1,14 +1,13 @@
-"""Where an evaluation's model comes from, if not from a workdir's newest or best checkpoint."""
+"""The model of an evaluation: a workdir's checkpoint, a single step of a run, or a file."""
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
-from flax import traverse_util
-from ml_collections import ConfigDict
 
-from zegformer_jax.evaluation.report.tables import FOLDER as RESULTS
-from zegformer_jax.experiment.models import LoadedClip, needs_clip, set_sizes
+from zegformer_jax.evaluation.report.files import FOLDER as RESULTS
+from zegformer_jax.experiment import Experiment, LoadedClip
 from zegformer_jax.experiment.workdir import load_step
 from zegformer_jax.pretrained.archives import read_tensors
 from zegformer_jax.pretrained.clip.load import from_openai_state_dict
@@ -18,51 +17,53 @@ from zegformer_jax.pretrained.zegformer_model import read_model
 from zegformer_jax.runtime.checkpoints import FOLDER
 from zegformer_jax.text.tokenizer import Tokenizer
 
+OpenExperiment = Callable[[epath.PathLike], Experiment]  # opens a config in a folder
+
 
 class Source(NamedTuple):
-    """A model to be evaluated.
+    """A model to evaluate.
 
     Attributes:
-        workdir: that the config's paths are relative to.
-        results: folder for the results, where no other is named.
-        variables: of the grouper or the baseline, on the host; None: a checkpoint of the workdir.
-        clip: that came with it; None: the config's.
+        experiment: The experiment, with the CLIP that came with the model if one did.
+        results: Folder for the results if no other is named.
+        variables: Variables of the grouper or the baseline, on the host; None: the checkpoint that
+            the experiment names.
     """
 
-    workdir: epath.Path
+    experiment: Experiment
     results: epath.Path
     variables: dict[str, Any] | None = None
-    clip: LoadedClip | None = None
 
 
-def open_source(workdir: str, checkpoint: str, config: ConfigDict) -> Source:
-    """The checkpoint of a workdir that the config names; or another one, see `open_checkpoint`."""
+def open_source(workdir: str, checkpoint: str, open_experiment: OpenExperiment) -> Source:
+    """Opens the model of a workdir, or a checkpoint instead; see `open_checkpoint`."""
     if checkpoint:
-        return open_checkpoint(checkpoint, config)
-    return Source(epath.Path(workdir), epath.Path(workdir) / RESULTS)
+        return open_checkpoint(checkpoint, open_experiment)
+    return Source(open_experiment(workdir), epath.Path(workdir) / RESULTS)
 
 
-def open_checkpoint(path: str, config: ConfigDict) -> Source:
-    """One step of a run, `WORKDIR/checkpoints/STEP`, or a file in the authors' layout.
+def open_checkpoint(path: str, open_experiment: OpenExperiment) -> Source:
+    """Opens one step of a run, `WORKDIR/checkpoints/STEP`, or a file in the authors' layout.
 
     Args:
-        path: of either.
-        config: of the model; the sizes of a file must be its.
+        path: The step's folder, or the file.
+        open_experiment: Opens the experiment in a folder: the run's workdir, or the file's folder.
+            A file must have the sizes of the experiment's model.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: it is neither, is damaged, or has other sizes than the config.
+        FileNotFoundError: There is nothing.
+        ValueError: It is neither, is damaged, or has other sizes than the experiment.
     """
     place = epath.Path(path if "://" in path else os.path.abspath(path))
     if place.is_dir():
-        return _open_step(path, place)
+        return _open_step(path, place, open_experiment)
     if not place.exists():
         steps = _steps(place.parent) if place.parent.name == FOLDER else ""
         raise FileNotFoundError(f"{path}: no such checkpoint" + (steps and f"; there is {steps}"))
-    return _open_file(path, place, config)
+    return _open_file(path, place, open_experiment(place.parent))
 
 
-def _open_step(path: str, place: epath.Path) -> Source:
+def _open_step(path: str, place: epath.Path, open_experiment: OpenExperiment) -> Source:
     if place.parent.name != FOLDER or not place.name.isdecimal():
         folder = place if place.name == FOLDER else place / FOLDER
         raise ValueError(
@@ -76,7 +77,7 @@ def _open_step(path: str, place: epath.Path) -> Source:
     except Exception as error:  # whatever Orbax and TensorStore meet in damaged files
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: cannot be read, name another step: {reason}") from error
-    return Source(workdir, workdir / RESULTS / f"step_{place.name}", variables)
+    return Source(open_experiment(workdir), workdir / RESULTS / f"step_{place.name}", variables)
 
 
 def _steps(folder: epath.Path) -> str:
@@ -84,46 +85,29 @@ def _steps(folder: epath.Path) -> str:
     return ", ".join(sorted((name for name in names if name.isdecimal()), key=int))
 
 
-def _open_file(path: str, place: epath.Path, config: ConfigDict) -> Source:
+def _open_file(path: str, place: epath.Path, experiment: Experiment) -> Source:
     tensors = read_tensors(place)
     if not is_checkpoint(tensors):
         raise ValueError(
             f"{path}: not a whole model in the authors' layout; a training starts from a backbone "
             f"by --config.model.start_from={path}"
         )
-    heads = config.model.transformer.heads
-    if config.model.kind == "per_pixel":
-        heads = config.model.pixel_decoder.encoder_heads
-    checkpoint = read_model(tensors, path, heads)
-    _check_sizes(path, config, checkpoint.sizes)
-    clip = None
-    if checkpoint.clip_tensors and needs_clip(config):
+    checkpoint = read_model(tensors, path, experiment.heads)
+    _check_sizes(path, experiment.compare_sizes(checkpoint.sizes))
+    if checkpoint.clip_tensors and experiment.uses_clip:
         clip_config, params = from_openai_state_dict(checkpoint.clip_tensors, path)
-        if config.clip.input_size:
-            clip_config, params = resize_positions(params, clip_config, config.clip.input_size)
-        clip = LoadedClip(clip_config, params, Tokenizer.openai())
-    folder = place.parent
-    return Source(folder, folder / RESULTS / place.stem, checkpoint.variables, clip)
+        if side := experiment.clip_settings.input_size:
+            clip_config, params = resize_positions(params, clip_config, side)
+        experiment.clip = LoadedClip(clip_config, params, Tokenizer.openai())
+    return Source(experiment, place.parent / RESULTS / place.stem, checkpoint.variables)
 
 
-def _check_sizes(path: str, config: ConfigDict, sizes: dict[str, Any]) -> None:
-    """Compares a file's sizes with the config's.
-
-    Raises:
-        ValueError: they differ; the message names the fields.
-    """
-    model = ConfigDict(config.model.to_dict())
-    set_sizes(model, sizes)
-    ours, theirs = (traverse_util.flatten_dict(x.to_dict(), sep=".") for x in (config.model, model))
-    differing = [name for name in theirs if _plain(theirs[name]) != _plain(ours[name])]
+def _check_sizes(path: str, differing: dict[str, tuple[Any, Any]]) -> None:
+    """Raises a ValueError that names the fields in which a file differs from the experiment."""
     if differing:
-        first = ", ".join(f"model.{x} is {theirs[x]}, not {ours[x]}" for x in differing)
+        first = ", ".join(f"{x} is {theirs}, not {ours}" for x, (ours, theirs) in differing.items())
         raise ValueError(
             f"{path}: has other sizes than the config ({first}): name the config's variant that "
-            f"it is of, give --config.model.{differing[0]}=... and so on, or convert it into a "
+            f"it is of, give --config.{next(iter(differing))}=... and so on, or convert it into a "
             "workdir with ./run.sh convert"
         )
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value

@@ -1,209 +1,206 @@
-"""Evaluation on a data set's pictures, on several hosts together, and again after an interrupt."""
+"""Evaluation on an experiment's validation images, by several processes, with interruptions."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from zegformer_jax.evaluation.counts import Evaluation
+from zegformer_jax.evaluation.evaluation import Evaluation, Example, Interrupted
 from zegformer_jax.evaluation.evaluator import Evaluator
-from zegformer_jax.evaluation.resume import Progress, identify_records
-from zegformer_jax.experiment.data import (
-    dataset_directory,
-    dataset_vocabulary,
-    on_dataset,
-    open_split,
-)
-from zegformer_jax.experiment.models import LoadedClip
-from zegformer_jax.runtime.processes import StopRequest, is_first
-from zegformer_jax.text.vocabulary import Vocabulary
+from zegformer_jax.evaluation.metric import States, add
+from zegformer_jax.evaluation.resume import Counted, ResumeFile
+from zegformer_jax.experiment import Experiment
+from zegformer_jax.runtime.processes import StopRequest, is_first, sum_over_processes
 
-Keep = Callable[[str, np.ndarray], None]
+SECONDS_BETWEEN_SAVES = 60.0
+Keep = Callable[[str, np.ndarray], None]  # takes an image's id and its label map
+Batch = dict[str, Any]  # as `input.pipeline.eval_batches` yields them
 
 
 def evaluate(
-    config: ConfigDict,
-    workdir: epath.PathLike,
-    examples: int = 0,
-    progress: bool = True,
-    dataset: tuple[str, str] | None = None,
+    experiment: Experiment,
+    *,
+    evaluator: Evaluator | None = None,
     keep: Keep | None = None,
-    partial: epath.PathLike | None = None,
-    variables: Any = None,
-    clip: LoadedClip | None = None,
+    examples: int = 0,
+    resume: ResumeFile | None = None,
+    progress: bool = True,
 ) -> Evaluation:
-    """Evaluates a checkpoint of a workdir on its data set's validation pictures.
+    """Evaluates a model on an experiment's validation images.
 
     Args:
-        config: the experiment.
-        workdir: where its checkpoints are.
-        examples: number of pictures whose label maps are kept.
-        progress: whether to show a progress bar.
-        dataset: name and directory of another data set, see `evaluation_datasets.on_dataset`.
-        keep: takes each picture's id and its label map, as the examples'. `kinds`, where it has
-            them, say what it writes: one that writes other kinds begins anew.
-        partial: a folder for what is counted so far; an interrupted evaluation goes on from it.
-            The file stays until `finish` of the result is called.
-        variables: of the model, see `Evaluator`; None reads the workdir's checkpoint.
-        clip: see there.
+        experiment: The experiment, which names the data set.
+        evaluator: The model and its metrics; None: the experiment's checkpoint.
+        keep: Takes each image's id and its label map, as in `Evaluation.examples`.
+        examples: Number of images that are returned with their label maps.
+        resume: Keeps what is counted, so that an interrupted evaluation can resume.
+        progress: Shows a progress bar.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM came; it holds what was counted so far.
+        Interrupted: Ctrl-C or SIGTERM came.
     """
-    workdir, trained = epath.Path(workdir), None
-    if dataset is not None:
-        own = config
-        config, is_own = on_dataset(own, workdir, *dataset)
-        trained = None if is_own else dataset_vocabulary(own, workdir)
-    evaluator = Evaluator(config, workdir, variables, trained, clip)
+    run = _Run(experiment, evaluator or Evaluator(experiment), keep, examples, resume)
     with StopRequest() as stop:
-        return run(config, workdir, evaluator, examples, progress, keep, partial, stop)
+        return run.finish(progress, stop)
 
 
-def run(
-    config: ConfigDict,
-    workdir: epath.Path,
-    evaluator: Evaluator,
-    examples: int = 0,
-    progress: bool = True,
-    keep: Keep | None = None,
-    partial: epath.PathLike | None = None,
-    stop: StopRequest | None = None,
-) -> Evaluation:
-    """Evaluates on the validation pictures, on several hosts together; see `evaluate`.
+class Validation:
+    """Evaluates a training's variables again and again, with one compiled step."""
 
-    `stop` ends it after a batch as Ctrl-C does at any moment.
-    """
-    source = open_split(config, workdir, "validation")
-    progress_file = _open_progress(config, workdir, evaluator, source, keep, partial)
-    result = Evaluation(evaluator.subsets, evaluator.vocabulary, evaluator.shown, of=len(source))
-    result.finish = progress_file.remove
-    progress_file.load(result)
-    batches = validation_batches(config, source, evaluator.vocabulary, progress_file.done)
-    own = len(range(jax.process_index(), len(source), jax.process_count()))
-    bar = tqdm(
-        total=own,
-        initial=result.pictures,
-        desc=f"evaluate {config.model.kind} on {config.dataset.name}",
-        disable=not progress or not is_first(),
-        unit="picture",
-    )
-    try:
-        with bar:
-            for batch in _count(batches, evaluator, result, examples, keep):
-                count = _count_valid(batch)
-                progress_file.note(result, batch["index"][:count])
-                bar.update(count)
-                if stop is not None and result.pictures < own and stop.asked():
-                    raise KeyboardInterrupt
-    except KeyboardInterrupt as interrupt:
-        raise progress_file.interrupt(result) from interrupt
-    result.add_hosts()
-    return result
+    def __init__(self, experiment: Experiment):
+        self._experiment = experiment
+        self._evaluator: Evaluator | None = None
+
+    def __call__(self, variables: Any) -> Evaluation:
+        """Evaluates variables, which are on the host, on the validation images."""
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self._experiment, variables)
+        else:
+            self._evaluator.set_variables(variables)
+        return _Run(self._experiment, self._evaluator).finish(progress=False)
 
 
-def _open_progress(
-    config: ConfigDict,
-    workdir: epath.Path,
-    evaluator: Evaluator,
-    source: Any,
-    keep: Keep | None,
-    folder: epath.PathLike | None,
-) -> Progress:
-    """What is counted so far, by all that the counts and the files beside them follow from."""
-    if folder is None:
-        return Progress(None, "", len(source))
-    parts = (
-        evaluator.identity(config),
-        [(subset.name, subset.vocabulary) for subset in evaluator.subsets],
-        identify_records(source, dataset_directory(config, workdir)),
-        sorted(getattr(keep, "kinds", ())),
-    )
-    return Progress(folder, hashlib.sha256(repr(parts).encode()).hexdigest(), len(source))
+class Clock:
+    """Times the steps on batches of shapes that came before; others compile."""
+
+    def __init__(self) -> None:
+        self._shapes: set[tuple] = set()
+        self._seconds, self._images = 0.0, 0
+
+    @contextlib.contextmanager
+    def step(self, batch: Batch) -> Iterator[None]:
+        """Times a step on a batch."""
+        arrays = jax.tree.leaves((batch["views"], batch["label"]))
+        shapes, start = tuple(array.shape for array in arrays), time.perf_counter()
+        yield
+        if shapes in self._shapes:
+            self._seconds += time.perf_counter() - start
+            self._images += count_valid(batch)
+        self._shapes.add(shapes)
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Mean time of an image; NaN if every step compiled."""
+        return self._seconds / self._images if self._images else float("nan")
 
 
-def _count(
-    batches: Iterator[dict[str, np.ndarray]],
-    evaluator: Evaluator,
-    result: Evaluation,
-    examples: int,
-    keep: Keep | None,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Adds what the evaluator counts to a result; yields each batch when it is counted."""
-    shapes_seen: set[tuple] = set()
-    for batch in batches:
-        sums, predictions = _run_timed(batch, evaluator, result, shapes_seen)
-        count = _count_valid(batch)
-        for row in range(min(count, examples - len(result.examples))):
-            result.examples.append(example_of(batch, predictions, row, evaluator))
-        for row in range(count if keep is not None else 0):
-            labels_hw = _cut(predictions, batch, row).astype(batch["label"].dtype)
-            keep(str(batch["id"][row]), labels_hw)
-        result.add(sums)  # last: a picture that is counted has its files
-        result.pictures += count
-        yield batch
+@dataclass
+class _Run:
+    """One evaluation; see `evaluate` for the fields that it is made of."""
 
+    experiment: Experiment
+    evaluator: Evaluator
+    keep: Keep | None = None
+    examples: int = 0
+    resume: ResumeFile | None = None
+    shown: list[Example] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
 
-def _run_timed(
-    batch: dict[str, np.ndarray], evaluator: Evaluator, result: Evaluation, shapes_seen: set[tuple]
-) -> tuple[dict[Any, np.ndarray], np.ndarray]:
-    """Runs the evaluator on a batch, and adds the time it took unless it compiled for its shape."""
-    start = time.perf_counter()
-    answer = evaluator(batch)
-    shape = (*(images.shape for images, _ in batch["views"]), batch["label"].shape)
-    if shape in shapes_seen:
-        result.seconds += time.perf_counter() - start
-        result.images += _count_valid(batch)
-    shapes_seen.add(shape)
-    return answer
+    def finish(self, progress: bool, stop: StopRequest | None = None) -> Evaluation:
+        """Evaluates; `stop` ends it after a batch, Ctrl-C at any moment."""
+        source = self.experiment.open_split("validation")
+        counted = self._start(source)
+        own = np.arange(jax.process_index(), len(source), jax.process_count())
+        bar = tqdm(
+            total=len(own),
+            initial=int(counted.done.sum()),
+            desc=f"evaluate {self.experiment.kind} on {self.experiment.dataset.name}",
+            disable=not progress or not is_first(),
+            unit="image",
+        )
+        saved = time.monotonic()
+        try:
+            with bar:
+                for batch in validation_batches(self.experiment, source, counted.done):
+                    counted = self._count(batch, counted)
+                    bar.update(count_valid(batch))
+                    if self.resume and time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
+                        self.resume.save(counted)
+                        saved = time.monotonic()
+                    if stop and stop.asked() and not counted.done[own].all():
+                        raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise self._interrupt(counted) from interrupt
+        return self._result(*sum_over_processes((counted.states, counted.done.astype(int))))
 
+    def _start(self, source: Any) -> Counted:
+        """Returns what was counted before an interruption."""
+        nothing = Counted(self.evaluator.nothing, np.zeros(len(source), bool))
+        if self.resume is None:
+            return nothing
+        parts = self.evaluator.identity(), source.fingerprint(), self.resume.note
+        return self.resume.open(hashlib.sha256(repr(parts).encode()).hexdigest(), nothing)
 
-def _count_valid(batch: dict[str, np.ndarray]) -> int:
-    """The pictures of a batch; the rows after them only fill it."""
-    return int(batch["valid"].sum())
+    def _count(self, batch: Batch, counted: Counted) -> Counted:
+        """Counts a batch; last, so that every image that is counted was kept."""
+        with self.clock.step(batch):
+            states, labels_byx = self.evaluator(batch)
+        valid = count_valid(batch)
+        for row in range(min(valid, self.examples - len(self.shown))):
+            self.shown.append(self._example(batch, labels_byx, row))
+        for row in range(valid if self.keep is not None else 0):
+            labels_yx = _cut(labels_byx, batch, row).astype(batch["label"].dtype)
+            self.keep(str(batch["id"][row]), labels_yx)
+        done = counted.done.copy()
+        done[batch["index"][:valid]] = True
+        return Counted(add(counted.states, states), done)
 
+    def _interrupt(self, counted: Counted) -> Interrupted:
+        """Saves all completed batches and returns the exception; a partial batch is discarded."""
+        if not counted.done.any():
+            return Interrupted(None)
+        if self.resume is not None:
+            self.resume.save(counted)
+        return Interrupted(self._result(*counted) if jax.process_count() == 1 else None)
 
-def _cut(array_bhw: np.ndarray, batch: dict[str, np.ndarray], row: int) -> np.ndarray:
-    """A row of labels without its padding, [h, w]."""
-    height, width = batch["original_size"][row]
-    return array_bhw[row, :height, :width]
+    def _result(self, states: States, done: np.ndarray) -> Evaluation:
+        plan, metrics = self.evaluator.plan, self.evaluator.metrics
+        seconds = self.clock.seconds_per_image
+        return Evaluation(plan, metrics, states, int(done.sum()), len(done), self.shown, seconds)
+
+    def _example(self, batch: Batch, labels_byx: np.ndarray, row: int) -> Example:
+        """Returns an image, its labels and its label map, in the headline vocabulary."""
+        images, sizes = batch["views"][0]
+        height, width = sizes[row]
+        plan = self.evaluator.plan
+        table = plan.subsets[0].table(plan.vocabulary.ignore_label)
+        labels_yx = table[_cut(batch["label"], batch, row)]
+        return images[row, :height, :width], labels_yx, _cut(labels_byx, batch, row)
 
 
 def validation_batches(
-    config: ConfigDict, source: Any, vocabulary: Vocabulary, done: np.ndarray | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """This host's batches of a source's pictures, without those that are done."""
+    experiment: Experiment, source: Any, done: np.ndarray | None = None
+) -> Iterator[Batch]:
+    """Yields this process's batches of a source's images, without those that are done."""
     from zegformer_jax.input import pipeline
 
+    settings = experiment.eval
     return pipeline.eval_batches(
         source,
-        vocabulary,
-        batch_size=config.eval.batch_size,
-        short_sides=(config.eval.short_side, *config.eval.more_short_sides),
-        max_long_side=config.eval.max_long_side,
+        experiment.vocabulary,
+        batch_size=settings.batch_size,
+        short_sides=(settings.short_side, *settings.more_short_sides),
+        max_long_side=settings.max_long_side,
         done=done,
-        num_threads=config.input.threads,
-        prefetch=config.input.prefetch * config.eval.batch_size,
+        threads=experiment.input.threads,
+        prefetch=experiment.input.prefetch * settings.batch_size,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
     )
 
 
-def example_of(
-    batch: dict[str, np.ndarray], predictions: np.ndarray, row: int, evaluator: Evaluator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts one picture, its truth and its prediction out of a batch, in the headline vocabulary."""
-    images_bhwc, sizes = batch["views"][0]
-    height, width = sizes[row]
-    table = evaluator.subsets[0].table(evaluator.vocabulary.ignore_label)
-    return (
-        images_bhwc[row, :height, :width],
-        table[_cut(batch["label"], batch, row)],
-        _cut(predictions, batch, row),
-    )
+def count_valid(batch: Batch) -> int:
+    """Returns the number of images in a batch; the rows after them only fill it."""
+    return int(batch["valid"].sum())
+
+
+def _cut(array_byx: np.ndarray, batch: Batch, row: int) -> np.ndarray:
+    """Returns a row of labels without padding."""
+    height, width = batch["original_size"][row]
+    return array_byx[row, :height, :width]

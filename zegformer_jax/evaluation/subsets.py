@@ -1,25 +1,30 @@
-"""Vocabularies whose classes are reported together."""
+"""Vocabularies that scores are reported for: parts of the data set's vocabulary.
+
+Axes: c class.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from zegformer_jax.experiment.data import load_vocabulary
+from zegformer_jax.input import benchmarks
 from zegformer_jax.text.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subset:
-    """The classes of the data set's vocabulary that are reported together.
+    """Classes of the data set's vocabulary that are reported together.
 
     Attributes:
-        name: of the vocabulary file.
-        vocabulary: the classes.
-        indices: their places in the data set's vocabulary.
-        merged: names of the classes that scores are reported for, where several count as one.
-        merge: int [C], the place among `merged` of each class; None where each is reported.
+        name: The vocabulary file's name, or the data set's for all of its classes.
+        vocabulary: The c classes.
+        indices: int [c], their indices in the data set's vocabulary.
+        merged: Names of the classes that scores are reported for where several count as one.
+        merge: int [c], each class's index in `merged`; None reports every class.
     """
 
     name: str
@@ -30,45 +35,48 @@ class Subset:
 
     @property
     def stem(self) -> str:
-        """The name without its folders and suffix: for files, and for tables."""
+        """The name without folders and suffix, for files and tables."""
         return PurePosixPath(self.name.removesuffix(".json")).name
 
-    @property
-    def reported(self) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    @cached_property
+    def reported(self) -> dict[str, bool]:
         """Names and seen flags of the classes that scores are reported for.
 
-        A merged class is seen where one of its classes is.
+        A merged class is seen if one of its classes is.
         """
         if self.merge is None:
-            return self.vocabulary.names, self.vocabulary.seen
+            return dict(zip(self.vocabulary.names, self.vocabulary.seen, strict=True))
         seen = np.zeros(len(self.merged), bool)
         np.logical_or.at(seen, self.merge, np.asarray(self.vocabulary.seen))
-        return self.merged, tuple(seen.tolist())
+        return dict(zip(self.merged, seen.tolist(), strict=True))
 
     @property
     def seen_c(self) -> np.ndarray:
-        """Whether each class counts as seen, bool [C]: where several are one, all as that one."""
-        seen = np.asarray(self.reported[1], bool)
+        """Seen flags, bool [c]; merged classes share the flag of their merged class."""
+        seen = np.asarray(list(self.reported.values()), bool)
         return seen if self.merge is None else seen[self.merge]
 
-    def table(self, ignore: int) -> np.ndarray:
-        """Maps the data set's labels to this vocabulary's, other classes to the ignore label."""
-        table = np.full(ignore + 1, ignore, np.int32)
+    def table(self, ignore_label: int) -> np.ndarray:
+        """Returns the table from the data set's labels to this vocabulary's.
+
+        Other classes become the ignore label.
+        """
+        table = np.full(ignore_label + 1, ignore_label, np.int32)
         table[self.indices] = np.arange(len(self.indices))
         return table
 
 
 def load_subsets(names: Sequence[str], vocabulary: Vocabulary, dataset: str) -> tuple[Subset, ...]:
-    """Finds vocabulary files' classes in the data set's vocabulary; without files, all of it.
+    """Reads the vocabularies to report.
 
     Args:
-        names: of the files.
-        vocabulary: the data set's.
-        dataset: its name; `pascal_voc_20b` counts all kinds of background as one class.
+        names: Vocabulary files; none reports the whole vocabulary of the data set.
+        vocabulary: The data set's vocabulary.
+        dataset: The data set's name; `pascal_voc_20b` counts all kinds of background as one class.
 
     Raises:
-        ValueError: a class is not there, or two files would have the same results' files; the
-            message names them.
+        ValueError: A class is not in the data set's vocabulary, or two files have the same name;
+            the message says which.
     """
     if not names:
         return (_whole(vocabulary, dataset),)
@@ -85,11 +93,9 @@ def load_subsets(names: Sequence[str], vocabulary: Vocabulary, dataset: str) -> 
 
 
 def _whole(vocabulary: Vocabulary, dataset: str) -> Subset:
-    from zegformer_jax.input import benchmarks
-
     everything = np.arange(len(vocabulary))
     benchmark = benchmarks.find(dataset) if dataset in benchmarks.BENCHMARKS else None
-    if not hasattr(benchmark, "merge_table"):
+    if benchmark is None or not benchmark.merged_names:
         return Subset(dataset, vocabulary, everything)
     merge = benchmark.merge_table()[everything].astype(np.int64)
     return Subset(dataset, vocabulary, everything, benchmark.merged_names, merge)
@@ -99,6 +105,9 @@ def _load_subset(name: str, vocabulary: Vocabulary) -> Subset:
     wanted = load_vocabulary(name)
     missing = [x for x in wanted.names if x not in vocabulary.names]
     if missing:
-        raise ValueError(f"eval.vocabularies: '{name}' has '{missing[0]}', the data set has not")
+        raise ValueError(
+            f"eval.vocabularies: '{name}' has the class '{missing[0]}', which is not in the data "
+            "set's vocabulary: name another file"
+        )
     indices = np.array([vocabulary.names.index(x) for x in wanted.names])
     return Subset(name, vocabulary.select(indices), indices)

@@ -1,21 +1,15 @@
-"""Which data sets a model is evaluated on: the experiment's own, and others by their names."""
+"""Data sets that a model is evaluated on: the experiment's own, and others by name."""
 
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from etils import epath
-from ml_collections import ConfigDict
 
-from zegformer_jax.experiment.data import (
-    FOLDER,
-    GENERATED,
-    dataset_directory,
-    on_dataset,
-    open_split,
-)
-from zegformer_jax.experiment.workdir import resolve
+from zegformer_jax.experiment import Experiment
+from zegformer_jax.experiment.data import FOLDER, GENERATED
 from zegformer_jax.input import benchmarks
+from zegformer_jax.text.vocabulary import Vocabulary
 
 NAMES = (FOLDER, GENERATED, *benchmarks.BENCHMARKS)
 
@@ -24,53 +18,56 @@ class Target(NamedTuple):
     """A data set to evaluate on.
 
     Attributes:
-        name: of the data set.
-        config: the experiment as it is evaluated there.
-        results: name of the folder for its results.
-        dataset: name and directory, as `evaluate.evaluate` takes them; None for the experiment's
-            own where it lies.
+        name: Name of the data set.
+        experiment: The experiment on it.
+        results: Name of the folder for its results.
+        trained: Vocabulary of the training; None on the experiment's own data set.
     """
 
     name: str
-    config: ConfigDict
+    experiment: Experiment
     results: str
-    dataset: tuple[str, str] | None = None
+    trained: Vocabulary | None = None
 
 
-def choose(text: str, config: ConfigDict, workdir: epath.PathLike) -> list[Target]:
-    """Finds data sets, and opens those that are on this machine before any is evaluated on.
+def choose(text: str, experiment: Experiment) -> list[Target]:
+    """Returns the data sets that a text names; local ones are opened, so that errors come first.
 
     Args:
-        text: NAME=DIR by commas. NAME alone is the experiment's own data set where it lies, or the
-            directory NAME beside it. Of no text it is the experiment's own data set.
-        config: the experiment.
-        workdir: of its model.
+        text: NAME=DIR by commas. NAME alone is the experiment's own data set in its directory, or
+            the directory NAME beside it. An empty text names the experiment's own data set.
+        experiment: The experiment.
 
     Raises:
-        ValueError: there is no such data set, two would have the same results' folder, or the
-            records are not what they should be.
-        FileNotFoundError: a directory or a file in it is missing.
+        ValueError: There is no such data set, two have the same folder for results, or the records
+            are not as they should be.
+        FileNotFoundError: A directory or a file in it is missing.
     """
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    own = experiment.dataset.name
     if not entries:
-        return [Target(config.dataset.name, config, config.dataset.name)]
+        return [Target(own, experiment, own)]
     targets: dict[str, Target] = {}
     for entry in entries:
-        target = _parse(entry, config, workdir)
+        target = _parse(entry, experiment)
         if target.results in targets:
-            other = "=".join(targets[target.results].dataset)
             raise ValueError(
-                f"--datasets: '{other}' and '{'='.join(target.dataset)}' would both be written to "
-                f"{target.results}: leave one out, or evaluate it with another --output"
+                f"--datasets: '{_describe(targets[target.results])}' and '{_describe(target)}' "
+                f"would both be written to {target.results}: leave one out, or evaluate it with "
+                "another --output"
             )
         targets[target.results] = target
     for target in targets.values():
-        if "://" not in target.dataset[1]:
-            open_split(target.config, workdir, "validation")
+        if "://" not in target.experiment.dataset.directory:
+            target.experiment.open_split("validation")
     return list(targets.values())
 
 
-def _parse(entry: str, config: ConfigDict, workdir: epath.PathLike) -> Target:
+def _describe(target: Target) -> str:
+    return f"{target.name}={target.experiment.dataset.directory}"
+
+
+def _parse(entry: str, experiment: Experiment) -> Target:
     name, given, directory = (part.strip() for part in entry.partition("="))
     if name not in NAMES:
         raise ValueError(f"--datasets: no data set '{name}'; there are {', '.join(NAMES)}")
@@ -79,35 +76,35 @@ def _parse(entry: str, config: ConfigDict, workdir: epath.PathLike) -> Target:
             f"--datasets has '{entry}': give NAME=DIR, DIR with its records, or NAME alone for the "
             "directory NAME beside the experiment's own"
         )
-    directory = directory or _find_beside(name, config, workdir)
-    place = directory if "://" in directory else resolve(directory, workdir)
+    directory = directory or _find_beside(name, experiment)
+    place = directory if "://" in directory else experiment.resolve(directory)
     if not _is_directory(place):
         raise FileNotFoundError(f"--datasets: '{entry}': {place} is no directory; give NAME=DIR")
     results = name
     if name == FOLDER:
         results = f"{FOLDER}_{epath.Path(os.path.normpath(place)).name or 'root'}"
-    there, _ = on_dataset(config, workdir, name, directory)
-    return Target(name, there, results, (name, directory))
+    there, trained = experiment.on_dataset(name, directory)
+    return Target(name, there, results, trained)
 
 
-def _find_beside(name: str, config: ConfigDict, workdir: epath.PathLike) -> str:
-    """Where a data set lies that is named alone."""
-    own = dataset_directory(config, workdir)
-    if name == config.dataset.name:
-        return config.dataset.directory
+def _find_beside(name: str, experiment: Experiment) -> str:
+    """Returns the directory of a data set that is named alone."""
+    if name == experiment.dataset.name:
+        return experiment.dataset.directory
+    own = experiment.dataset_directory
     if isinstance(own, Path):
         return str(own.absolute().parent / name)
     return os.fspath(epath.Path(own).parent / name)
 
 
 def _is_directory(place: str | Path) -> bool:
-    """Whether a directory is there; of a remote one that cannot be asked now its reader will tell.
+    """Whether the directory exists; assumes True if a remote store is unreachable.
 
-    Evaluations before it go on without a network, too.
+    Its reader reports that; data sets before it are evaluated without a network.
     """
     try:
         return epath.Path(place).is_dir()
-    except Exception:  # of whichever client reaches it
+    except Exception:  # each client of a remote store has its own
         if "://" in str(place):
             return True
         raise

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,28 @@ class Experiment:
         """
         config, is_own = data.on_dataset(self._config, self.workdir, name, directory)
         there = Experiment(config, self.workdir)
+        if "clip" in vars(self):
+            there.clip = self.clip
         return there, None if is_own else self.vocabulary
 
     @functools.cached_property
     def clip(self) -> LoadedClip | None:
         """The CLIP that takes part; None in a baseline on word vectors."""
         return models.load_clip_of(self._config, self.workdir)
+
+    @property
+    def uses_clip(self) -> bool:
+        """Whether CLIP takes part: not in a baseline on word vectors."""
+        return models.needs_clip(self._config)
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of the model, which a checkpoint's tensors do not tell."""
+        return models.attention_heads(self._config.model)
+
+    def compare_sizes(self, sizes: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Returns the fields in which a checkpoint differs; see `models.compare_sizes`."""
+        return models.compare_sizes(self._config.model, sizes)
 
     def embed_classes(self, names: tuple[str, ...], prompts: str = "") -> np.ndarray:
         """Returns what the model compares with: float32 [C, D] of unit length.

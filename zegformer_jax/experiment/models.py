@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from zegformer_jax import models
@@ -31,6 +32,37 @@ def set_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> None:
     if "transformer" in sizes:
         model.transformer.update(sizes["transformer"])
         model.memory = sizes["memory"]
+
+
+def compare_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the fields in which a checkpoint's sizes differ from a config's section `model`.
+
+    Args:
+        model: The section.
+        sizes: The checkpoint's sizes, see `set_sizes`.
+
+    Returns:
+        The config's and the checkpoint's values by name, such as `model.transformer.queries`.
+    """
+    changed = ConfigDict(model.to_dict())
+    set_sizes(changed, sizes)
+    ours, theirs = (traverse_util.flatten_dict(x.to_dict(), sep=".") for x in (model, changed))
+    return {
+        f"model.{name}": (ours[name], theirs[name])
+        for name in theirs
+        if _as_tuple(ours[name]) != _as_tuple(theirs[name])
+    }
+
+
+def attention_heads(model: ConfigDict) -> int:
+    """Returns the number of attention heads, which a checkpoint's tensors do not tell."""
+    if model.kind == "per_pixel":
+        return model.pixel_decoder.encoder_heads
+    return model.transformer.heads
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)

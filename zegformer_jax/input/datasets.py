@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ class Source(Protocol):
 
         Reads all labels where nothing better is known.
         """
+
+    def fingerprint(self) -> str:
+        """Returns a hash of what is known of the records without decoding one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,12 @@ class FileSource:
         """Places of the records that show any of these classes; see `Source`."""
         read_label = functools.partial(folder.read_label, classes=self.vocabulary)
         return read.scan_labels(lambda i: read_label(self.label_files[i]), len(self), classes)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the ids and of the files' names, sizes and times."""
+        files = [(path.name, path.stat()) for path in (*self.image_files, *self.label_files)]
+        known = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
+        return hashlib.sha256(repr((self.ids, known)).encode()).hexdigest()
 
 
 def open_source(

@@ -31,7 +31,7 @@ def train_batches(
     shard_index: int = 0,
     shard_count: int = 1,
     skip_unseen_pictures: bool = False,
-    num_threads: int = 0,
+    threads: int = 0,
     prefetch: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields shuffled, augmented training batches; unseen classes never leave this function.
@@ -54,7 +54,7 @@ def train_batches(
       shard_count: divides `batch_size`; a shard yields b = batch_size / shard_count rows.
       skip_unseen_pictures: leave out the records without any pixel of a seen class; the epochs are
         permutations of the others.
-      num_threads: that read and augment, 0 for one a core; changes speed and memory only.
+      threads: that read and augment, 0 for one a core; changes speed and memory only.
       prefetch: batches made ahead.
 
     Yields:
@@ -98,11 +98,11 @@ def train_batches(
         label_hw = tf.ensure_shape(label_hw, (crop_size, crop_size))
         return {"image": image_hw3, "label": label_hw, "index": index}
 
-    num_threads = num_threads or count_cores()
+    threads = threads or count_cores()
     dataset = tf.data.Dataset.range(start_step * rows, (start_step + num_steps) * rows)
-    dataset = dataset.map(as_tensors, num_parallel_calls=num_threads, deterministic=True)
+    dataset = dataset.map(as_tensors, num_parallel_calls=threads, deterministic=True)
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(prefetch)
-    return calls.iterate(dataset.with_options(_options(num_threads)))
+    return calls.iterate(dataset.with_options(_options(threads)))
 
 
 def _records(source: Source, vocabulary: Vocabulary, skip_unseen_pictures: bool) -> np.ndarray:
@@ -126,9 +126,9 @@ def _check_sharding(batch_size: int, shard_index: int, shard_count: int) -> None
         raise ValueError(f"train_batches: no shard {shard_index} of {shard_count}")
 
 
-def _options(num_threads: int) -> tf.data.Options:
+def _options(threads: int) -> tf.data.Options:
     options = tf.data.Options()
-    options.threading.private_threadpool_size = num_threads
+    options.threading.private_threadpool_size = threads
     options.autotune.enabled = False
     return options
 
@@ -203,7 +203,7 @@ def eval_batches(
     done: np.ndarray | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
-    num_threads: int = 0,
+    threads: int = 0,
     prefetch: int = 2,
 ) -> Iterator[dict[str, Any]]:
     """Yields every record exactly once, grouped by padded shape.
@@ -217,7 +217,7 @@ def eval_batches(
         done: bool [len(source)], records to leave out.
         shard_index: This process reads the records i with i % shard_count == shard_index.
         shard_count: Number of processes.
-        num_threads: Threads that read and resize, 0 for one a core; changes speed and memory only.
+        threads: Threads that read and resize, 0 for one a core; changes speed and memory only.
         prefetch: Records read ahead.
 
     Yields:
@@ -245,15 +245,15 @@ def eval_batches(
 
     types = (*[tf.uint8] * len(short_sides), tf.as_dtype(label_dtype), tf.string)
     calls = _Calls(example, types)
-    num_threads = num_threads or count_cores()
+    threads = threads or count_cores()
     own = np.arange(shard_index, len(source), shard_count)
     dataset = tf.data.Dataset.from_tensor_slices(own if done is None else own[~done[own]])
     dataset = dataset.map(
         lambda index: dict(zip(_FIELDS, _split(calls(index)), strict=True)) | {"index": index},
-        num_parallel_calls=num_threads,
+        num_parallel_calls=threads,
         deterministic=True,
     )
-    dataset = dataset.prefetch(prefetch).with_options(_options(num_threads))
+    dataset = dataset.prefetch(prefetch).with_options(_options(threads))
     yield from _grouped(calls.iterate(dataset), batch_size, vocabulary)
 
 

@@ -83,23 +83,30 @@ def shard_arrays(tree: Any, mesh: Mesh, axis: str) -> Any:
     return jax.tree.map(rule, tree)
 
 
-def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def to_devices(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Joins the parts of a batch that the mesh's processes have to global arrays.
 
     They are split over `data`.
 
+    Args:
+        batch: Arrays with a row for each example, or trees of such arrays, by name.
+        mesh: The mesh.
+
     Raises:
-        ValueError: the batch does not divide by the number of devices.
+        ValueError: The batch does not divide by the number of devices.
     """
     sharding, devices = split_batch(mesh), mesh.shape["data"]
     processes = len({device.process_index for device in mesh.devices.flat})
-    for name, array in batch.items():
+
+    def join(array: np.ndarray) -> jax.Array:
         if len(array) * processes % devices:
             raise ValueError(
-                f"a batch of {len(array) * processes} ({name}) does not divide by "
-                f"{devices} devices: change input.batch_size or eval.batch_size"
+                f"a batch of {len(array) * processes} does not divide by {devices} devices: "
+                "change input.batch_size or eval.batch_size"
             )
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+        return jax.make_array_from_process_local_data(sharding, array)
+
+    return jax.tree.map(join, dict(batch))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

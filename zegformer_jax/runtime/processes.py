@@ -1,10 +1,9 @@
 """Several processes that train or evaluate together, and being asked to stop."""
 
-import json
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,8 +14,6 @@ from jax.experimental import multihost_utils
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a Cloud TPU slice, by commas
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-Key = tuple[str, ...]
-Layout = dict[Key, tuple[tuple[int, ...], str]]  # shape and dtype of each array
 
 
 def count_processes(environment: Mapping[str, str]) -> int:
@@ -59,54 +56,23 @@ def wait_for_all(reason: str) -> None:
     multihost_utils.sync_global_devices(reason)
 
 
-def gather(arrays: Mapping[Key, np.ndarray]) -> list[dict[Key, np.ndarray]]:
-    """Gives every process what each of them has, in the order of the processes.
+def sum_over_processes(tree: Any) -> Any:
+    """Returns the sum of every process's tree of NumPy arrays, exact in 64 bits.
 
     Args:
-        arrays: by key, a tuple of texts. What another process has and this one has not are zeros.
-
-    Raises:
-        ValueError: processes have arrays of other shapes or dtypes under the same key.
+        tree: Arrays, or NumPy numbers, of the same structure, shapes and dtypes in all processes.
     """
-    layout = _join_layouts([_parse_layout(text) for text in _gather_texts(_write_layout(arrays))])
-    gathered: list[dict[Key, np.ndarray]] = [{} for _ in range(jax.process_count())]
-    for key, (shape, dtype) in layout.items():
-        part = np.asarray(arrays.get(key, np.zeros(shape, dtype)), order="C")
-        # They travel as bytes: devices may have no 64-bit numbers.
-        rows = multihost_utils.process_allgather(part.reshape(-1).view(np.uint8))
-        for row, found in zip(rows, gathered, strict=True):
-            found[key] = np.ascontiguousarray(row).view(dtype).reshape(shape)
-    return gathered
+    if jax.process_count() == 1:
+        return tree
+    # The bytes travel, as devices may have no 64-bit numbers.
+    parts = jax.tree.map(lambda x: np.ascontiguousarray(x).reshape(-1).view(np.uint8), tree)
+    gathered = multihost_utils.process_allgather(parts)
 
+    def add(rows: np.ndarray, like: np.ndarray) -> np.ndarray:
+        numbers = np.ascontiguousarray(rows).view(like.dtype)
+        return numbers.reshape(len(rows), *np.shape(like)).sum(axis=0)
 
-def _write_layout(arrays: Mapping[Key, np.ndarray]) -> bytes:
-    rows = [(key, np.shape(array), np.asarray(array).dtype.str) for key, array in arrays.items()]
-    return json.dumps(rows).encode()
-
-
-def _parse_layout(text: bytes) -> Layout:
-    return {tuple(key): (tuple(shape), dtype) for key, shape, dtype in json.loads(text)}
-
-
-def _join_layouts(layouts: Sequence[Layout]) -> Layout:
-    """Every process makes the same of the same layouts, so that their collectives agree."""
-    joined: Layout = {}
-    for process, layout in enumerate(layouts):
-        for key, form in layout.items():
-            if joined.setdefault(key, form) != form:
-                raise ValueError(
-                    f"{key}: is {form} in process {process}, but {joined[key]} in one before it: "
-                    "give all processes the same code, config and data"
-                )
-    return joined
-
-
-def _gather_texts(text: bytes) -> list[bytes]:
-    """Gives every process the text of each, of any lengths."""
-    lengths = multihost_utils.process_allgather(np.array([len(text)], np.int32))[:, 0]
-    padded = np.frombuffer(text.ljust(lengths.max()), np.uint8)
-    rows = multihost_utils.process_allgather(padded)
-    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+    return jax.tree.map(add, gathered, tree)
 
 
 class StopRequest:

@@ -4,39 +4,63 @@ from pathlib import Path
 
 import numpy as np
 
-from zegformer_jax.experiment.workdir import load_config, load_variables
+from zegformer_jax.experiment import Experiment
 from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.start import read_start
 from zegformer_jax.training.objective import Variables
 
 
-def load_start(path: Path) -> tuple[str, Variables]:
-    """Reads what a training starts from: the kind of its model and its variables.
+def start_from(experiment: Experiment, variables: Variables) -> Variables:
+    """Replaces a new model's variables by those that `model.start_from` names, if it is set.
+
+    Args:
+        experiment: The experiment.
+        variables: Variables of its new model.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: it is neither a run's workdir nor a file of published weights.
+        FileNotFoundError: `model.start_from` does not exist.
+        ValueError: It holds no model, or one of other sizes.
+    """
+    if not experiment.start_from:
+        return variables
+    path = experiment.resolve(experiment.start_from)
+    kind, start = read_variables(path)
+    try:
+        return hand_over(variables, experiment.kind, start, kind)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_variables(path: Path) -> tuple[str, Variables]:
+    """Reads the kind and the variables of a model.
+
+    Args:
+        path: Workdir of a run, or a file of published weights.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+        ValueError: It is neither a run's workdir nor a file of published weights.
     """
     if path.is_dir():
-        return load_config(path).model.kind, load_variables(path)
+        other = Experiment.open(None, path)
+        return other.kind, other.variables()
     start = read_start(path)
     return start.kind, start.variables
 
 
 def hand_over(variables: Variables, kind: str, start: Variables, start_kind: str) -> Variables:
-    """Replaces what a model has in common with the one that it starts from.
+    """Replaces the parts of a model that the start has as well: backbone, pixel decoder, ...
 
-    These are all parts of that name: the backbone, the pixel decoder, ...; but the projection to
-    the text embeddings only between models of one kind.
+    The projection to the text embeddings is only replaced between models of one kind.
 
     Args:
-        variables: of the new model.
-        kind: of the new model.
-        start: of the other; parts and leaves may be missing.
-        start_kind: of the other.
+        variables: Variables of the new model.
+        kind: Kind of the new model.
+        start: Variables to start from; parts and arrays may be missing.
+        start_kind: Kind of the model that they come from.
 
     Raises:
-        ValueError: the other model has no backbone, or a shared array has another shape.
+        ValueError: The start has no backbone, or a common array has another shape.
     """
     arrays, given = tables.flatten(variables), tables.flatten(start)
     if not any(path.startswith("params/backbone/") for path in given):
@@ -47,7 +71,7 @@ def hand_over(variables: Variables, kind: str, start: Variables, start_kind: str
         if part not in parts or (part == "class_projection" and kind != start_kind):
             continue
         if path not in arrays or arrays[path].shape != np.shape(array):
-            wanted = list(arrays[path].shape) if path in arrays else "nothing of that name"
+            wanted = list(arrays[path].shape) if path in arrays else "no such array"
             raise ValueError(
                 f"its {path} is {list(np.shape(array))}, this model has {wanted}: the sizes "
                 f"under model.{part} differ (model.start_from)"

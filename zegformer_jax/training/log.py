@@ -1,4 +1,4 @@
-"""What a training writes down: lines of metrics as JSON, and as TensorBoard's events."""
+"""The log of a training: lines of metrics as JSON, and TensorBoard events."""
 
 import json
 import resource
@@ -14,15 +14,19 @@ from zegformer_jax.runtime.processes import is_first
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 EVENTS_FOLDER = "tensorboard"
-# Of a line's numbers, those that differ from run to run.
+# The numbers of a line that differ from run to run.
 TIMINGS = ("seconds_per_step", "images_per_second", "host_memory_gib")
 
 
 class Lines:
-    """A file of JSON lines, each with its `step`, rising; only the first process writes."""
+    """A file of JSON lines in the order of their `step`; only the first process writes.
+
+    Attributes:
+        history: The lines.
+    """
 
     def __init__(self, path: epath.Path, step: int):
-        """Opens it and drops the lines after `step`, from which training goes on."""
+        """Opens the file and drops the lines after `step`, from which the training resumes."""
         self._path = path
         self.history = [line for line in read_lines(path) if line["step"] <= step]
         if is_first() and path.exists():
@@ -39,24 +43,29 @@ class Lines:
 
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Reads a file of JSON lines, whole ones; none where there is no file."""
+    """Reads the complete lines of a file of JSON lines; none if there is no file."""
     if not path.exists():
         return []
     *lines, rest = path.read_text().split("\n")
-    del rest  # after the last line's end: nothing, or what a killed process left of a line
+    del rest  # after the last line's end: empty, or a line that a killed process began
     return [json.loads(line) for line in lines]
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
-    """Reads the lines of a workdir's metrics, none if it has not been trained."""
+    """Reads the metrics of a workdir; none if nothing was trained there."""
     return read_lines(epath.Path(workdir) / METRICS_FILE)
 
 
 class TrainingLog:
-    """The lines of one run, and its TensorBoard events."""
+    """The lines of one run, and its TensorBoard events.
+
+    Attributes:
+        metrics: Lines of the training's metrics.
+        validation: Lines of the validation's scores.
+    """
 
     def __init__(self, workdir: epath.Path, step: int, tensorboard: bool):
-        """Opens the log to go on after `step`."""
+        """Opens the log of a training that resumes after `step`."""
         self.metrics = Lines(workdir / METRICS_FILE, step)
         self.validation = Lines(workdir / VALIDATION_FILE, step)
         self._step, self._time = step, time.perf_counter()
@@ -68,11 +77,11 @@ class TrainingLog:
             self._writer = metric_writers.AsyncWriter(summaries)
 
     def start_clock(self) -> None:
-        """Leaves what went before out of the time a step took."""
+        """Excludes the time before this call from the time of a step."""
         self._time = time.perf_counter()
 
     def timings(self, step: int, batch_size: int) -> dict[str, float]:
-        """What the steps since the last line took, now that `step` is done."""
+        """Returns time and memory of the steps since the last line, at the end of `step`."""
         now = time.perf_counter()
         seconds = (now - self._time) / max(step - self._step, 1)
         self._step, self._time = step, now
@@ -87,7 +96,7 @@ class TrainingLog:
         self._write_events(step, line, "train")
 
     def write_validation(self, step: int, line: Mapping[str, float]) -> None:
-        """Writes a line of scores."""
+        """Writes a line of validation scores."""
         self.validation.add({"step": step} | dict(line))
         self._write_events(step, line, "validation")
 

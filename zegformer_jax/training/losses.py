@@ -1,4 +1,4 @@
-"""Losses as pure functions that return sums and counts; whoever reports divides."""
+"""Losses as pure functions that return sums and counts; the caller divides."""
 
 from typing import NamedTuple
 
@@ -17,18 +17,14 @@ class SetLossSums(NamedTuple):
     """One decoder layer's loss over a batch, before division; all float32 scalars.
 
     Attributes:
-        class_sum: weighted cross entropy summed over queries.
-        class_weight: the weights' sum.
-        mask_sum: focal loss (mean over pixels) summed over matched pairs.
-        dice_sum: dice loss summed over matched pairs.
-        targets: number of matched pairs.
+        class_sum: Weighted cross entropy summed over queries.
+        mask_sum: Focal loss (mean over pixels) summed over matched pairs.
+        dice_sum: Dice loss summed over matched pairs.
     """
 
     class_sum: jax.Array
-    class_weight: jax.Array
     mask_sum: jax.Array
     dice_sum: jax.Array
-    targets: jax.Array
 
 
 def class_loss(
@@ -36,14 +32,20 @@ def class_loss(
     targets: Targets,
     matched_bn: jax.Array,
     no_object_weight: float = NO_OBJECT_WEIGHT,
-) -> tuple[jax.Array, jax.Array]:
-    """Weighted cross entropy of the queries' classes: its sum and the weights' sum.
+) -> jax.Array:
+    """Returns the weighted cross entropy of the queries' classes, summed over queries.
 
-    A query that no valid target is matched to shall say "no object", the last of C + 1 classes.
+    A query that no valid target is matched to is labelled "no object", the last of C + 1 classes.
+
+    Args:
+        class_logits_bqc: Class logits [B, Q, C + 1].
+        targets: Targets of the batch.
+        matched_bn: Query of each target, int [B, N].
+        no_object_weight: Weight of a "no object" query.
     """
     batch, queries, columns = class_logits_bqc.shape
     no_object = columns - 1
-    # A padded target writes to a column that is cut off again.
+    # A padded target writes to an extra column, which is cut off.
     slots_bn = jnp.where(targets.valid_bn, matched_bn, queries)
     wanted_bq = jnp.full((batch, queries + 1), no_object)
     wanted_bq = wanted_bq.at[jnp.arange(batch)[:, None], slots_bn].set(targets.ids_bn)[:, :queries]
@@ -51,18 +53,18 @@ def class_loss(
         class_logits_bqc.astype(jnp.float32), wanted_bq
     )
     weights_bq = jnp.where(wanted_bq == no_object, no_object_weight, 1.0)
-    return (weights_bq * cross_entropy_bq).sum(), weights_bq.sum()
+    return (weights_bq * cross_entropy_bq).sum()
 
 
 def focal_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Focal loss of every pixel with gamma 2 (RetinaNet, 2017, equation 5).
+    """Returns the focal loss of every pixel with gamma 2 (RetinaNet, 2017, equation 5).
 
     The square is written out: with a general power, as in `optax.losses.sigmoid_focal_loss`, the
     mask losses and their gradient took 6 times as long on a CPU.
 
     Args:
-        logits: float of any shape.
-        targets: bool of the same shape.
+        logits: Mask logits, float of any shape.
+        targets: True inside the target, bool of the same shape.
     """
     probability = jax.nn.sigmoid(logits)
     wrong = jnp.where(targets, 1 - probability, probability)
@@ -73,7 +75,15 @@ def focal_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def mask_losses(
     mask_logits_bqhw: jax.Array, targets: Targets, matched_bn: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Focal and dice loss of the matched masks at the targets' resolution, summed over pairs."""
+    """Returns focal and dice loss of the matched masks, each summed over pairs.
+
+    Mask logits are resized bilinearly to the targets' resolution.
+
+    Args:
+        mask_logits_bqhw: Mask logits [B, Q, h, w].
+        targets: Targets of the batch.
+        matched_bn: Query of each target, int [B, N].
+    """
     matched_bnhw = jnp.take_along_axis(
         mask_logits_bqhw.astype(jnp.float32), matched_bn[:, :, None, None], axis=1
     )
@@ -96,27 +106,26 @@ def set_loss(
     matched_bn: jax.Array,
     no_object_weight: float = NO_OBJECT_WEIGHT,
 ) -> SetLossSums:
-    """One decoder layer's loss, given which query each target is matched to.
+    """Returns one decoder layer's loss, given the query that each target is matched to.
 
     Args:
-        class_logits_bqc: [B, Q, C + 1], the last column is "no object".
-        mask_logits_bqhw: [B, Q, h, w].
-        targets: of the batch, at any integer multiple of (h, w).
-        matched_bn: int [B, N], from `matching.match`.
-        no_object_weight: weight of a "no object" query in the cross entropy.
+        class_logits_bqc: Class logits [B, Q, C + 1]; the last column is "no object".
+        mask_logits_bqhw: Mask logits [B, Q, h, w].
+        targets: Targets of the batch, at any integer multiple of (h, w).
+        matched_bn: Query of each target, int [B, N], from `matching.match`.
+        no_object_weight: Weight of a "no object" query in the cross entropy.
     """
-    class_sum, class_weight = class_loss(class_logits_bqc, targets, matched_bn, no_object_weight)
+    class_sum = class_loss(class_logits_bqc, targets, matched_bn, no_object_weight)
     mask_sum, dice_sum = mask_losses(mask_logits_bqhw, targets, matched_bn)
-    count = targets.valid_bn.sum().astype(jnp.float32)
-    return SetLossSums(class_sum, class_weight, mask_sum, dice_sum, count)
+    return SetLossSums(class_sum, mask_sum, dice_sum)
 
 
 def per_pixel_loss(logits_bhwc: jax.Array, labels_bhw: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy of the per-pixel baseline at the labels' resolution: sum and pixel count.
+    """Returns the per-pixel cross entropy at the labels' resolution: its sum and the pixel count.
 
     Args:
-        logits_bhwc: [B, h, w, C], upsampled bilinearly to the labels.
-        labels_bhw: integers [B, H, W]; what is not in 0..C - 1 does not count.
+        logits_bhwc: Class logits [B, h, w, C], which are resized bilinearly to the labels.
+        labels_bhw: Labels, integers [B, H, W]; values outside 0..C - 1 are ignored.
     """
     batch, height, width = labels_bhw.shape
     classes = logits_bhwc.shape[-1]
@@ -135,16 +144,16 @@ def per_pixel_loss(logits_bhwc: jax.Array, labels_bhw: jax.Array) -> tuple[jax.A
 def contrastive_loss(
     image_bd: jax.Array, text_bd: jax.Array, logit_scale: jax.Array, class_b: jax.Array
 ) -> jax.Array:
-    """CLIP's symmetric contrastive loss (Radford et al., 2021), mean over the batch.
+    """Returns CLIP's symmetric contrastive loss (Radford et al., 2021), the mean over the batch.
 
     Pairs of the same class are positives of each other, in equal shares (as in supervised
     contrastive learning, Khosla et al., 2020): with few classes a batch holds many of them.
 
     Args:
-        image_bd: image embeddings of unit length.
-        text_bd: text embeddings of unit length, row by row the images' captions.
-        logit_scale: the factor on cosines, already exponentiated.
-        class_b: int [B], what each picture shows.
+        image_bd: Image embeddings of unit length [B, D].
+        text_bd: Text embeddings of the images' captions, of unit length [B, D].
+        logit_scale: Factor on the cosines, already exponentiated.
+        class_b: Class of each image, int [B].
     """
     logits_bb = logit_scale * image_bd @ text_bd.T
     same_bb = (class_b[:, None] == class_b[None]).astype(jnp.float32)

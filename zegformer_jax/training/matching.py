@@ -1,15 +1,15 @@
-"""Which query answers for which target: the minimum-cost one-to-one assignment."""
+"""Bipartite matching: the minimum-cost one-to-one assignment of queries to targets."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from zegformer_jax.training.losses import FOCAL_ALPHA
+from zegformer_jax.training.losses import DICE_SMOOTH, FOCAL_ALPHA
 from zegformer_jax.training.targets import Targets
 
 
 def focal_cost(logits_qp: jax.Array, masks_np: jax.Array) -> jax.Array:
-    """Mean focal loss over pixels of every query against every target, [Q, N]."""
+    """Returns the focal loss, averaged over pixels, of every query and target, [Q, N]."""
     probability = jax.nn.sigmoid(logits_qp)
     inside_qp = FOCAL_ALPHA * (1 - probability) ** 2 * jax.nn.softplus(-logits_qp)
     outside_qp = (1 - FOCAL_ALPHA) * probability**2 * jax.nn.softplus(logits_qp)
@@ -18,11 +18,11 @@ def focal_cost(logits_qp: jax.Array, masks_np: jax.Array) -> jax.Array:
 
 
 def dice_cost(logits_qp: jax.Array, masks_np: jax.Array) -> jax.Array:
-    """Dice loss of every query against every target, [Q, N]."""
+    """Returns the dice loss of every query and target, [Q, N]."""
     probability = jax.nn.sigmoid(logits_qp)
     overlap_qn = 2 * probability @ masks_np.T
     total_qn = probability.sum(-1)[:, None] + masks_np.sum(-1)[None]
-    return 1 - (overlap_qn + 1) / (total_qn + 1)
+    return 1 - (overlap_qn + DICE_SMOOTH) / (total_qn + DICE_SMOOTH)
 
 
 def cost_matrix(
@@ -33,15 +33,15 @@ def cost_matrix(
     mask_weight: float,
     dice_weight: float,
 ) -> jax.Array:
-    """Cost of giving target n to query q, float32 [Q, N] (MaskFormer, 2021).
+    """Returns the cost of matching query q to target n, float32 [Q, N] (MaskFormer, section 3.2).
 
     Args:
-        class_logits_qc: [Q, C + 1], the last column is "no object".
-        mask_logits_qp: [Q, P], over the pixels at the logits' own resolution.
-        ids_n: class of every target.
-        masks_np: {0, 1} float32 [N, P].
-        mask_weight: of the focal cost.
-        dice_weight: of the dice cost.
+        class_logits_qc: Class logits [Q, C + 1]; the last column is "no object".
+        mask_logits_qp: Mask logits [Q, P] of the pixels at the logits' own resolution.
+        ids_n: Class of each target, int [N].
+        masks_np: Masks of the targets, {0, 1} float32 [N, P].
+        mask_weight: Weight of the focal cost.
+        dice_weight: Weight of the dice cost.
     """
     cost_class = -jax.nn.softmax(class_logits_qc.astype(jnp.float32))[:, ids_n]
     logits_qp = mask_logits_qp.astype(jnp.float32)
@@ -53,14 +53,14 @@ def cost_matrix(
 
 
 def assign(cost_qn: jax.Array, valid_n: jax.Array) -> jax.Array:
-    """The query of every target, int32 [N], such that the valid targets' total cost is least.
+    """Returns the query of each target, int32 [N], at the least total cost of the valid targets.
 
     Args:
-        cost_qn: [Q, N], finite, N <= Q.
-        valid_n: bool [N]; padded targets get some query that no valid target has.
+        cost_qn: Finite costs [Q, N], N <= Q.
+        valid_n: False for padding, bool [N]; padded targets get queries that no valid target has.
 
     Raises:
-        ValueError: there are more targets than queries.
+        ValueError: There are more targets than queries.
     """
     queries, targets = cost_qn.shape
     if targets > queries:
@@ -80,11 +80,18 @@ def match(
     mask_weight: float,
     dice_weight: float,
 ) -> jax.Array:
-    """Assigns every target of every image to a query, int32 [B, N]; no gradient flows.
+    """Matches every target of every image to a query, int32 [B, N]; no gradient flows.
 
     The targets' masks are sampled to the logits' resolution by nearest neighbour, which at an
-    integer factor k is every k-th pixel. Costs that are not finite give some assignment; the
-    loss is then not finite either, and the training step reports it.
+    integer factor k is every k-th pixel. Costs that are not finite give an arbitrary assignment;
+    the loss is then not finite either, and the training step reports it.
+
+    Args:
+        class_logits_bqc: Class logits [B, Q, C + 1]; the last column is "no object".
+        mask_logits_bqhw: Mask logits [B, Q, h, w].
+        targets: Targets of the batch, at an integer multiple of (h, w).
+        mask_weight: Weight of the focal cost.
+        dice_weight: Weight of the dice cost.
     """
     batch, queries, height, width = mask_logits_bqhw.shape
     full_height, full_width = targets.masks_bnhw.shape[2:]

@@ -1,8 +1,8 @@
-"""What can be trained."""
+"""The protocol of what can be trained."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -12,30 +12,57 @@ Metrics = dict[str, jax.Array]
 Variables = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A model's loss, and where its batches come from.
+class Objective(Protocol):
+    """A model, its loss and its batches.
+
+    `init`, `totals` and `loss` are pure functions that the training loop compiles; arrays that
+    they read are arguments, never parts of the compiled program. A class that derives from this
+    one inherits the defaults.
 
     Attributes:
-        init: a random key to the variables: `params` and, with frozen norms, `constants`.
-        loss: (params, constants, context, batch, totals, random key) to the scalar loss and the
-            `metrics`. Where it `adds_up`, loss and metrics of a batch are the sums of its parts',
-            given the totals of the whole.
-        metrics: names of what the loss gives besides.
-        context: arrays that the loss reads besides (text embeddings).
-        batches: the first step to this host's part of the batches from there on.
-        totals: (context, batch) to what the whole batch's losses are divided by.
-        adds_up: see `loss`.
-        finish: called with the trained parameters; writes what others read besides checkpoints.
-        name: the `index` of a batch to names of its examples, for messages.
+        metrics: Names of the metrics that `loss` returns.
+        constants: Arrays by name, such as text embeddings, that join the model's own constants
+            in `loss`; no checkpoint holds them.
+        adds_up: True if the loss and metrics of a batch are the sums of its parts', given the
+            totals of the whole batch.
     """
 
-    init: Callable[[jax.Array], Variables]
-    loss: Callable[[Any, Any, Any, Batch, Any, jax.Array], tuple[jax.Array, Metrics]]
     metrics: tuple[str, ...]
-    context: Any
-    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
-    totals: Callable[[Any, Batch], Any] = lambda context, batch: None
+    constants: Mapping[str, Any] = MappingProxyType({})
     adds_up: bool = False
-    finish: Callable[[Any], None] = lambda params: None
-    name: Callable[[np.ndarray], list[str]] = lambda index: []
+
+    def init(self, key: jax.Array) -> Variables:
+        """Returns the variables of a new model: `params` and, with frozen norms, `constants`."""
+
+    def totals(self, batch: Batch) -> Any:
+        """Returns what the loss of a whole batch is divided by."""
+
+    def loss(
+        self, params: Any, constants: Any, batch: Batch, totals: Any, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the loss and the metrics, all scalars.
+
+        Args:
+            params: Trained parameters.
+            constants: The model's constants, and the objective's by their names.
+            batch: A batch of `batches` without its `index`, or a part of it.
+            totals: The whole batch's `totals`.
+            key: Random key.
+        """
+
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this process's part of each batch, from a step up to the last.
+
+        An array `index`, which names the examples in messages, stays on the host.
+        """
+
+    def name_examples(self, index: np.ndarray) -> list[str]:
+        """Returns the names of examples of a batch, for messages."""
+        return []
+
+    def finish(self, params: Any) -> None:
+        """Writes what other programs read besides the checkpoints.
+
+        Args:
+            params: Trained parameters, or their averages, on the host.
+        """

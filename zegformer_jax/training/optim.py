@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with groups of parameters by path, clipping and a schedule."""
+"""The optimiser: AdamW with parameter groups by path, gradient clipping and a schedule."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ Groups = Sequence[tuple[str, Mapping[str, float]]]
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """`backbone/stem/conv/kernel` for a key path of `jax.tree_util`."""
+    """Returns `backbone/stem/conv/kernel` for a key path of `jax.tree_util`."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
 
 
 def group_factors(params: Any, groups: Groups, field: str) -> Any:
-    """The product of the factors of all groups that a parameter's path matches, 1 without any.
+    """Returns each parameter's factor: the product over all groups that its path matches.
 
     Args:
-        params: a tree of arrays.
-        groups: pairs of a regular expression, which must match the whole path, and factors by
+        params: A tree of arrays.
+        groups: Pairs of a regular expression, which must match the whole path, and factors by
             field: `("backbone/.*", {"learning_rate": 0.1})`.
         field: `learning_rate` or `weight_decay`.
     """
@@ -47,7 +47,7 @@ def scale_by_group(groups: Groups, field: str) -> optax.GradientTransformation:
 
 
 def decay_by_group(weight_decay: float, groups: Groups) -> optax.GradientTransformation:
-    """Adds the decoupled weight decay (Loshchilov & Hutter, 2019), by group."""
+    """Adds the decoupled weight decay (Loshchilov & Hutter, 2019), scaled by group."""
 
     def update(updates, state, params=None):
         factors = group_factors(params, groups, "weight_decay")
@@ -60,7 +60,7 @@ def decay_by_group(weight_decay: float, groups: Groups) -> optax.GradientTransfo
 def poly_schedule(
     learning_rate: float, steps: int, power: float, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Polynomial decay to 0 at `steps`, after a linear warm-up."""
+    """Returns a polynomial decay to 0 at `steps`, after a linear warm-up."""
     decay = optax.polynomial_schedule(learning_rate, 0.0, power, steps - warmup_steps)
     if warmup_steps == 0:
         return decay
@@ -78,22 +78,22 @@ def make_optimiser(
     groups: Groups = (),
     warmup_steps: int = 0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW as the published system uses it, and its learning rate by step.
+    """Makes AdamW as the published system uses it; also returns its learning rate by step.
 
     Args:
-        learning_rate: the largest.
-        steps: of the whole training; the rate is 0 there.
-        power: of the polynomial decay.
-        weight_decay: decoupled, multiplied by the learning rate.
-        clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
-        groups: factors for parameters by path, see `group_factors`.
-        warmup_steps: over which the rate rises from 0.
+        learning_rate: The largest learning rate.
+        steps: Steps of the whole training; the learning rate is 0 there.
+        power: Power of the polynomial decay.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
+        clip_norm: Largest global norm of the gradient; 0 turns clipping off.
+        groups: Factors for parameters by path, as for `group_factors`.
+        warmup_steps: Steps in which the learning rate rises from 0.
     """
     schedule = poly_schedule(learning_rate, steps, power, warmup_steps)
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
     optimiser = optax.chain(
         clip,
-        optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
+        optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),  # Kingma & Ba, 2015, algorithm 1
         decay_by_group(weight_decay, groups),
         scale_by_group(groups, "learning_rate"),
         optax.scale_by_learning_rate(schedule),

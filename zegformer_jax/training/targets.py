@@ -6,17 +6,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-NARROWEST = 4  # targets; a batch of fewer is padded to them
+NARROWEST = 4  # the least number of targets that an image is padded to
 
 
 class Targets(NamedTuple):
-    """The segments that an image's label map holds, one for each class present.
+    """The segments in a batch of label maps, one for each class in an image.
 
     Attributes:
-        ids_bn: int32 [B, N], the class of every target, ascending.
-        masks_bnhw: bool [B, N, H, W].
-        valid_bn: bool [B, N]; the others are padding.
-        overflow_b: int32 [B], classes present beyond the N that are kept.
+        ids_bn: Class of each target, ascending, int32 [B, N].
+        masks_bnhw: Masks of the targets, bool [B, N, H, W].
+        valid_bn: False for padding, bool [B, N].
+        overflow_b: Number of classes beyond the N that are kept, int32 [B].
     """
 
     ids_bn: jax.Array
@@ -26,13 +26,13 @@ class Targets(NamedTuple):
 
 
 def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: int) -> Targets:
-    """Makes one binary mask for each class that is present in a label map.
+    """Makes one binary mask for each class in a label map.
 
     Args:
-        labels_bhw: integers [B, H, W]; what is not in 0..num_classes - 1 belongs to no target.
-        num_classes: number of classes C.
-        max_targets: targets an image at most. Of more classes the first are kept and the rest is
-            counted. N, to which the targets are padded, is this or `num_classes`, the smaller.
+        labels_bhw: Labels, integers [B, H, W]; values outside 0..num_classes - 1 are in no target.
+        num_classes: Number of classes C.
+        max_targets: Most targets of an image. Of more classes the first are kept and the others
+            are counted. Targets are padded to the smaller of this and `num_classes`.
     """
     max_targets = min(max_targets, num_classes)
 
@@ -50,12 +50,12 @@ def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: in
 
 
 def target_widths(most: int) -> tuple[int, ...]:
-    """Numbers of targets to work at: `NARROWEST`, twice that and so on, and `most` itself."""
+    """Returns the widths that targets are padded to: `NARROWEST` and its doubles up to `most`."""
     doubled = (NARROWEST << doublings for doublings in itertools.count())
     return (*itertools.takewhile(lambda width: width < most, doubled), most)
 
 
 def first_targets(targets: Targets, count: int) -> Targets:
-    """Keeps the first targets of every image; all valid ones where there are no more."""
+    """Returns the first targets of each image; valid targets come before the padding."""
     kept = (array_bn[:, :count] for array_bn in targets[:-1])
     return Targets(*kept, targets.overflow_b)

@@ -1,33 +1,137 @@
-"""Oracles: what the segments, or the class scores, would reach if the other half were perfect.
+"""Oracles: the scores that each half of the method reaches if the other half were perfect.
 
-Axes: q query, c class, n region, h w pixels at stride 4, y x pixels of the label map.
+Axes: q query, c class, n region, h w pixels at stride 4, y x pixels of the network's input.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from zegformer_jax.evaluation.metrics.confusion import confusion_counts
-from zegformer_jax.evaluation.metrics.segment_fit import UNLABELLED, Overlap, sum_strips
+from zegformer_jax.evaluation.metric import Metric, Prediction, Truth
+from zegformer_jax.evaluation.metrics.confusion import confusion_counts, subset_scores
+from zegformer_jax.evaluation.metrics.segment_fit import UNLABELLED, Overlap, overlap, sum_strips
+from zegformer_jax.evaluation.plan import Plan
+from zegformer_jax.evaluation.subsets import Subset
+from zegformer_jax.segmentation.zegformer import Queries, Question, ZegFormer
 
+RIGHT_NAMES = "the segments with their right names"
+RIGHT_SEGMENTS = "the labelled regions with the names of the segments that fit best"
 NO_REGION = -1  # the class of an unused place among regions
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """A confusion matrix in one vocabulary with one half of the method replaced by the truth.
+
+    Its state is int [c, c], indexed [label, prediction], in pixels of the network's input.
+
+    Attributes:
+        name: Name in the report.
+        subset: The vocabulary.
+        question: The question of the subset.
+        classes: Number of classes in the data set's vocabulary.
+    """
+
+    name: str
+    subset: Subset
+    question: Question
+    classes: int
+
+    @property
+    def vocabulary(self) -> str:
+        """Name of the vocabulary."""
+        return self.subset.stem
+
+    def report(self, state: np.ndarray) -> Mapping[str, float]:
+        """Returns the mean IoU over seen and unseen classes and their harmonic mean."""
+        scores = subset_scores(self.subset, state)
+        return {
+            "seen": scores.seen_iou,
+            "unseen": scores.unseen_iou,
+            "harmonic": scores.harmonic_iou,
+        }
+
+    def overlap(self, queries: Queries, truth: Truth) -> Overlap:
+        """Returns the pixels that segments share with the regions of the subset's classes."""
+        counts = overlap(queries.mask_logits_qhw, truth.resized(), self.classes)
+        return counts.select(self.subset.indices)
+
+
+class RightNames(Oracle):
+    """The segments with their right names."""
+
+    def count(self, prediction: Prediction, truth: Truth) -> jax.Array:
+        """Counts an image's pixels by label and prediction."""
+        queries = prediction.outputs[0]
+        label_yx = jnp.asarray(self.subset.table(truth.ignore_label))[truth.resized()]
+        counts = self.overlap(queries, truth)
+        return right_names_counts(queries.mask_logits_qhw, label_yx, counts)
+
+
+@dataclass(frozen=True, eq=False)
+class RightSegments(Oracle):
+    """The labelled regions with the names of the segments that fit best.
+
+    Attributes:
+        model: The model, which scores the segments.
+        method: The way of scoring.
+        gamma: The calibration.
+    """
+
+    model: ZegFormer
+    method: str
+    gamma: float
+
+    def count(self, prediction: Prediction, truth: Truth) -> jax.Array:
+        """Counts an image's pixels by label and prediction."""
+        counts = self.overlap(prediction.outputs[0], truth)
+        classes_n = largest_regions(counts.labelled_c, len(self.subset.indices))
+        scores_cc = self.region_scores(prediction.outputs[0], counts)
+        return right_segments_counts(scores_cc[classes_n], classes_n, counts.labelled_c)
+
+    def region_scores(self, queries: Queries, counts: Overlap) -> jax.Array:
+        """Returns the scores of each class's region for each class, float32 [c, c].
+
+        They are the scores of the query that fits best; the mean over all queries if no segment
+        touches the region.
+        """
+        scores_qc = self.model.class_scores(queries, self.question, self.method)
+        scores_qc -= self.gamma * jnp.asarray(self.question.seen_c, jnp.float32)[None]
+        iou_qc = counts.iou_qc()
+        touched_c1 = (iou_qc.max(0) > 0)[:, None]
+        return jnp.where(touched_c1, scores_qc[iou_qc.argmax(0)], scores_qc.mean(0)[None])
+
+
+def make(plan: Plan) -> list[Metric]:
+    """Returns both oracles in the headline vocabulary."""
+    if not plan.oracles or not isinstance(plan.model, ZegFormer):
+        return []
+    headline = plan.subsets[0], plan.questions[0], len(plan.vocabulary)
+    return [
+        RightNames(RIGHT_NAMES, *headline),
+        RightSegments(RIGHT_SEGMENTS, *headline, plan.model, plan.shown, plan.gamma),
+    ]
 
 
 def right_names_counts(
     mask_logits_qhw: jax.Array, label_yx: jax.Array, counts: Overlap
 ) -> jax.Array:
-    """Counts pixels by label and prediction where every segment has the right name.
+    """Counts pixels by label and prediction where every segment has its right name.
 
-    A segment's name is the class that most of its labelled pixels have (of equals the first). A
-    pixel takes the name of the segment with the largest mask probability there, of those that have
-    a name; where no segment of the picture has one, class 0.
+    Each segment gets its majority class; ties go to the lowest index. A pixel takes the name of the
+    segment with the largest mask probability there, among segments with a name; class 0 if no
+    segment of the image has one.
 
     Args:
-        mask_logits_qhw: float [q, h, w] at stride 4.
-        label_yx: integer [y, x]; pixels with a label outside 0..c-1 are dropped.
-        counts: of these, from ``overlap``, in the vocabulary of the label map.
+        mask_logits_qhw: Mask logits, float [q, h, w] at stride 4.
+        label_yx: Integer [y, x]; pixels with a label outside 0..c-1 are dropped.
+        counts: Their overlap, in the vocabulary of the labels.
 
     Returns:
-        int32 [c, c], indexed [label, prediction], in pixels of the label map.
+        int32 [c, c], indexed [label, prediction], in pixels of the labels.
     """
     num_classes = len(counts.labelled_c)
     name_q = counts.shared_qc.argmax(axis=-1).astype(jnp.int32)
@@ -43,14 +147,11 @@ def right_names_counts(
 
 
 def largest_regions(labelled_c: jax.Array, places: int) -> jax.Array:
-    """Lists a label map's classes by falling area, for something that names regions one by one.
+    """Returns an image's classes by falling area, int32 [n], `NO_REGION` in unused places.
 
     Args:
-        labelled_c: [c], the pixels of each class, as ``Overlap`` has them.
-        places: static number n of regions; more are left out, the smallest ones.
-
-    Returns:
-        int32 [n], ``NO_REGION`` where there are fewer.
+        labelled_c: The pixels of each class, [c].
+        places: Static number n of regions; the smallest ones beyond it are left out.
     """
     order_c = jnp.argsort(-labelled_c, stable=True)
     classes_c = jnp.where(labelled_c[order_c] > 0, order_c, NO_REGION)
@@ -66,16 +167,16 @@ def right_segments_counts(
     Each region, all pixels of a class, gets the one class that scores highest for it.
 
     Args:
-        scores_nc: float [n, c], of each region for each class.
-        classes_n: int32 [n], the class of each region, each once, ``NO_REGION`` in unused places;
-            see ``largest_regions``. Regions that are not among them are not counted.
-        labelled_c: [c], the pixels of each class, as ``Overlap`` has them.
+        scores_nc: Scores of each region for each class, float [n, c].
+        classes_n: The distinct classes of the regions, int32 [n], `NO_REGION` in unused places;
+            see `largest_regions`. Other regions are not counted.
+        labelled_c: The pixels of each class, [c].
 
     Returns:
         int32 [c, c], indexed [label, prediction].
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: The shapes do not fit.
     """
     num_classes = len(labelled_c)
     if scores_nc.shape != (len(classes_n), num_classes):

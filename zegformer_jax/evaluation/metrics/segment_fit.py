@@ -1,34 +1,100 @@
-"""How good a picture's segments are, and how good their names: fit, boundaries, oracles.
+"""How well segments fit the labelled regions, whatever they are called: IoU and boundary F.
 
-The two halves of the method are measured apart: segments against the labelled regions whatever they
-are called, segments with the right names, and regions with the names that they are given.
+Mask logits are at stride 4 and are upsampled a few rows, or one query, at a time, which bounds the
+memory. Labels are those of the network's input: resized and padded, with labels outside 0..c-1
+where there is none. All functions take one image, are jittable and return sums and counts.
 
-Functions of one picture, jittable; they give sums and counts, which add over pictures. Mask logits
-come at stride 4 and are upsampled a few rows, or one query, at a time, so that memory stays at a
-few rows of all queries and a few maps of the picture. Label maps are of the network's input:
-resized, padded, with labels outside 0..c-1 where there is none.
-
-Axes: q query, c class, n region, h w pixels at stride 4, y x pixels.
+Axes: q query, c class, h w pixels at stride 4, y x pixels of the network's input.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from zegformer_jax.evaluation.metric import Metric, Prediction, Truth
+from zegformer_jax.evaluation.plan import Plan
+from zegformer_jax.evaluation.subsets import Subset
 from zegformer_jax.segmentation.resize import mix_rows, resize_matrix, resize_taps, upsample_masks
 from zegformer_jax.segmentation.segments import inside
+from zegformer_jax.segmentation.zegformer import Question, ZegFormer
 
-# Of the picture's diagonal; Csurka et al., "What is a good evaluation measure for semantic
+# A fraction of the image's diagonal; Csurka et al., "What is a good evaluation measure for semantic
 # segmentation?", BMVC 2013, after the Berkeley benchmark. DAVIS has 0.008.
 BOUNDARY_TOLERANCE = 0.0075
 ROWS_AT_ONCE = 8  # memory grows with it
 _EXACT = jax.lax.Precision.HIGHEST
 UNLABELLED = -1
+IOU, BOUNDARY_F = "segments that fit best, IoU", "segments that fit best, boundary F"
 Total = TypeVar("Total")
+
+
+class Fit(NamedTuple):
+    """How well segments fit the regions of each class, summed over images.
+
+    Attributes:
+        sum_c: float [c], sum of the best-fitting segments' measure.
+        regions_c: int [c], number of images with the class.
+    """
+
+    sum_c: jax.Array
+    regions_c: jax.Array
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentFit:
+    """Mean fit of the segments that fit the labelled regions best, over seen and unseen classes.
+
+    Attributes:
+        name: Name in the report.
+        subset: The vocabulary whose classes are reported; regions are those of all classes.
+        question: The question of the subset.
+        classes: Number of classes in the data set's vocabulary.
+        measure: Function of mask logits, labels, their `Overlap` and the image's size to the fit
+            of each class's region, float32 [c], 0 for classes that are not in the image.
+    """
+
+    name: str
+    subset: Subset
+    question: Question
+    classes: int
+    measure: Callable[[jax.Array, jax.Array, "Overlap", jax.Array], jax.Array]
+
+    @property
+    def vocabulary(self) -> str:
+        """Name of the vocabulary."""
+        return self.subset.stem
+
+    def count(self, prediction: Prediction, truth: Truth) -> Fit:
+        """Measures the regions of an image."""
+        masks_qhw, label_yx = prediction.outputs[0].mask_logits_qhw, truth.resized()
+        # Metrics count the same overlap with the same arguments: XLA computes it once.
+        counts = overlap(masks_qhw, label_yx, self.classes)
+        fit_c = self.measure(masks_qhw, label_yx, counts, truth.size)
+        return Fit(fit_c, (counts.labelled_c > 0).astype(jnp.int32))
+
+    def report(self, state: Fit) -> Mapping[str, float]:
+        """Returns the means over the regions of seen and of unseen classes."""
+        sum_c, regions_c = (np.asarray(x)[self.subset.indices] for x in state)
+        seen_c = self.subset.seen_c
+        return {
+            name: float(sum_c[c].sum() / regions_c[c].sum()) if regions_c[c].any() else math.nan
+            for name, c in (("seen", seen_c), ("unseen", ~seen_c))
+        }
+
+
+def make(plan: Plan) -> list[Metric]:
+    """Returns the IoU in every vocabulary and the boundary F in the headline."""
+    if not plan.oracles or not isinstance(plan.model, ZegFormer):
+        return []
+    pairs, classes = list(zip(plan.subsets, plan.questions, strict=True)), len(plan.vocabulary)
+    metrics: list[Metric] = [SegmentFit(IOU, *pair, classes, best_overlap_iou) for pair in pairs]
+    return [*metrics, SegmentFit(BOUNDARY_F, *pairs[0], classes, best_overlap_boundary_f)]
 
 
 class Overlap(NamedTuple):
@@ -36,19 +102,19 @@ class Overlap(NamedTuple):
 
     Attributes:
         shared_qc: float32 [q, c], whole numbers below 2**24.
-        labelled_c: float32 [c], the pixels of each region, likewise.
+        labelled_c: float32 [c], the pixels of each region, whole numbers below 2**24.
     """
 
     shared_qc: jax.Array
     labelled_c: jax.Array
 
     def select(self, indices: Sequence[int] | jax.Array) -> "Overlap":
-        """The overlap on a label map with some of the classes, in the order given."""
+        """Returns the overlap on a label map with some of the classes, in the given order."""
         indices = jnp.asarray(indices, jnp.int32)
         return Overlap(self.shared_qc[:, indices], self.labelled_c[indices])
 
     def iou_qc(self) -> jax.Array:
-        """IoU of each segment and region: float32 [q, c]; 0 where both are empty.
+        """Returns the IoU of each segment and region, float32 [q, c]; 0 where both are empty.
 
         A segment's pixels without a label are dropped.
         """
@@ -61,9 +127,9 @@ def overlap(mask_logits_qhw: jax.Array, label_yx: jax.Array, num_classes: int) -
     """Counts the pixels that segments, sigmoid(mask logit) > 0.5, share with labelled regions.
 
     Args:
-        mask_logits_qhw: float [q, h, w] at stride 4.
-        label_yx: integer [y, x]; pixels with a label outside 0..c-1 are dropped.
-        num_classes: c.
+        mask_logits_qhw: Mask logits, float [q, h, w] at stride 4.
+        label_yx: Integer [y, x]; pixels with a label outside 0..c-1 are dropped.
+        num_classes: The number of classes c.
     """
 
     def add(counts: Overlap, logits_qyx: jax.Array, labels_yx: jax.Array) -> Overlap:
@@ -77,14 +143,19 @@ def overlap(mask_logits_qhw: jax.Array, label_yx: jax.Array, num_classes: int) -
     return sum_strips(add, start, mask_logits_qhw, label_yx)
 
 
-def best_overlap_iou(counts: Overlap) -> tuple[jax.Array, jax.Array]:
-    """Says how well the segments fit the labelled regions: the best IoU of each region.
+def best_overlap_iou(
+    mask_logits_qhw: jax.Array, label_yx: jax.Array, counts: Overlap, size: jax.Array
+) -> jax.Array:
+    """Returns the IoU of each region with the segment that fits it best, float32 [c].
 
-    Returns:
-        float32 [c]: the best IoU of each class of the label map, 0 for the others;
-        int32 [c]: 1 for each class of the label map. Add both over pictures, then divide.
+    Args:
+        mask_logits_qhw: Mask logits, float [q, h, w] at stride 4.
+        label_yx: Integer [y, x]; labels outside 0..c-1 are none.
+        counts: Their overlap.
+        size: int32 [2], rows and columns before padding.
     """
-    return counts.iou_qc().max(axis=0), (counts.labelled_c > 0).astype(jnp.int32)
+    del mask_logits_qhw, label_yx, size  # the overlap says all
+    return counts.iou_qc().max(axis=0)
 
 
 def best_overlap_boundary_f(
@@ -93,26 +164,25 @@ def best_overlap_boundary_f(
     counts: Overlap,
     size: jax.Array,
     tolerance: float = BOUNDARY_TOLERANCE,
-) -> tuple[jax.Array, jax.Array]:
-    """Says how well the segments' boundaries follow the regions': F of the best-overlapping one.
+) -> jax.Array:
+    """Returns the boundary F of each region and the segment that overlaps it best.
 
-    The boundary measure of DAVIS (Perazzi et al., CVPR 2016, section 4) per region, as Csurka et
-    al. (BMVC 2013) have it per class: the share of the segment's boundary pixels within the
-    tolerance of the region's boundary, that of the region's within it of the segment's, and their
-    harmonic mean. As there, distances are Euclidean, the picture's edge is no boundary, and pixels
-    without a label belong to neither segment nor region.
+    The boundary measure of DAVIS (Perazzi et al., CVPR 2016, section 4) for each region, as Csurka
+    et al. (BMVC 2013) use it for each class: the share of the segment's boundary pixels within the
+    tolerance of the region's boundary, the share of the region's within the tolerance of the
+    segment's, and their harmonic mean. As in both papers, distances are Euclidean, the image's
+    edge is no boundary, and pixels without a label belong to neither segment nor region.
 
     Args:
-        mask_logits_qhw: float [q, h, w] at stride 4.
-        label_yx: integer [y, x]; labels outside 0..c-1 are none.
-        counts: of these, from ``overlap``, in the vocabulary of the label map.
+        mask_logits_qhw: Mask logits, float [q, h, w] at stride 4.
+        label_yx: Integer [y, x]; labels outside 0..c-1 are none.
+        counts: Their overlap.
         size: int32 [2], rows and columns before padding; may be traced.
-        tolerance: static, a fraction of the picture's diagonal; rounded up to whole pixels.
+        tolerance: Static, a fraction of the image's diagonal; rounded up to whole pixels.
 
     Returns:
-        float32 [c]: F of each class of the label map, in [0, 1], 0 where no segment touches it
-        and for the classes that are not there; int32 [c]: 1 for each class of the label map.
-        Add both over pictures, then divide.
+        float32 [c] in [0, 1]; 0 for regions that no segment touches and for classes that are not
+        in the image.
     """
     iou_qc = counts.iou_qc()
     best_c, query_c = iou_qc.max(axis=0), iou_qc.argmax(axis=0)
@@ -128,20 +198,19 @@ def best_overlap_boundary_f(
         f = measure(segment_yx & labelled_yx, label_yx == c)
         return f_c.at[c].set(jnp.where(best_c[c] > 0, f, 0.0))
 
-    f_c = jax.lax.fori_loop(0, present_c.sum(), add, jnp.zeros(len(present_c)))
-    return f_c, present_c.astype(jnp.int32)
+    return jax.lax.fori_loop(0, present_c.sum(), add, jnp.zeros(len(present_c)))
 
 
 def _boundary_measure(
     shape: tuple[int, int], size: jax.Array, tolerance: float
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Gives the function of a segment and a region, bool [y, x] each, that is their boundary F."""
+    """Returns the function of a segment and a region, bool [y, x] each, to their boundary F."""
     size = jnp.asarray(size)
     rows_y, columns_x = jnp.arange(shape[0]) < size[0], jnp.arange(shape[1]) < size[1]
-    in_picture_yx = rows_y[:, None] & columns_x[None]
+    in_image_yx = rows_y[:, None] & columns_x[None]
     reach = math.ceil(tolerance * math.hypot(*shape))
     diagonal = jnp.linalg.norm(size.astype(jnp.float32))
-    # Less than a pixel's thousandth keeps float32 from rounding up what is whole.
+    # A thousandth of a pixel keeps float32 from rounding up a whole number.
     pixels = jnp.ceil(tolerance * diagonal - 1e-3).astype(jnp.int32)
 
     def share(own_yx: jax.Array, other_yx: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -149,8 +218,8 @@ def _boundary_measure(
         return (own_yx & near_yx).sum(), own_yx.sum()
 
     def measure(segment_yx: jax.Array, region_yx: jax.Array) -> jax.Array:
-        segment_yx = _boundary(segment_yx, in_picture_yx)
-        region_yx = _boundary(region_yx, in_picture_yx)
+        segment_yx = _boundary(segment_yx, in_image_yx)
+        region_yx = _boundary(region_yx, in_image_yx)
         (right, drawn), (found, wanted) = share(segment_yx, region_yx), share(region_yx, segment_yx)
         # Without any boundary pixel a share is perfect, as in DAVIS.
         precision = jnp.where(drawn > 0, right / jnp.maximum(drawn, 1), 1.0)
@@ -161,15 +230,15 @@ def _boundary_measure(
     return measure
 
 
-def _boundary(mask_yx: jax.Array, in_picture_yx: jax.Array) -> jax.Array:
-    """Marks pixels that differ from the one right, below, or right below, as DAVIS does."""
+def _boundary(mask_yx: jax.Array, in_image_yx: jax.Array) -> jax.Array:
+    """Marks pixels that differ from the one right, below, or right below, as in DAVIS."""
 
     def shift(map_yx: jax.Array, down: int, right: int) -> jax.Array:
         height, width = map_yx.shape
         return jnp.pad(map_yx, ((0, 1), (0, 1)))[down : height + down, right : width + right]
 
     differs = [
-        (mask_yx != shift(mask_yx, *step)) & shift(in_picture_yx, *step)
+        (mask_yx != shift(mask_yx, *step)) & shift(in_image_yx, *step)
         for step in ((0, 1), (1, 0), (1, 1))
     ]
     return reduce(jnp.logical_or, differs)
@@ -178,8 +247,8 @@ def _boundary(mask_yx: jax.Array, in_picture_yx: jax.Array) -> jax.Array:
 def _squared_distance(marked_yx: jax.Array, reach: int) -> jax.Array:
     """Squared Euclidean distance to the nearest mark, int32 [y, x].
 
-    Exact up to ``reach``, and beyond it more than its square: one axis after the other, as
-    the squares add up.
+    Exact up to `reach`, and more than its square beyond. Squares add up over the axes, so one axis
+    is searched after the other.
     """
     far = 4 * (reach + 1) ** 2
     squared_yx = jnp.where(marked_yx, 0, far)
@@ -201,9 +270,13 @@ def sum_strips(
     mask_logits_qhw: jax.Array,
     label_yx: jax.Array,
 ) -> Total:
-    """Passes strips of upsampled mask logits, float32 [q, y, x], and their labels [y, x] to `add`.
+    """Adds up strips of upsampled mask logits, float32 [q, y, x], and their labels [y, x].
 
-    The last strip is filled with rows that have no labels.
+    Args:
+        add: Function of the total so far, a strip's logits and its labels to the new total.
+        start: The total of no strip.
+        mask_logits_qhw: Mask logits, float [q, h, w] at stride 4.
+        label_yx: Integer [y, x]; rows of `UNLABELLED` fill the last strip.
     """
     height, width = label_yx.shape
     strips = -(-height // ROWS_AT_ONCE)

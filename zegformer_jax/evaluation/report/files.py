@@ -1,53 +1,117 @@
-"""Files that an evaluation writes: CSV, NPZ, PNG, RLE.
+"""Files that an evaluation writes: report.json, report.md, CSV, NPZ, PNG, RLE.
 
 Axes: c class, h w pixels.
 """
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
+from zegformer_jax.evaluation.evaluation import Evaluation
 from zegformer_jax.evaluation.metrics.confusion import Scores
+from zegformer_jax.evaluation.report import tables
+from zegformer_jax.evaluation.report.schema import Report
 from zegformer_jax.runtime.files import write_bytes
 
+FOLDER = "evaluation"  # of a workdir
+REPORT, REPORT_TABLES = "report.json", "report.md"
+LABEL_MAPS = ("png", "rle")  # kinds of files
 CLASS_COLUMNS = ("class", "kind", "iou", "accuracy", "labelled_pixels", "predicted_pixels")
-PAIRS = 20  # most confused pairs that are told
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """Reads kinds of files of label maps, by commas.
+
+    Raises:
+        ValueError: There is no such kind.
+    """
+    kinds = tuple(kind.strip() for kind in text.split(",") if kind.strip())
+    for kind in kinds:
+        if kind not in LABEL_MAPS:
+            raise ValueError(f"--predictions: no '{kind}'; choose of {', '.join(LABEL_MAPS)}")
+    return kinds
+
+
+class LabelMapWriter:
+    """Writes images' label maps, a file each, named by their ids."""
+
+    def __init__(self, folder: epath.Path, kinds: Sequence[str]):
+        """Sets the folder, which gets a folder for each kind of file, see `LABEL_MAPS`."""
+        self._folder, self._kinds = folder, tuple(kinds)
+
+    def __call__(self, id_: str, labels_hw: np.ndarray) -> None:
+        """Writes an image's label map."""
+        if "png" in self._kinds:
+            write_label_png(self._folder / "png" / f"{id_}.png", labels_hw)
+        if "rle" in self._kinds:
+            text = json.dumps(segments_json(labels_hw, id_))
+            write_bytes(self._folder / "rle" / f"{id_}.json", text.encode())
+
+
+def write_report(folder: epath.PathLike, report: Report) -> None:
+    """Writes report.json, which has everything, and report.md, the tables."""
+    folder = epath.Path(folder)
+    write_bytes(folder / REPORT, report.to_json().encode())
+    write_bytes(folder / REPORT_TABLES, tables.markdown(report).encode())
+
+
+def write_evaluation(folder: epath.Path, evaluation: Evaluation, report: Report) -> str:
+    """Writes an evaluation's report and tables of classes, and returns what the screen shows.
+
+    A partial evaluation does not replace the files of a finished one.
+
+    Args:
+        folder: Gets report.json and, by vocabulary, NAME_classes.csv and NAME_confusion.npz.
+        evaluation: The evaluation.
+        report: Its report.
+    """
+    text = tables.screen(report)
+    if report.partial and _is_finished(folder):
+        return f"{text}\nnot written: {folder} has a finished evaluation's tables"
+    for metric, state in evaluation.shown():
+        stem, classes, matrix_cc = metric.vocabulary, metric.subset.reported, metric.matrix(state)
+        path = folder / f"{stem}_classes.csv"
+        write_classes(path, classes, metric.scores(state), matrix_cc)
+        write_confusion(folder / f"{stem}_confusion.npz", classes, matrix_cc)
+    write_bytes(folder / REPORT, report.to_json().encode())
+    return f"{text}\nwritten: {folder}"
+
+
+def _is_finished(folder: epath.Path) -> bool:
+    """Whether a folder has the report of a finished evaluation."""
+    path = folder / REPORT
+    try:
+        return path.exists() and not json.loads(path.read_text()).get("partial")
+    except (ValueError, AttributeError):  # a damaged one is no loss
+        return False
 
 
 def write_classes(
-    path: epath.PathLike,
-    names: Sequence[str],
-    seen: Sequence[bool],
-    scores: Scores,
-    confusion_cc: np.ndarray,
+    path: epath.PathLike, classes: Mapping[str, bool], scores: Scores, confusion_cc: np.ndarray
 ) -> None:
     """Writes the per-class table as CSV, a line for each class in the vocabulary's order.
 
-    Columns are ``CLASS_COLUMNS``: kind is "seen" or "unseen"; IoU and accuracy are fractions with
-    six decimals, empty where the class is not in the labels.
+    The columns are `CLASS_COLUMNS`: kind is "seen" or "unseen"; IoU and accuracy are fractions with
+    six decimals, empty for classes that are not in the labels.
 
     Args:
-        path: of the file.
-        names: c class names.
-        seen: c flags, whether each was seen in training.
-        scores: of these classes, from ``metrics.scores_from_confusion``.
-        confusion_cc: integer [c, c], indexed [label, prediction], that they are of.
-
-    Raises:
-        ValueError: if the numbers of classes differ.
+        path: The file.
+        classes: Seen flags of the c classes by name.
+        scores: Their scores.
+        confusion_cc: Integer [c, c], indexed [label, prediction].
     """
-    confusion_cc = _checked(confusion_cc, names)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CLASS_COLUMNS)
     columns = (
-        names,
-        ["seen" if flag else "unseen" for flag in seen],
+        classes,
+        ["seen" if flag else "unseen" for flag in classes.values()],
         ["" if np.isnan(value) else f"{value:.6f}" for value in scores.iou_c],
         ["" if np.isnan(value) else f"{value:.6f}" for value in scores.accuracy_c],
         confusion_cc.sum(axis=1).tolist(),
@@ -58,121 +122,68 @@ def write_classes(
 
 
 def write_confusion(
-    path: epath.PathLike, confusion_cc: np.ndarray, names: Sequence[str], seen: Sequence[bool]
+    path: epath.PathLike, classes: Mapping[str, bool], confusion_cc: np.ndarray
 ) -> None:
-    """Writes a confusion matrix as compressed NPZ.
+    """Writes a confusion matrix as NPZ: `confusion`, `names` and `seen`.
 
-    The file holds ``confusion`` int64 [c, c], indexed [label, prediction], ``names`` text [c]
-    and ``seen`` bool [c]; ``np.load`` reads it without pickles.
-
-    Raises:
-        ValueError: if the numbers of classes differ.
+    Args:
+        path: The file.
+        classes: Seen flags of the c classes by name.
+        confusion_cc: Integer [c, c], indexed [label, prediction].
     """
-    confusion_cc, seen_c = _checked(confusion_cc, names), np.asarray(seen, bool)
-    if len(seen_c) != len(names):
-        raise ValueError(f"write_confusion: {len(seen_c)} seen flags for {len(names)} classes")
+    names, seen = np.asarray(list(classes), str), np.asarray(list(classes.values()), bool)
     data = io.BytesIO()
-    np.savez_compressed(data, confusion=confusion_cc, names=np.asarray(names, str), seen=seen_c)
+    np.savez_compressed(data, confusion=confusion_cc, names=names, seen=seen)
     write_bytes(path, data.getvalue())
 
 
-def confused_pairs(
-    confusion_cc: np.ndarray, names: Sequence[str], count: int = PAIRS
-) -> list[dict[str, Any]]:
-    """Lists the pairs of classes with the most pixels of one predicted as the other.
+def segments_json(labels_hw: np.ndarray, image_id: str) -> list[dict[str, Any]]:
+    """Returns a label map in the format of COCO's results, a segment for each class in it.
 
     Args:
-        confusion_cc: integer [c, c], indexed [label, prediction].
-        names: c class names.
-        count: pairs at most; those without a pixel are left out.
+        labels_hw: Integer [h, w], class indices.
+        image_id: The image's id.
 
     Returns:
-        dicts of ``label`` and ``prediction`` (names), ``pixels``, and ``share``, the pixels as
-        a fraction of the label's. Most pixels first; on equality in the vocabulary's order.
-
-    Raises:
-        ValueError: if the numbers of classes differ.
-    """
-    confusion_cc = _checked(confusion_cc, names)
-    labelled_c = confusion_cc.sum(axis=1)
-    wrong_cc = confusion_cc.copy()
-    np.fill_diagonal(wrong_cc, 0)
-    order = np.argsort(-wrong_cc, axis=None, kind="stable")[:count]
-    pairs = [divmod(place, len(names)) for place in order.tolist()]
-    return [
-        {
-            "label": names[label],
-            "prediction": names[prediction],
-            "pixels": int(wrong_cc[label, prediction]),
-            "share": float(wrong_cc[label, prediction] / labelled_c[label]),
-        }
-        for label, prediction in pairs
-        if wrong_cc[label, prediction] > 0
-    ]
-
-
-def _checked(confusion_cc: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    confusion_cc = np.asarray(confusion_cc, np.int64)
-    if confusion_cc.shape != (len(names), len(names)):
-        raise ValueError(f"confusion matrix is {confusion_cc.shape}, classes are {len(names)}")
-    return confusion_cc
-
-
-def encode_rle(mask_hw: np.ndarray) -> dict[str, list[int]]:
-    """Encodes a mask as COCO's uncompressed run lengths (pycocotools, ``frUncompressedRLE``).
-
-    Args:
-        mask_hw: bool or integer [h, w]; what is not 0 is inside.
-
-    Returns:
-        ``size``: [h, w]; ``counts``: lengths of the runs down the columns, from left to right,
-        outside and inside by turns; the first is 0 where the first pixel is inside.
-
-    Raises:
-        ValueError: if the mask has not two axes.
-    """
-    if np.ndim(mask_hw) != 2:
-        raise ValueError(f"encode_rle: a mask is [h, w], not {np.shape(mask_hw)}")
-    inside = np.asarray(mask_hw, bool).ravel(order="F")
-    turns = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-    first = [0] if inside[:1].any() else []  # a run of no pixels outside
-    edges = np.concatenate([first, [0], turns, [inside.size]]).astype(np.int64)
-    return {"size": list(np.shape(mask_hw)), "counts": np.diff(edges).tolist()}
-
-
-def prediction_json(labels_hw: np.ndarray, image_id: str) -> list[dict[str, Any]]:
-    """Gives a label map as COCO's results have it, a segment for each class that is present.
-
-    Args:
-        labels_hw: integer [h, w], places in the vocabulary.
-        image_id: the picture's.
-
-    Returns:
-        what ``json.dump`` takes: dicts of ``image_id``, ``category_id`` (the class's place
-        in the vocabulary, from 0, not an id of the data set's files) and ``segmentation`` (see
-        ``encode_rle``), by rising place.
+        Dicts of `image_id`, `category_id` (the class's index in the vocabulary, from 0; not an id
+        of the data set's files) and `segmentation` (see `encode_rle`), by rising index.
     """
     return [
         {
             "image_id": image_id,
-            "category_id": place,
-            "segmentation": encode_rle(labels_hw == place),
+            "category_id": index,
+            "segmentation": encode_rle(labels_hw == index),
         }
-        for place in np.unique(labels_hw).tolist()
+        for index in np.unique(labels_hw).tolist()
     ]
+
+
+def encode_rle(mask_hw: np.ndarray) -> dict[str, Any]:
+    """Returns a mask's run lengths as COCO's tools read them.
+
+    Args:
+        mask_hw: bool [h, w].
+
+    Returns:
+        `size`: [h, w]; `counts`: compressed run lengths, a text.
+    """
+    from pycocotools import mask
+
+    runs = mask.encode(np.asfortranarray(mask_hw, np.uint8))
+    return {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}
 
 
 def write_label_png(path: epath.PathLike, labels_hw: np.ndarray) -> None:
     """Writes a label map as a PNG of one channel, whose values are the labels.
 
     Args:
-        path: of the file.
-        labels_hw: integer [h, w]. uint8 gives 8 bits and uint16 gives 16; any other type gives 8
-            where all labels fit, else 16. Cast to the vocabulary's ``label_dtype`` to have all
-            pictures alike.
+        path: The file.
+        labels_hw: Integer [h, w]. uint8 gives 8 bits and uint16 gives 16; any other type gives 8
+            if all labels fit, else 16. Cast to the vocabulary's `label_dtype` to have all images
+            alike.
 
     Raises:
-        ValueError: if a label is not in 0..65535.
+        ValueError: A label is not in 0..65535.
     """
     labels_hw = np.asarray(labels_hw)
     if labels_hw.dtype not in (np.uint8, np.uint16):

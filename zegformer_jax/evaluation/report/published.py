@@ -3,22 +3,31 @@
 import dataclasses
 import json
 
+from zegformer_jax.experiment import Experiment
+from zegformer_jax.models.backbones.resnet import BLOCKS, ResNet
 from zegformer_jax.runtime.assets import DATA
+from zegformer_jax.segmentation.zegformer import Model, ZegFormer
 
 PUBLISHED = DATA / "published.json"
-_PERCENT_SCORES = ("seen_iou", "unseen_iou", "harmonic_iou", "mean_iou")
+# The report's names of scores, and the file's.
+SCORES = {
+    "seen": "seen_iou",
+    "unseen": "unseen_iou",
+    "harmonic": "harmonic_iou",
+    "mIoU": "mean_iou",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedRow:
-    """One row of a published table; scores are fractions in [0, 1], None where not published.
+    """One row of a published table; scores are fractions in [0, 1], None if not published.
 
     Attributes:
-        seen_iou: mean IoU over the seen classes.
-        unseen_iou: the same over the unseen classes.
-        harmonic_iou: their harmonic mean.
-        mean_iou: over all classes; which of the two definitions is not said.
-        source: who published it.
+        seen_iou: Mean IoU over the seen classes.
+        unseen_iou: Mean IoU over the unseen classes.
+        harmonic_iou: Their harmonic mean.
+        mean_iou: Mean IoU over all classes; the source does not say by which definition.
+        source: Who published it.
     """
 
     seen_iou: float | None
@@ -31,23 +40,44 @@ class PublishedRow:
 def published_rows(
     trained_on: str, all_seen: bool, backbone_name: str, evaluated_on: str
 ) -> tuple[PublishedRow, ...]:
-    """Finds the published figures for an evaluation, in ``data/published.json``.
+    """Returns the published figures for an evaluation, in `data/published.json`.
 
     Args:
-        trained_on: name of the data set of the training, such as "coco_stuff".
-        all_seen: whether all of its classes were trained on.
-        backbone_name: "r101" and the like; figures whose source leaves it open fit any.
-        evaluated_on: name of the data set of the evaluation.
+        trained_on: Name of the data set of the training, such as "coco_stuff".
+        all_seen: Whether all of its classes were trained on.
+        backbone_name: "r101" and the like; figures whose source does not name it fit any.
+        evaluated_on: Name of the data set of the evaluation.
 
     Returns:
-        the rows, the paper's own first; none where there is no published figure.
+        The rows, the paper's own first.
     """
     wanted = {"trained_on": trained_on, "all_seen": all_seen, "evaluated_on": evaluated_on}
     return tuple(
         PublishedRow(
-            **{name: row[name] / 100 if name in row else None for name in _PERCENT_SCORES},
+            **{name: row[name] / 100 if name in row else None for name in SCORES.values()},
             source=row["source"],
         )
         for row in json.loads(PUBLISHED.read_text("utf-8"))["rows"]
         if wanted.items() <= row.items() and row.get("backbone", backbone_name) == backbone_name
     )
+
+
+def published_lines(model: Model, experiment: Experiment, dataset: str) -> list[str]:
+    """Returns lines with the published figures for a model.
+
+    Args:
+        model: The model, without its arrays.
+        experiment: The experiment that trained it.
+        dataset: Name of the data set of the evaluation.
+    """
+    if not isinstance(model, ZegFormer) or not isinstance(model.grouper.backbone, ResNet):
+        return []
+    names = {tuple(blocks): f"r{depth}" for depth, blocks in BLOCKS.items()}
+    backbone = names.get(tuple(model.grouper.backbone.blocks), "")
+    trained = experiment.dataset
+    lines = []
+    for row in published_rows(trained.name, trained.all_seen, backbone, dataset):
+        values = {name: getattr(row, field) for name, field in SCORES.items()}
+        known = ", ".join(f"{k} {100 * v:.1f}" for k, v in values.items() if v is not None)
+        lines.append(f"published: {known} ({row.source})")
+    return lines

@@ -1,215 +1,220 @@
-"""What an evaluation leaves: a table on the screen, and files beside the run."""
+"""Tables of a report: the screen's, the summary that fits a terminal, and Markdown."""
 
 import json
+import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from etils import epath
-from ml_collections import ConfigDict
+from tabulate import tabulate
 
-from zegformer_jax.evaluation.counts import Evaluation
-from zegformer_jax.evaluation.metrics.confusion import scores_from_confusion
-from zegformer_jax.evaluation.report.files import (
-    confused_pairs,
-    prediction_json,
-    write_classes,
-    write_confusion,
-    write_label_png,
-)
-from zegformer_jax.evaluation.report.published import published_rows
-from zegformer_jax.evaluation.subsets import Subset
-from zegformer_jax.models.backbones.resnet import BLOCKS
-from zegformer_jax.runtime.files import write_bytes
+from zegformer_jax.drawing.overlay import UNSEEN_MARK
+from zegformer_jax.evaluation.metrics.confusion import COLUMNS
+from zegformer_jax.evaluation.report.schema import Report, Row, Timing, plain
 
-FOLDER = "evaluation"
-REPORT = "report.json"
-PREDICTIONS = ("png", "rle")
 PAIRS_SHOWN = 5
-COLUMNS = {
-    "seen": "seen_iou",
-    "unseen": "unseen_iou",
-    "harmonic": "harmonic_iou",
-    "mIoU": "mean_iou_labels",
-    "mIoU*": "mean_iou_labels_or_predictions",
-    "fwIoU": "frequency_weighted_iou",
-    "accuracy": "mean_accuracy",
-    "pixels": "pixel_accuracy",
-}
 FOOTNOTE = """\
 in %, mean IoU but for the last two; mIoU: over the classes in the labels; mIoU*: the older
 definition, divided by the number of classes in labels or predictions; fwIoU: weighted by the
 classes' pixels; accuracy: share of right pixels, mean over classes; pixels: over all pixels"""
+SUMMARY_LINES, SUMMARY_COLUMNS = 24, 80  # a terminal's usual screen
+NAME_WIDTH, SCORE_WIDTH = 32, 10  # columns of the summary
+# The scores of the paper's tables, and their headings.
+MAIN_SCORES = {
+    "seen": "seen",
+    "unseen": "unseen",
+    "harmonic": "harmonic",
+    "pixels": "pixel acc.",
+}
+_NO_BREAK = "\u00a0"
 
 
-def parse_predictions(text: str) -> tuple[str, ...]:
-    """Reads kinds of label maps by commas.
-
-    Raises:
-        ValueError: there is no such kind.
-    """
-    kinds = tuple(kind.strip() for kind in text.split(",") if kind.strip())
-    for kind in kinds:
-        if kind not in PREDICTIONS:
-            raise ValueError(f"--predictions: no '{kind}'; choose of {', '.join(PREDICTIONS)}")
-    return kinds
-
-
-class PredictionWriter:
-    """Writes pictures' label maps, a file each, named by their ids."""
-
-    def __init__(self, folder: epath.Path, kinds: Sequence[str]):
-        """Writes into `png` and `rle` in a folder."""
-        self.kinds = tuple(kinds)
-        self._folders = {kind: folder / kind for kind in kinds}
-
-    def __call__(self, id_: str, labels_hw: np.ndarray) -> None:
-        """Writes one picture's label map."""
-        for kind, folder in self._folders.items():
-            path = folder / f"{id_}.{'png' if kind == 'png' else 'json'}"
-            if kind == "png":
-                write_label_png(path, labels_hw)
-            else:
-                content = json.dumps(prediction_json(labels_hw, id_))
-                write_bytes(path, content.encode())
+def screen(report: Report) -> str:
+    """Returns what an evaluation shows on the screen."""
+    rows = [
+        [row.vocabulary, row.name, *(percent(row.values[name]) for name in COLUMNS)]
+        for row in report.scores
+    ]
+    table = _plain_table([["vocabulary", "method", *COLUMNS], *rows], texts=2)
+    lines = [table, FOOTNOTE, *_notes(report)]
+    if report.partial:
+        lines.insert(0, f"PARTIAL: {report.images:,} of {report.of:,} images")
+    return "\n".join([*lines, *report.published])
 
 
-def write(
-    folder: epath.Path,
-    config: ConfigDict,
-    result: Evaluation,
-    dataset: str,
-    settings: ConfigDict | None = None,
-) -> str:
-    """Writes an evaluation's tables, and gives what the screen shows.
-
-    A part of an evaluation is marked as such, and does not replace a whole one's tables.
-
-    Args:
-        folder: gets report.json and, by vocabulary, NAME_classes.csv and NAME_confusion.npz, NAME
-            without folders.
-        config: the experiment.
-        result: of the evaluation.
-        dataset: that it was on.
-        settings: of the evaluation; None for the experiment's own, `config.eval`.
-    """
-    rows = _rows(result)
-    lines = [_table(rows), FOOTNOTE, *_notes(result), *_published(config, dataset)]
-    if result.partial:
-        lines.insert(0, f"PARTIAL: {result.pictures:,} of {result.of:,} pictures")
-    if result.partial and _is_finished(folder):
-        return "\n".join([*lines, f"not written: {folder} has a finished evaluation's tables"])
-    for subset in result.subsets:
-        _write_tables(folder, result, subset)
-    content = {
-        "dataset": dataset,
-        "partial": result.partial,
-        "pictures": result.pictures,
-        "of": result.of,
-        "scores": _json(rows),
-        "oracles": _json(result.oracle_rows()),
-        "confused": _pairs(result, result.subsets[0]),
-        "published": _published(config, dataset),
-        "settings": json.loads((settings or config.eval).to_json_best_effort()),
-    }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_bytes(folder / REPORT, text.encode())
-    return "\n".join([*lines, f"written: {folder}"])
+def summary(report: Report) -> str:
+    """Returns the main scores as text that fits a screen of 24 lines of 80 columns."""
+    lines = [report.title, ""]
+    for vocabulary in report.vocabularies:
+        block = _summary_block(report, vocabulary)
+        if len(lines) + len(block) <= SUMMARY_LINES - 4:
+            lines += block
+    timing = report.timing
+    for heading, times in (
+        ("time", timing.stage),
+        ("a step", timing.step),
+        ("an image", timing.image),
+    ):
+        # No-break spaces keep a time and its unit on one line.
+        parts = [f"{k} {_seconds(x)}".replace(" ", _NO_BREAK) for k, x in times.items()]
+        text = f"{heading}: " + ", ".join(parts)
+        lines += textwrap.wrap(text, SUMMARY_COLUMNS, subsequent_indent="  ") if times else []
+    return "\n".join(_cut(line).replace(_NO_BREAK, " ") for line in lines[:SUMMARY_LINES])
 
 
-def _rows(result: Evaluation) -> list[dict[str, Any]]:
-    rows = []
-    for subset in result.subsets:
-        for method in result.methods(subset):
-            scores = result.scores(method, subset)
-            values = {name: getattr(scores, field) for name, field in COLUMNS.items()}
-            rows.append({"vocabulary": subset.stem, "method": method} | values)
-    return rows
+def markdown(report: Report) -> str:
+    """Returns `report.md`."""
+    parts = [f"# {report.title}", *_score_section(report), *_metric_section(report)]
+    parts += [f"![{caption}]({file})\n\n{caption}" for file, caption in report.figures.items()]
+    for place, vocabulary in enumerate(report.vocabularies):
+        parts += _class_section(report, vocabulary, folded=place > 0)
+    parts += _timing_section(report.timing)
+    if report.settings:
+        settings = json.dumps(plain(report.settings), indent=1)
+        parts += ["## Settings", f"```json\n{settings}\n```"]
+    return "\n\n".join(parts) + "\n"
 
 
-def _is_finished(folder: epath.Path) -> bool:
-    """Whether a folder has the tables of a finished evaluation."""
-    path = folder / REPORT
-    try:
-        return path.exists() and not json.loads(path.read_text()).get("partial")
-    except (ValueError, AttributeError):  # a damaged one is no loss
-        return False
+def percent(fraction: float | None) -> str:
+    """Returns a fraction as percent with one decimal; "-" if there was nothing to measure."""
+    return "-" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
-def _write_tables(folder: epath.Path, result: Evaluation, subset: Subset) -> None:
-    method = result.shown
-    confusion_cc = result.reported_confusion(method, subset)
-    names, seen = subset.reported
-    scores = scores_from_confusion(confusion_cc, seen)
-    write_classes(folder / f"{subset.stem}_classes.csv", names, seen, scores, confusion_cc)
-    write_confusion(folder / f"{subset.stem}_confusion.npz", confusion_cc, names, seen)
+def _seconds(seconds: float) -> str:
+    """Returns a duration with a unit that suits it."""
+    if math.isnan(seconds):
+        return "-"
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
-def _pairs(result: Evaluation, subset: Subset) -> list[dict[str, Any]]:
-    confusion_cc = result.reported_confusion(result.shown, subset)
-    return confused_pairs(confusion_cc, subset.reported[0])
+def _plain_table(lines: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Returns aligned lines; the first few columns are texts, the others numbers."""
+    return tabulate(lines, tablefmt="plain", **_columns(lines[0], texts))
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of texts and fractions as aligned columns, fractions in percent."""
-    texts = [list(rows[0])]
-    texts += [[v if isinstance(v, str) else _percent(v) for v in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    lines = []
-    for row in texts:
-        cells = [f"{x:<{w}}" for x, w in zip(row[:2], widths[:2], strict=True)]
-        cells += [f"{x:>{w}}" for x, w in zip(row[2:], widths[2:], strict=True)]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Returns a Markdown table; the first few columns are texts, the others numbers."""
+    lines = [[cell.replace("|", r"\|") for cell in line] for line in (headings, *rows)]
+    return tabulate(lines[1:], lines[0], tablefmt="pipe", **_columns(headings, texts))
 
 
-def _notes(result: Evaluation) -> list[str]:
-    """Lines on what holds the result back, and on what is not in it."""
-    subset, lines = result.subsets[0], []
-    scores = result.scores(result.shown, subset)
-    if scores.seen_absent or scores.unseen_absent:
-        absent = f"{scores.seen_absent} seen, {scores.unseen_absent} unseen classes"
-        lines.append(f"{absent} are not in the labels, and in no mean")
-    for row in result.oracle_rows():
-        numbers = ", ".join(f"{k} {_percent(v)}" for k, v in row.items() if k != "name")
-        lines.append(f"{row['name']}: {numbers}")
+def _columns(headings: Sequence[str], texts: int) -> dict[str, Any]:
+    """Returns the options of `tabulate` that keep cells as they are: texts left, numbers right."""
+    alignment = ["left"] * texts + ["right"] * (len(headings) - texts)
+    return {"colalign": alignment, "disable_numparse": True, "preserve_whitespace": True}
+
+
+def _notes(report: Report) -> list[str]:
+    """Returns lines on absent classes, on further metrics in the headline, and on confusions."""
+    lines, seen = [], report.vocabularies[report.headline]
+    row = report.find(report.shown, report.headline)
+    absent = [seen[name] for name, iou in row.class_iou.items() if math.isnan(iou)]
+    if absent:
+        counts = f"{sum(absent)} seen, {len(absent) - sum(absent)} unseen classes"
+        lines.append(f"{counts} are not in the labels, and in no mean")
+    for row in report.metrics:
+        if row.vocabulary == report.headline:
+            values = ", ".join(f"{name} {percent(x)}" for name, x in row.values.items())
+            lines.append(f"{row.name}: {values}")
     pairs = [
         f"{pair['label']} as {pair['prediction']} ({100 * pair['share']:.0f}%)"
-        for pair in _pairs(result, subset)[:PAIRS_SHOWN]
+        for pair in report.confused[:PAIRS_SHOWN]
     ]
-    if pairs:
-        lines.append(f"most confused by {result.shown}: {', '.join(pairs)}")
-    return lines
+    return [*lines, f"most confused by {report.shown}: {', '.join(pairs)}"] if pairs else lines
 
 
-def _published(config: ConfigDict, dataset: str) -> list[str]:
-    """The published figures of this row, in words."""
-    if config.model.kind != "zegformer" or config.model.backbone.kind != "resnet":
-        return []
-    names = {tuple(blocks): f"r{depth}" for depth, blocks in BLOCKS.items()}
-    backbone = names.get(tuple(config.model.backbone.blocks), "")
-    rows = published_rows(config.dataset.name, config.dataset.all_seen, backbone, dataset)
-    lines = []
-    for row in rows:
-        numbers = {
-            "seen": row.seen_iou,
-            "unseen": row.unseen_iou,
-            "harmonic": row.harmonic_iou,
-            "mIoU": row.mean_iou,
-        }
-        known = ", ".join(f"{k} {100 * v:.1f}" for k, v in numbers.items() if v is not None)
-        lines.append(f"published: {known} ({row.source})")
-    return lines
-
-
-def _percent(fraction: float) -> str:
-    """Percent with one decimal, or "-" for what was not there to measure."""
-    return "-" if np.isnan(fraction) else f"{100 * fraction:.1f}"
-
-
-def _json(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as strict JSON has them, which knows no NaN: null for what was not there to measure."""
-    return [
-        {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
+def _summary_block(report: Report, vocabulary: str) -> list[str]:
+    """Returns the lines of a vocabulary's scores and of the first of its other metrics."""
+    rows = [row for row in report.scores if row.vocabulary == vocabulary]
+    rows += [row for row in report.metrics if row.vocabulary == vocabulary][:1]
+    headings = [f"{_cut(vocabulary, NAME_WIDTH):<{NAME_WIDTH}}"]
+    headings += [f"{heading:>{SCORE_WIDTH}}" for heading in MAIN_SCORES.values()]
+    lines = [
+        [_cut(f"  {row.name}", NAME_WIDTH), *(_score(row, name) for name in MAIN_SCORES)]
         for row in rows
     ]
+    return [*_plain_table([headings, *lines]).splitlines(), ""]
+
+
+def _score(row: Row | None, name: str) -> str:
+    return percent(None if row is None else row.values.get(name))
+
+
+def _score_section(report: Report) -> list[str]:
+    """Returns the paper's table: a row for each method, four columns for each vocabulary."""
+    names = list(dict.fromkeys(row.name for row in report.scores))
+    headings, columns = ["method"], [names]
+    for vocabulary in report.vocabularies:
+        headings += [f"{vocabulary}: {heading}" for heading in MAIN_SCORES.values()]
+        rows = [report.find(name, vocabulary) for name in names]
+        columns += [_best_bold([_score(row, score) for row in rows]) for score in MAIN_SCORES]
+    counts = [
+        f"{vocabulary}: {sum(classes.values())} seen and "
+        f"{len(classes) - sum(classes.values())} unseen classes"
+        for vocabulary, classes in report.vocabularies.items()
+    ]
+    explanation = (
+        "Mean IoU over seen and unseen classes, their harmonic mean, and pixel accuracy, in "
+        f"percent; the best in bold. {'; '.join(counts)}."
+    )
+    table = _markdown_table(headings, list(zip(*columns, strict=True)))
+    return ["## Zero-shot segmentation", explanation, table]
+
+
+def _best_bold(texts: Sequence[str]) -> list[str]:
+    """Returns a column of percentages with the best in bold, if there are several."""
+    measured = [text for text in texts if text != "-"]
+    best = max(measured, key=float) if len(measured) > 1 else None
+    return [f"**{text}**" if text == best else text for text in texts]
+
+
+def _metric_section(report: Report) -> list[str]:
+    """Returns the table of all metrics that are no scores of a method."""
+    if not report.metrics:
+        return []
+    names = list(dict.fromkeys(name for row in report.metrics for name in row.values))
+    rows = [
+        [row.name, row.vocabulary, *(_score(row, name) for name in names)] for row in report.metrics
+    ]
+    explanation = (
+        "What each half of the method reaches, in percent. Segments that fit best: mean over the "
+        "labelled regions, whatever class the segments are given. The other rows: mean IoU."
+    )
+    table = _markdown_table(["metric", "vocabulary", *names], rows, texts=2)
+    return ["## Segments and names apart", explanation, table]
+
+
+def _class_section(report: Report, vocabulary: str, folded: bool) -> list[str]:
+    """Returns the IoU of every class of a vocabulary, seen classes first."""
+    scores = [row for row in report.scores if row.vocabulary == vocabulary]
+    if not scores:
+        return []
+    classes = sorted(report.vocabularies[vocabulary].items(), key=lambda item: not item[1])
+    rows = [
+        [
+            name if seen else f"{name} {UNSEEN_MARK}",
+            *(percent(row.class_iou[name]) for row in scores),
+        ]
+        for name, seen in classes
+    ]
+    table = _markdown_table(["class", *(row.name for row in scores)], rows)
+    if folded:
+        table = f"<details><summary>{len(rows)} classes</summary>\n\n{table}\n\n</details>"
+    note = f"In percent; {UNSEEN_MARK} unseen in training, - not in the labels."
+    return [f"## IoU per class: {vocabulary}", note, table]
+
+
+def _timing_section(timing: Timing) -> list[str]:
+    """Returns the table of times, if there are any."""
+    rows = [[f"one training step, {name}", _seconds(x)] for name, x in timing.step.items()]
+    rows += [[f"one image, {name}", _seconds(x)] for name, x in timing.image.items()]
+    rows += [[f"stage: {name}", _seconds(x)] for name, x in timing.stage.items()]
+    return ["## Times", _markdown_table(["what", "time"], rows)] if rows else []
+
+
+def _cut(text: str, width: int = SUMMARY_COLUMNS) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."

@@ -50,6 +50,15 @@ class Benchmark(abc.ABC):
         """The classes that labels tell apart, to count and to show: all of the vocabulary."""
         return self.load_vocabulary()
 
+    @property
+    def merged_names(self) -> tuple[str, ...]:
+        """Names of the classes that are evaluated if several count as one; else none."""
+        return ()
+
+    def merge_table(self) -> np.ndarray:
+        """Returns the table from labels to the classes that are evaluated."""
+        return np.arange(self.load_vocabulary().ignore_label + 1)
+
     @abc.abstractmethod
     def examples(self, source: Path, split: str) -> list[Example]:
         """Lists a split's records, sorted by id; opens no picture.

@@ -1,5 +1,6 @@
 """Sources of records: TFDS data sets in ArrayRecord files, local or in a bucket."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ class RecordSource:
 
         skip = tfds.decode.SkipDecoding()
         self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
+        self._name = builder.info.full_name
         self._files = builder.info.splits[split].filepaths
         self._ends = np.cumsum(builder.info.splits[split].shard_lengths)
 
@@ -60,6 +62,10 @@ class RecordSource:
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
         """Indices of the records that show any of these classes: int64, rising."""
         return scan_labels(lambda i: self[i]["label"], len(self), classes)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the data set's name, version and number of records."""
+        return hashlib.sha256(repr((self._name, len(self))).encode()).hexdigest()
 
     def _features(self, index: int) -> dict[str, bytes]:
         try:
@@ -103,12 +109,17 @@ class PreparedSource(RecordSource):
         index = storage.read_json(join(directory, index_name(split)))
         self.ids: Sequence[str] = index["ids"]
         self._classes: Sequence[Sequence[int]] = index["classes"]
+        self._digest: str = info["digests"][split]
         super().__init__(_open_builder(directory), split)
 
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
         """Indices of the records that show any of these classes: int64, rising."""
         wanted = frozenset(classes)
         return np.flatnonzero([not wanted.isdisjoint(shown) for shown in self._classes])
+
+    def fingerprint(self) -> str:
+        """Returns the hash of the records' bytes that was taken when they were prepared."""
+        return self._digest
 
     def _features(self, index: int) -> dict[str, bytes]:
         features, id_ = super()._features(index), self.ids[index]

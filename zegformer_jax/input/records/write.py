@@ -13,9 +13,15 @@ from tqdm import tqdm
 
 from zegformer_jax.input.benchmarks.benchmark import Benchmark
 from zegformer_jax.input.records import plan as plans
-from zegformer_jax.input.records import processes, read, shard, storage, summary
+from zegformer_jax.input.records import processes, read, storage, summary
 from zegformer_jax.input.records.plan import PARTIAL, Plan
-from zegformer_jax.input.records.shard import BadRecord, Contents, Shard
+from zegformer_jax.input.records.shard import (
+    BadRecord,
+    Contents,
+    Shard,
+    fingerprint_of,
+    write_shard,
+)
 from zegformer_jax.input.records.storage import join
 from zegformer_jax.input.records.summary import Report, SplitCounts
 from zegformer_jax.text.vocabulary import Vocabulary
@@ -108,22 +114,22 @@ def _read_report(benchmark: Benchmark, directory: str) -> Report:
 
 def _remove_other_shards(shards: Sequence[Shard], directory: str) -> None:
     """Removes the shards of an earlier, unfinished preparation of more or fewer records."""
-    names = {one.name for one in shards}
+    names = {shard.name for shard in shards}
     for name in tf.io.gfile.listdir(directory):
         if ".array_record-" in name and name not in names:
             tf.io.gfile.remove(join(directory, name))
 
 
-def _contents_path(directory: str, one: Shard) -> str:
-    return join(directory, f"{PARTIAL}/{one.name}.json")
+def _contents_path(directory: str, shard: Shard) -> str:
+    return join(directory, f"{PARTIAL}/{shard.name}.json")
 
 
-def _find_contents(directory: str, one: Shard, skip_bad: bool) -> Contents | None:
+def _find_contents(directory: str, shard: Shard, skip_bad: bool) -> Contents | None:
     """Reads what a shard holds, if it was written from the same files.
 
     A shard that bad records were left out of counts only where they may be left out.
     """
-    path, contents_path = join(directory, one.name), _contents_path(directory, one)
+    path, contents_path = join(directory, shard.name), _contents_path(directory, shard)
     if not tf.io.gfile.exists(contents_path) or not tf.io.gfile.exists(path):
         return None
     try:
@@ -131,17 +137,17 @@ def _find_contents(directory: str, one: Shard, skip_bad: bool) -> Contents | Non
     except (ValueError, TypeError):  # damaged
         return None
     is_whole = tf.io.gfile.stat(path).length == contents.size and (skip_bad or not contents.bad)
-    return contents if is_whole and contents.fingerprint == shard.fingerprint_of(one) else None
+    return contents if is_whole and contents.fingerprint == fingerprint_of(shard) else None
 
 
-def _publish(directory: str, one: Shard, contents: Contents) -> None:
+def _publish(directory: str, shard: Shard, contents: Contents) -> None:
     """Moves a written shard to its place in one step, then writes what it holds."""
-    path = join(directory, one.name)
+    path = join(directory, shard.name)
     if storage.is_remote(directory):  # a file appears in a bucket when all of it is there
-        tf.io.gfile.copy(one.partial, path, overwrite=True)
+        tf.io.gfile.copy(shard.partial, path, overwrite=True)
     else:
-        os.replace(one.partial, path)
-    storage.write_bytes(_contents_path(directory, one), contents.to_json().encode())
+        os.replace(shard.partial, path)
+    storage.write_bytes(_contents_path(directory, shard), contents.to_json().encode())
 
 
 def _write_shards(
@@ -152,21 +158,21 @@ def _write_shards(
     Raises:
         BadRecords: some have bad records that are not to be left out.
     """
-    missing = [one for one in shards if _find_contents(directory, one, skip_bad) is None]
-    total = sum(len(one.examples) for one in shards)
-    done = total - sum(len(one.examples) for one in missing)
+    missing = [shard for shard in shards if _find_contents(directory, shard, skip_bad) is None]
+    total = sum(len(shard.examples) for shard in shards)
+    done = total - sum(len(shard.examples) for shard in missing)
     bad: dict[str, Sequence[BadRecord]] = {}
     with tqdm(
         total=total, initial=done, desc="prepare", unit="picture", disable=not progress
     ) as bar:
-        for one, contents in processes.run(shard.write_shard, missing, min(workers, len(missing))):
-            bad[one.name] = contents.bad
+        for shard, contents in processes.run(write_shard, missing, min(workers, len(missing))):
+            bad[shard.name] = contents.bad
             if skip_bad or not contents.bad:
-                _publish(directory, one, contents)
+                _publish(directory, shard, contents)
             with contextlib.suppress(FileNotFoundError):
-                os.remove(one.partial)
-            bar.update(len(one.examples))
-    records = [record for one in missing for record in bad[one.name]]
+                os.remove(shard.partial)
+            bar.update(len(shard.examples))
+    records = [record for shard in missing for record in bad[shard.name]]
     if records and not skip_bad:
         path = join(directory, f"{PARTIAL}/{BAD_FILE}")
         storage.write_bytes(path, os.fsencode("".join(f"{record}\n" for record in records)))
@@ -181,12 +187,12 @@ def _collect(shards: Sequence[Shard], directory: str, skip_bad: bool) -> dict[st
         ValueError: all records of a split are bad.
     """
     found: dict[str, list[Contents]] = {}
-    for one in shards:
-        contents = _find_contents(directory, one, skip_bad)
-        if contents is None or len(contents.ids) + len(contents.bad) != len(one.examples):
-            path = join(directory, one.name)
+    for shard in shards:
+        contents = _find_contents(directory, shard, skip_bad)
+        if contents is None or len(contents.ids) + len(contents.bad) != len(shard.examples):
+            path = join(directory, shard.name)
             raise OSError(f"{path}: changed since it was written; run the same command again")
-        found.setdefault(one.split, []).append(contents)
+        found.setdefault(shard.split, []).append(contents)
     for split, parts in found.items():
         if not any(part.ids for part in parts):
             raise ValueError(f"{directory}: all records of {split} are bad")

@@ -1,70 +1,75 @@
-"""Objective of a backbone that classifies single images of seen classes."""
+"""The objective of a backbone that classifies images of single objects."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
-from ml_collections import ConfigDict
 
-from zegformer_jax.experiment.models import build_model, embed_classes, load_clip_of
-from zegformer_jax.experiment.workdir import resolve
-from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.training.objective import Task, Variables
+from zegformer_jax.experiment import Experiment
+from zegformer_jax.training.objective import Batch, Metrics
+from zegformer_jax.training.objectives.image_text import ImageTextObjective
 
 
-def classifier_task(config: ConfigDict, workdir: epath.PathLike) -> Task:
-    """Trains the backbone to name single pictures of the seen classes, as ImageNet would."""
-    from zegformer_jax.input.openmoji.pairs import contrastive_batches
-    from zegformer_jax.input.openmoji.rasters import load_pictures
+class ClassifierObjective(ImageTextObjective):
+    """Classifies drawings of seen classes, standing in for ImageNet pretraining."""
 
-    pictures = load_pictures(resolve(config.dataset.directory, workdir))
-    vocabulary, side = pictures.vocabulary, config.clip.image_size
-    seen = vocabulary.select(vocabulary.seen_indices)
-    clip = load_clip_of(config, workdir)
-    text_cd = embed_classes(config, workdir, clip, seen.names)
-    model = build_model(config, text_cd.shape[1])
+    metrics = ("loss", "accuracy")
 
-    def init(key: jax.Array) -> Variables:
-        return jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)), jnp.asarray(text_cd))
+    def __init__(self, experiment: Experiment, text_cd: np.ndarray, drawings: Any):
+        """Builds the model.
 
-    def loss(params, constants, text_cd, batch, rows, key):
-        logits_bc = model.apply(
-            {"params": params, "constants": constants},
-            normalise_images(batch["image"]),
-            text_cd,
-            deterministic=False,
-            rngs={"dropout": key},
-        )
-        wanted_b = batch["picture_class"].astype(jnp.int32)
-        loss_b = optax.softmax_cross_entropy_with_integer_labels(logits_bc, wanted_b)
-        right_b = logits_bc.argmax(-1) == wanted_b
-        return loss_b.sum() / rows, {"loss": loss_b.sum() / rows, "accuracy": right_b.sum() / rows}
+        Args:
+            experiment: The experiment.
+            text_cd: Text embeddings of the seen classes, float32 [C, D] of unit length.
+            drawings: What is classified, `zegformer_jax.input.openmoji.rasters.Pictures`.
+        """
+        super().__init__(experiment, text_cd, experiment.clip_settings.image_size)
+        self._drawings = drawings
 
-    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    @classmethod
+    def open(cls, experiment: Experiment) -> "ClassifierObjective":
+        """Reads the drawings and embeds their seen classes."""
+        from zegformer_jax.input.openmoji.rasters import load_pictures
+
+        drawings = load_pictures(experiment.resolve(experiment.dataset.directory))
+        vocabulary = drawings.vocabulary
+        seen = vocabulary.select(vocabulary.seen_indices)
+        return cls(experiment, experiment.embed_classes(seen.names), drawings)
+
+    def totals(self, batch: Batch) -> int:
+        """Returns the number of images."""
+        return len(batch["image"])
+
+    def loss(
+        self, params: Any, constants: Any, batch: Batch, totals: int, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the mean cross entropy of a batch {image, picture_class}, and the accuracy."""
+        logits_bc = self.apply(params, constants, batch, key)
+        classes_b = batch["picture_class"].astype(jnp.int32)
+        loss_b = optax.softmax_cross_entropy_with_integer_labels(logits_bc, classes_b)
+        right_b = logits_bc.argmax(-1) == classes_b
+        loss = loss_b.sum() / totals
+        return loss, {"loss": loss, "accuracy": right_b.sum() / totals}
+
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields drawings and the indices of their classes among the seen classes."""
+        from zegformer_jax.input.openmoji.pairs import contrastive_batches
+
+        vocabulary = self._drawings.vocabulary
         table = vocabulary.training_table()
         for batch in contrastive_batches(
-            pictures,
+            self._drawings,
             vocabulary=vocabulary,
             templates=("{}",),
-            batch_size=config.input.batch_size,
-            image_size=side,
-            seed=config.seed,
+            batch_size=self.experiment.input.batch_size,
+            image_size=self.experiment.clip_settings.image_size,
+            seed=self.experiment.seed,
             start_step=start_step,
-            num_steps=config.train.steps - start_step,
+            num_steps=self.experiment.train.steps - start_step,
             seen_only=True,
-            masked_share=0.0,  # a backbone sees whole scenes
+            masked_share=0.0,  # A backbone sees whole images, not masked segments.
         ):
             yield {"image": batch["image"], "picture_class": table[batch["picture_class"]]}
-
-    return Task(
-        init,
-        loss,
-        ("loss", "accuracy"),
-        jnp.asarray(text_cd),
-        batches,
-        totals=lambda context, batch: len(batch["image"]),
-        adds_up=True,
-    )

@@ -1,4 +1,6 @@
-"""Tests of segment_metrics.py against SciPy's filters and plain counting on unpadded pictures."""
+"""Segments' fit and oracles against SciPy's filters and plain counting on unpadded images."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from zegformer_jax.evaluation.metric import Prediction, Truth
 from zegformer_jax.evaluation.metrics.confusion import confusion_counts
 from zegformer_jax.evaluation.metrics.oracles import (
     largest_regions,
@@ -13,11 +16,17 @@ from zegformer_jax.evaluation.metrics.oracles import (
     right_segments_counts,
 )
 from zegformer_jax.evaluation.metrics.segment_fit import (
+    Fit,
     Overlap,
+    SegmentFit,
     best_overlap_boundary_f,
     best_overlap_iou,
     overlap,
 )
+from zegformer_jax.evaluation.plan import ask
+from zegformer_jax.evaluation.subsets import Subset
+from zegformer_jax.segmentation.zegformer import Queries
+from zegformer_jax.text.vocabulary import Vocabulary
 
 PADDED, SIZE, CLASSES, IGNORE = (100, 128), (93, 117), 6, 255
 EMPTY, UNLABELLED = 0, 1  # queries of `picture`
@@ -73,7 +82,7 @@ def measure(logits_qhw, label_yx):
         counts = overlap(*arrays, CLASSES)
         return (
             counts,
-            best_overlap_iou(counts),
+            best_overlap_iou(*arrays, counts, jnp.array(SIZE)),
             best_overlap_boundary_f(*arrays, counts, jnp.array(SIZE)),
             right_names_counts(*arrays, counts),
         )
@@ -100,7 +109,7 @@ def test_overlap_counts_pixels(picture, measured):
 
 def test_best_overlap_takes_the_best_query_of_each_class(picture, measured):
     _, _, full_qyx, label_yx = picture
-    iou_c, present_c = measured[1]
+    iou_c = measured[1]
     labelled_yx = label_yx != IGNORE
     for c in (0, 1, 2, 4, 5):
         region = label_yx == c
@@ -109,7 +118,6 @@ def test_best_overlap_takes_the_best_query_of_each_class(picture, measured):
         )
         np.testing.assert_allclose(iou_c[c], expected, rtol=1e-6)
     assert iou_c[4] == iou_c[3] == 0
-    np.testing.assert_array_equal(present_c, [1, 1, 1, 0, 1, 1])
 
 
 def test_a_selection_of_classes_is_the_overlap_on_their_labels_alone(picture, measured):
@@ -147,7 +155,7 @@ def test_boundary_f_is_davis_on_the_unpadded_picture(picture, measured):
     labelled_yx = label_yx != IGNORE
     tolerance = np.ceil(0.0075 * np.hypot(*SIZE))
     assert tolerance == 2
-    f_c, present_c = measured[2]
+    f_c = measured[2]
     assert ((f_c[[0, 1, 2, 5]] > 0.2) & (f_c[[0, 1, 2, 5]] < 0.9)).all()
     for c in (0, 1, 2, 5):
         query = np.argmax(measured[0].iou_qc()[:, c])
@@ -155,14 +163,35 @@ def test_boundary_f_is_davis_on_the_unpadded_picture(picture, measured):
         expected = scipy_boundary_f(segment_yx, label_yx == c, tolerance)
         np.testing.assert_allclose(f_c[c], expected, rtol=1e-6)
     np.testing.assert_array_equal(f_c[3:5], [0, 0])  # not there; touched by no segment
-    np.testing.assert_array_equal(present_c, [1, 1, 1, 0, 1, 1])
+
+
+@pytest.mark.parametrize("measure, place", [(best_overlap_iou, 1), (best_overlap_boundary_f, 2)])
+def test_the_metrics_sum_each_regions_fit_and_count_the_regions(picture, measured, measure, place):
+    """Reported is the mean over the regions of seen, and of unseen classes."""
+    logits_qhw, label_yx, _, cut_yx = picture
+    vocabulary = Vocabulary.from_names(list("abcdef"), [True, False, True, True, False, True])
+    subset = Subset("some", vocabulary.select([5, 4, 1]), np.array([5, 4, 1]))
+    question = ask(subset, ("grouper",), (0.0,))
+    metric = SegmentFit("fit", subset, question, CLASSES, measure)
+    prediction = Prediction([Queries(None, jnp.asarray(logits_qhw), None, None)], question, None)
+    labels_yx = np.full((96, 128), IGNORE)  # at the size of the network's input without padding
+    labels_yx[: SIZE[0], : SIZE[1]] = cut_yx
+    size = jnp.array(SIZE)
+    truth = Truth(jnp.asarray(labels_yx), size, size, PADDED, IGNORE)
+    np.testing.assert_array_equal(truth.resized(), label_yx)
+    state = metric.count(prediction, truth)
+    np.testing.assert_allclose(state.sum_c, measured[place], rtol=1e-6)
+    np.testing.assert_array_equal(state.regions_c, [1, 1, 1, 0, 1, 1])
+    fits = [np.array([1.0, 0.5, 0, 0, 0.25, 0.75]), np.array([4, 2, 0, 0, 6, 3])]
+    assert metric.report(Fit(*fits)) == {"seen": 0.25, "unseen": 0.75 / 8}
+    assert math.isnan(metric.report(Fit(fits[0], 0 * fits[1]))["seen"])
 
 
 def boundary_f(segment_yx, label_yx, size, **options):
     """F of the only segment, given at the size of the label map, with class 0 of two."""
     logits_qyx = np.where(segment_yx, 5.0, -5.0)[None].astype(np.float32)
     counts = overlap(logits_qyx, label_yx, 2)
-    f_c, _ = best_overlap_boundary_f(logits_qyx, label_yx, counts, jnp.array(size), **options)
+    f_c = best_overlap_boundary_f(logits_qyx, label_yx, counts, jnp.array(size), **options)
     return float(f_c[0])
 
 

@@ -1,0 +1,53 @@
+"""The common part of the segmentation objectives."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from zegformer_jax.experiment import Experiment
+from zegformer_jax.training.objectives.image_text import ImageTextObjective
+
+
+class SegmentationObjective(ImageTextObjective):
+    """Trains on the label maps of an experiment's training split, on seen classes alone."""
+
+    def __init__(self, experiment: Experiment, text_cd: np.ndarray, source: Any = None):
+        """Builds the model.
+
+        Args:
+            experiment: The experiment.
+            text_cd: Text embeddings of the seen classes, float32 [C, D] of unit length.
+            source: Training images, a `zegformer_jax.input.datasets.Source`; None if no batches
+                are read.
+        """
+        super().__init__(experiment, text_cd, experiment.input.crop_size)
+        self._source = source
+
+    @classmethod
+    def open(cls, experiment: Experiment) -> "SegmentationObjective":
+        """Opens the experiment's training split and embeds its seen classes."""
+        vocabulary = experiment.vocabulary
+        seen = vocabulary.select(vocabulary.seen_indices)
+        return cls(experiment, experiment.embed_classes(seen.names), experiment.open_split("train"))
+
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields augmented crops with their label maps: `image`, `label` and `index`."""
+        from zegformer_jax.input import pipeline
+
+        return pipeline.train_batches(
+            self._source,
+            self.experiment.vocabulary,
+            **dataclasses.asdict(self.experiment.input),
+            seed=self.experiment.seed,
+            start_step=start_step,
+            num_steps=self.experiment.train.steps - start_step,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+
+    def name_examples(self, index: np.ndarray) -> list[str]:
+        """Returns the ids of images by their index in the training split."""
+        return [self._source[int(i)]["id"] for i in index]
