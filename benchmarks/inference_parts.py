@@ -197,9 +197,10 @@ class Pipeline:
         )
 
     def flops(self) -> float:
-        """XLA's count for one crop."""
+        """Returns XLA's count of FLOP for one crop."""
         shapes = jax.eval_shape(lambda: (self.clip_params, self._crops(1)))
-        return self._encode.lower(*shapes).cost_analysis()["flops"]
+        # Of the compiled function: one that is only lowered has no analysis on GPUs.
+        return self._encode.lower(*shapes).compile().cost_analysis()["flops"]
 
     def run_map(self) -> Callable[[], Any]:
         """The label map from scores and mask logits."""

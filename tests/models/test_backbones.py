@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from array_files import write_pth
 
-from zegformer_jax.models.backbones.resnet import BLOCKS, NORM_EPSILON, ResNet, multiply
-from zegformer_jax.pretrained.archives import read_tensors, write_tensors
+from zegformer_jax.models.backbones.resnet import BLOCKS, ResNet
+from zegformer_jax.models.layers import NORM_EPSILON, multiply
 from zegformer_jax.pretrained.backbones.detectron2 import read_resnet
+from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.tables import unflatten
 
 # No two sizes are alike, so that no two axes can be swapped unseen.
@@ -145,7 +147,7 @@ def test_a_1x1_convolution_is_a_product(strides):
 def test_full_size_against_torch(tmp_path):
     sizes = {"blocks": BLOCKS[50], "stem_width": 64, "bottleneck_width": 64, "stage_width": 256}
     tensors = torchvision_resnet(np.random.default_rng(0), **sizes)
-    write_tensors(tmp_path / "resnet50.pth", tensors)
+    write_pth(tmp_path / "resnet50.pth", tensors)
     found, arrays, _ = read_resnet(read_tensors(tmp_path / "resnet50.pth"), "resnet50.pth")
     assert found == sizes
     assert_maps_agree(tensors, sizes, arrays, 64)

@@ -9,7 +9,8 @@ import pytest
 from clips import CLIPS, RESNET, random_params
 
 from zegformer_jax.models.clip.model import CLIP
-from zegformer_jax.models.clip.resnet import AttentionPool, ConvNorm
+from zegformer_jax.models.clip.resnet import NORM, AttentionPool
+from zegformer_jax.models.layers import ConvNorm
 from zegformer_jax.pretrained.clip.tensors import OPENAI, published_tensors
 
 TOLERANCE = 1e-5  # of the largest feature; float32 on both sides
@@ -56,7 +57,7 @@ def test_attention_pool_is_full_attention_read_at_the_mean_token():
 def test_a_frozen_norm_takes_no_gradient_into_its_statistics():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1, 4, 4, 3)).astype(np.float32)
-    layer = ConvNorm(5, 1, relu=False)
+    layer = ConvNorm(5, 1, norm=NORM)
     params = layer.init(jax.random.key(0), x)["params"]
     norm = {name: rng.uniform(0.5, 2, 5).astype(np.float32) for name in params["norm"]}
     params = {"conv": params["conv"], "norm": norm}

@@ -9,7 +9,8 @@ import pytest
 from clips import RESNET, VIT, random_params
 
 from zegformer_jax.models.clip.model import CLIP
-from zegformer_jax.models.clip.vit import TransformerBlock, layer_norm
+from zegformer_jax.models.clip.vit import TransformerBlock
+from zegformer_jax.models.layers import layer_norm
 
 CONFIG = dataclasses.replace(VIT, vision_layers=3)  # 9 patches
 PARAMS = random_params(CONFIG)

@@ -17,9 +17,9 @@ from zegformer_jax.experiment.workdir import (
     save_config,
 )
 from zegformer_jax.pretrained import tables
-from zegformer_jax.pretrained.archives import read_tensors, write_tensors
 from zegformer_jax.pretrained.clip.load import from_openai_state_dict, load_clip, save_clip
 from zegformer_jax.pretrained.clip.tensors import OPENAI, published_tensors
+from zegformer_jax.pretrained.formats import read_tensors, write_tensors
 from zegformer_jax.pretrained.start import is_checkpoint, read_backbone
 from zegformer_jax.pretrained.zegformer import CLIP_PREFIX, to_checkpoint
 from zegformer_jax.pretrained.zegformer_model import read_model
@@ -43,7 +43,7 @@ def convert(
     """Converts what `source` is, which its content tells.
 
     - A workdir with a trained model becomes a checkpoint in the authors' layout: `destination`
-      is a `.pth`, `.safetensors` or `.npz`.
+      is a `.safetensors`, `.npz` or, where PyTorch is installed, `.pth`.
     - The authors' checkpoint becomes a workdir that `evaluate`, `predict` and
       `zegformer_jax.load` take, with its CLIP where it holds one.
     - A CLIP (a directory, a name on the Hub, OpenAI's or OpenCLIP's file) becomes a directory in

@@ -33,8 +33,9 @@ EVALUATE_FLAGS = {
 CONVERSIONS = """what SOURCE is, its content tells:
   a checkpoint of the authors (.pth)            DESTINATION: a workdir, with CLIP if it is inside
   CLIP: a directory, a name on the Hub, .pt     DESTINATION: a directory
-  a backbone: detectron2, torchvision, Swin     DESTINATION: a file, .pth, .safetensors or .npz
-  a workdir with a trained model                DESTINATION: a checkpoint in the authors' layout
+  a backbone: detectron2, torchvision, Swin     DESTINATION: a file, .safetensors or .npz
+  a workdir with a trained model                DESTINATION: a checkpoint in the authors' layout,
+                                                .safetensors, .npz, or by PyTorch .pth
 """
 
 

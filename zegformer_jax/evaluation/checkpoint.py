@@ -9,9 +9,9 @@ from etils import epath
 from zegformer_jax.evaluation.report.files import FOLDER as RESULTS
 from zegformer_jax.experiment import Experiment, LoadedClip
 from zegformer_jax.experiment.workdir import load_step
-from zegformer_jax.pretrained.archives import read_tensors
 from zegformer_jax.pretrained.clip.load import from_openai_state_dict
 from zegformer_jax.pretrained.clip.positions import resize_positions
+from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.start import is_checkpoint
 from zegformer_jax.pretrained.zegformer_model import read_model
 from zegformer_jax.runtime.checkpoints import FOLDER

@@ -1,12 +1,13 @@
 """MaskFormer's pixel decoder: a feature pyramid (Lin et al., 2017) with group norm."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zegformer_jax.models.backbones.resnet import NORM_GROUPS, ConvNorm
+from zegformer_jax.models.layers import NORM_GROUPS, ConvNorm, group_norm
 from zegformer_jax.models.transformer import TransformerEncoder
 
 
@@ -59,17 +60,15 @@ class PixelDecoder(nn.Module):
 
         Needs the random stream `dropout` where it has an encoder and is not deterministic.
         """
-
-        def conv(kernel: int, name: str) -> ConvNorm:
-            return ConvNorm(self.width, kernel, 1, "group", self.norm_groups, self.dtype, name=name)
-
+        norm = functools.partial(group_norm, self.norm_groups)
+        conv = functools.partial(ConvNorm, self.width, norm=norm, dtype=self.dtype)
         res5 = maps["res5"]
         if self.encoder_layers:
             res5 = self._encode(res5, deterministic)
-        y = nn.relu(conv(3, "output_res5")(res5))
+        y = nn.relu(conv(3, name="output_res5")(res5))
         for stage in ("res4", "res3", "res2"):
-            lateral = conv(1, f"lateral_{stage}")(maps[stage])
-            y = nn.relu(conv(3, f"output_{stage}")(lateral + upsample_nearest(y)))
+            lateral = conv(1, name=f"lateral_{stage}")(maps[stage])
+            y = nn.relu(conv(3, name=f"output_{stage}")(lateral + upsample_nearest(y)))
         to_masks = nn.Conv(
             self.mask_width, (3, 3), padding=1, dtype=self.dtype, name="mask_features"
         )

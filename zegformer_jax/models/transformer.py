@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zegformer_jax.models.layers import layer_norm
+
 POSITION_TEMPERATURE = 10_000.0  # DETR, appendix A.4
 POSITION_EPSILON = 1e-6
-LAYER_NORM_EPSILON = 1e-5  # PyTorch's default
 
 
 def sine_positions(height: int, width: int, channels: int) -> np.ndarray:
@@ -29,11 +30,6 @@ def sine_positions(height: int, width: int, channels: int) -> np.ndarray:
     rows = np.broadcast_to(encode(height)[:, None], (height, width, half))
     columns = np.broadcast_to(encode(width)[None], (height, width, half))
     return np.concatenate([rows, columns], axis=-1).astype(np.float32)
-
-
-def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """Layer norm with PyTorch's epsilon."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name)
 
 
 class Layer(nn.Module):
@@ -75,7 +71,7 @@ class Layer(nn.Module):
 
     def add_and_norm(self, name: str, x: jax.Array, branch: jax.Array) -> jax.Array:
         """Adds a residual branch and norms the sum."""
-        return layer_norm(self.dtype, name)(x + self.drop(branch))
+        return layer_norm(name, self.dtype)(x + self.drop(branch))
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """Two linear layers with a relu between, [..., width] to the same."""
@@ -204,7 +200,7 @@ class TransformerDecoder(nn.Module):
         )
         queries_bqd = query_embedding_qd.astype(self.dtype)[None]
         states_bqd = jnp.zeros((len(memory_bkd), self.queries, self.width), self.dtype)
-        norm = layer_norm(self.dtype, "norm")
+        norm = layer_norm("norm", self.dtype)
         sizes = (self.heads, self.mlp_width, self.dropout, deterministic, self.dtype)
         states_lbqd = []
         for index in range(self.layers):

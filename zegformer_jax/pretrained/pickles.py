@@ -1,355 +1,268 @@
-"""Reads pickles as data: nothing is imported, called or set that a pickle names.
+"""Pickles of arrays, read by `pickle.Unpickler` without running anything that they name.
 
-Python's own unpickler imports and calls whatever a file asks for. The machine here knows numbers,
-strings, lists, tuples and dicts, and what it is given by name (`Admitted`): functions of ours
-that stand in for those by which arrays are pickled. All else is refused by its name.
+Only `NAMES` are found, and what is found does no more than record its call. The unpickler's C code
+trusts the numbers in a file, so `_inspect` follows the operations first and refuses those that
+would exhaust it.
 """
 
-import io
+import pickle
 import pickletools
-import struct
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
-# A checkpoint of a thousand tensors with its optimiser's state takes about 100,000.
-MAX_OPERATIONS = 2_000_000
-MAX_KEY = 1000  # characters
-MAX_AXES = 32  # NumPy's limit, before its version 2
-MAX_SIZE = 2**48  # of one axis; far beyond what fits, so that products stay small
-# What broken or hostile input makes of the operations below.
-DAMAGE = (
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    TypeError,
-    UnicodeError,
-    DeprecationWarning,  # raised for odd escapes in strings where warnings are errors
-    struct.error,
+MAX_OPERATIONS = 2_000_000  # a thousand tensors with their optimizer's state take about 100,000
+MAX_HASHED = 3_000  # objects in all keys that are tuples
+MAX_ARGUMENTS = 1_000  # objects in the arguments of a call
+FRAME_HEADER = 9  # bytes
+DICTS = frozenset("collections.OrderedDict collections.defaultdict".split())
+# Calls in whose place their first argument can be; `encode` is of text in place of bytes.
+PASSED = frozenset(
+    "_codecs.encode torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state "
+    "torch.jit._pickle.restore_type_tag".split()
 )
+ARRAYS = frozenset(
+    "numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar "
+    "numpy.core.numeric._frombuffer torch._utils._rebuild_tensor "
+    "torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3".split()
+)
+# PyTorch's dtypes and classes of storages, by the names of NumPy's dtypes.
+DTYPES = "bool complex64 complex128 float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8"
+STORAGES = "Bool ComplexFloat ComplexDouble Half Float Double BFloat16 Char Short Int Long Byte"
+TORCH_DTYPES = {
+    f"torch.{x}": x for x in f"{DTYPES} uint16 uint32 uint64 float8_e4m3fn float8_e5m2".split()
+}
+TORCH_DTYPES |= {
+    f"torch.{x}Storage": y for x, y in zip(STORAGES.split(), DTYPES.split(), strict=True)
+}
+TORCH_DTYPES |= {"torch.storage.UntypedStorage": "uint8"}
+OTHERS = frozenset(
+    "builtins.bytes builtins.complex builtins.dict builtins.float builtins.frozenset builtins.int "
+    "builtins.list builtins.set builtins.tuple collections.Counter numpy.dtype numpy.ndarray "
+    "torch.Size torch.device torch.jit._pickle.build_boollist torch.jit._pickle.build_doublelist "
+    "torch.jit._pickle.build_intlist torch.jit._pickle.build_tensorlist "
+    "torch.serialization._get_layout".split()
+)
+NAMES = DICTS | PASSED | ARRAYS | TORCH_DTYPES.keys() | OTHERS
+# What the unpickler raises for damaged pickles, besides ValueError.
+DAMAGE = (pickle.UnpicklingError, AttributeError, EOFError, LookupError, MemoryError, TypeError)
+DAMAGE += (DeprecationWarning, OverflowError, RecursionError)
+# Objects from elsewhere, and calls that no file of arrays makes.
+REFUSED = frozenset("EXT1 EXT2 EXT4 NEWOBJ_EX NEXT_BUFFER OBJ PERSID READONLY_BUFFER".split())
+PUTS = frozenset("PUT BINPUT LONG_BINPUT MEMOIZE".split())
+GETS = frozenset("GET BINGET LONG_BINGET".split())
+CALLS = frozenset("REDUCE NEWOBJ INST BINPERSID".split())
+NESTS = frozenset("TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET".split()) | CALLS
+CHANGES = frozenset("APPEND APPENDS SETITEM SETITEMS ADDITEMS BUILD DUP".split())
+HASHED = {  # which operands are hashed
+    "SETITEM": slice(1, None, 2),
+    "SETITEMS": slice(1, None, 2),
+    "DICT": slice(0, None, 2),
+    "ADDITEMS": slice(1, None),
+    "FROZENSET": slice(0, None),
+}
 
 
-class Opaque:
-    """Stands for an object that nobody will read; what is done to it has no effect."""
-
-    __slots__ = ()
-
-
-class Constructor(NamedTuple):
-    """What a pickle may call: a function of ours under a name of the pickle's."""
-
-    make: Callable[..., Any]
-
-
-class Stateful:
-    """What takes a state after it was made."""
-
-    __slots__ = ()
-
-    def set_state(self, state: Any) -> None:
-        """Takes the state; raises ValueError where it is none of its kind."""
-        raise NotImplementedError
-
-
-class Module(Stateful):
-    """An object of a class that is not known, inert.
+class Call:
+    """A call that a pickle asks for: it is not made.
 
     Attributes:
-        attributes: the object's attributes by their names.
+        name: what would be called.
+        arguments: of the call.
+        state: that the result would be given.
     """
+
+    __slots__ = __match_args__ = ("name", "arguments", "state")
+
+    def __init__(self, name: str, arguments: tuple):
+        self.name, self.arguments, self.state = name, arguments, None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class Named:
+    """Something that a pickle finds by its name, and can call but not change."""
+
+    __slots__ = __match_args__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Returns the `Call`, or a container."""
+        if self.name in DICTS:
+            return _Dict(*arguments)
+        return arguments[0] if self.name in PASSED else Call(self.name, arguments)
+
+    def __setstate__(self, _: Any) -> None:
+        raise ValueError("damaged pickle: sets the state of a function")
+
+
+class Module:
+    """An object of one of TorchScript's classes: nothing but its attributes."""
 
     __slots__ = ("attributes",)
 
-    def __init__(self, *_: Any):
-        self.attributes: dict[str, Any] = {}
+    def __new__(cls, *_: Any):
+        """Makes one without attributes; a pickle need not call `__init__`."""
+        made = super().__new__(cls)
+        made.attributes = {}
+        return made
 
-    def set_state(self, state: Any) -> None:
-        """Takes the attributes; a state of another form holds none."""
-        if type(state) is dict:
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
             self.attributes = state
 
 
-Admitted = Callable[[str, str], Any]  # (module, name) to what stands for it, or raises ValueError
+class _Dict(dict):
+    """A dict without the attributes that torch sets (`_metadata`); Python 2 makes it of pairs."""
+
+    __slots__ = ()
+
+    def __init__(self, *arguments: Any):
+        for pairs in arguments:
+            if type(pairs) is list:
+                self.update((key, value) for key, value in pairs if type(key) is str)
+                pairs.clear()  # read once, or a small file could ask for endless copies
+
+    def __setstate__(self, _: Any) -> None:
+        pass
 
 
-class Reader:
-    """A binary file of which no more is asked than there is, whatever a damaged length says."""
+class _Unpickler(pickle.Unpickler):
+    """Finds nothing but stand-ins.
 
-    def __init__(self, file: io.BufferedIOBase):
-        self._file = file
-        self.tell = file.tell
-        self.readline = file.readline
-        start = file.tell()
-        self.size = file.seek(0, io.SEEK_END)
-        file.seek(start)
+    A pickle can set the state of everything that it has: all of it has a `__setstate__` or no
+    attribute that can be set, and none is shared with another pickle.
+    """
 
-    def read(self, count: int) -> bytes:
-        """Reads up to `count` bytes."""
-        return self._file.read(max(0, min(count, self.size - self._file.tell())))
+    def __init__(self, file: BinaryIO, persistent: Callable[[Any], Any]):
+        super().__init__(file, encoding="latin-1")  # Python 2's strings are bytes
+        self._persistent = persistent
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "__torch__" or module.startswith("__torch__."):  # TorchScript's own classes
+            return Module
+        full = f"{module}.{name}"
+        # Names of NumPy since its version 2, and of Python 2.
+        known = full.replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+        if known not in NAMES:
+            raise ValueError(
+                f"refuses to load {short(full)}: only tensors and plain containers are admitted"
+            )
+        return Named(known)
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._persistent(pid)
 
 
-def load(file: Reader, admitted: Admitted, persistent: Callable[[Any], Any] | None = None) -> Any:
+def _no_persistent_ids(_: Any) -> None:
+    raise ValueError("refuses a persistent id: there are none in this format")
+
+
+def load(file: BinaryIO, persistent: Callable[[Any], Any] = _no_persistent_ids) -> Any:
     """Reads one pickle, up to its end, and leaves the file there.
 
     Args:
-        file: where the pickle starts.
-        admitted: what stands for a name; raises ValueError for what is refused.
-        persistent: what stands for a persistent id; without it these are refused.
+        file: a `BytesIO` or `mmap` at the start of the pickle: these have no `peek`, and read no
+            more than there is, where other files first allocate what they are asked for.
+        persistent: returns what is in place of a persistent id, or raises ValueError.
 
     Returns:
-        The object: plain values, lists, tuples, dicts of what has a string for its key, and
-        what `admitted` made.
+        Plain values and containers, `Call`, `Named` and `Module`.
 
     Raises:
-        ValueError: the pickle is damaged or wants what is not admitted.
+        ValueError: the pickle is damaged or asks for what is not admitted.
     """
-    machine = _Machine(admitted, persistent)
+    start = file.tell()
     try:
-        for count, (opcode, argument, _) in enumerate(_operations(file)):
-            if count > MAX_OPERATIONS:
-                raise ValueError(f"a pickle of more than {MAX_OPERATIONS:,} operations")
-            machine.step(opcode.name, argument)
-        return machine.pop()
+        _inspect(file)
+        file.seek(start)
+        return _Unpickler(file, persistent).load()
     except DAMAGE as error:
         raise ValueError(f"damaged pickle: {type(error).__name__}: {error}") from error
 
 
-def _operations(file: Reader) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
-    try:
-        yield from pickletools.genops(file)
-    except ValueError as error:
-        raise ValueError(f"damaged pickle: {error}") from error
-
-
-def is_shape(value: Any) -> bool:
-    """Tells a tuple of sizes that an array can have from all else."""
-    return (
-        type(value) is tuple
-        and len(value) <= MAX_AXES
-        and all(type(n) is int and 0 <= n <= MAX_SIZE for n in value)
-    )
-
-
-def refuse(module: str, name: str) -> None:
-    """Raises the ValueError for a name that is not admitted."""
-    raise ValueError(
-        f"refuses to load {short(f'{module}.{name}')}: only tensors and plain containers are "
-        "admitted"
-    )
-
-
 def short(value: Any) -> str:
-    """Shows a value of a file's, which may be of any size and depth, in a message."""
+    """Returns a value of any size and depth as a short text, for messages."""
     return repr(value[:80]) if type(value) is str else f"of type {type(value).__name__}"
 
 
-def _ordered_dict(*arguments: Any) -> dict:
-    """Makes a dict, of pairs in Python 2's pickles."""
-    made: dict[str, Any] = {}
-    for pairs in arguments:
-        if type(pairs) is list:
-            for key, value in pairs:
-                _set(made, key, value)
-            pairs.clear()  # read once, or a small file could ask for endless copies
-    return made
+def _inspect(file: BinaryIO) -> None:
+    """Refuses what takes the unpickler more memory or time than the file's size justifies.
+
+    Lengths that reach beyond the file are an error of `pickletools`.
+    """
+    costs = _Costs()
+    previous = frame_end = 0
+    for count, (opcode, argument, place) in enumerate(pickletools.genops(file)):
+        if count > MAX_OPERATIONS:
+            raise ValueError(f"a pickle of more than {MAX_OPERATIONS:,} operations")
+        if opcode.name in REFUSED:
+            raise ValueError(f"refuses the pickle operation {opcode.name}")
+        # The C code drops the rest of a frame that an operation crosses, and would go on with
+        # other operations than those that are inspected here.
+        if previous < frame_end < place or (opcode.name == "FRAME" and place < frame_end):
+            raise ValueError("damaged pickle: an operation crosses the end of a frame")
+        if opcode.name == "FRAME":
+            frame_end = place + FRAME_HEADER + argument
+        previous = place
+        costs.step(opcode, argument)
 
 
-def _no_bytes(*arguments: Any) -> bytes:
-    """Makes the empty bytes, which protocol 2 of Python 3 writes so."""
-    if arguments:
-        raise ValueError("damaged pickle: bytes are made of something")
-    return b""
+class _Costs:
+    """A pickle's stack, where an object is the number of objects that hashing it visits.
 
+    Tuples do not keep their hash: where they share tuples it takes exponential time, deep ones
+    overflow the C stack, and equal hashes are easily made.
+    """
 
-def _opaque(*_: Any) -> Opaque:
-    return Opaque()
+    def __init__(self):
+        self._stack: list[int] = []
+        self._below: list[list[int]] = []  # the stacks under the marks
+        self._memo: dict[int, int] = {}
+        self._hashed = 0
 
+    def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        name = opcode.name
+        if name == "MARK":
+            self._below.append(self._stack)
+            self._stack = []
+        elif name == "POP" and not self._stack:
+            self._stack = self._below.pop()
+        elif name in GETS:
+            self._stack.append(self._memo[argument])
+        elif name in PUTS:
+            index = len(self._memo) if argument is None else argument
+            if index > MAX_OPERATIONS:  # the C code makes a list of twice that length
+                raise ValueError(f"damaged pickle: a memo of {index:,} objects")
+            self._memo[index] = self._stack[-1]
+        else:
+            operands = self._pop(opcode.stack_before)
+            self._stack += [self._cost(name, operands, argument)] * len(opcode.stack_after)
 
-def _python_names() -> dict[tuple[str, str], Any]:
-    names: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): Constructor(_ordered_dict),
-        ("collections", "defaultdict"): Constructor(lambda *_: {}),
-        ("collections", "Counter"): Constructor(_opaque),
-    }
-    for module in ("builtins", "__builtin__"):  # Python 3's and 2's
-        for name in ("list", "dict", "set", "frozenset", "tuple", "int", "float", "complex"):
-            names[module, name] = Constructor(_opaque)
-        names[module, "bytes"] = Constructor(_no_bytes)
-    return names
-
-
-CONTAINERS: Mapping[tuple[str, str], Any] = _python_names()
-
-
-def _set(target: Any, key: Any, value: Any) -> None:
-    """Sets an item of a dict; what has no string for its key is no named array, and dropped."""
-    if type(target) is Opaque or (type(target) is dict and type(key) is not str):
-        return
-    if type(target) is not dict:
-        raise ValueError(f"damaged pickle: sets an item of type {type(target).__name__}")
-    if len(key) > MAX_KEY:
-        raise ValueError(f"a key of {len(key):,} characters")
-    if key in target:
-        raise ValueError(f"{short(key)} stands twice in one dict")
-    target[key] = value
-
-
-class _Machine:
-    """The stack, the marks and the memo of a pickle (see `pickletools` for the operations)."""
-
-    VALUES = frozenset(
-        "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING "
-        "SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE "
-        "SHORT_BINUNICODE BINUNICODE8".split()
-    )
-    CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-    NEW = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": Opaque}
-    TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-    NO_EFFECT = frozenset(("PROTO", "FRAME", "STOP"))
-
-    def __init__(self, admitted: Admitted, persistent: Callable[[Any], Any] | None):
-        self._admitted = admitted
-        self._persistent = persistent
-        self._stack: list = []
-        self._below: list[list] = []  # the stacks under the marks
-        self._memo: dict[int, Any] = {}
-
-    def step(self, name: str, argument: Any) -> None:
-        """Does one operation."""
-        if name in self.VALUES:
-            self._stack.append(argument)
-        elif name in self.CONSTANTS:
-            self._stack.append(self.CONSTANTS[name])
-        elif name in self.NEW:
-            self._stack.append(self.NEW[name]())
-        elif name in self.TUPLES:
-            items = [self.pop() for _ in range(self.TUPLES[name])]
-            self._stack.append(tuple(reversed(items)))
-        elif name not in self.NO_EFFECT:
-            operation = getattr(self, f"_{name.lower()}", None)
-            if operation is None:
-                raise ValueError(f"refuses the pickle operation {name}")
-            operation(argument)
-
-    def pop(self) -> Any:
-        """Takes what is on top."""
-        return self._stack.pop()
-
-    def _pop_to_mark(self) -> list:
-        items, self._stack = self._stack, self._below.pop()
+    def _pop(self, wanted: list) -> list[int]:
+        items: list[int] = []
+        if pickletools.markobject in wanted:
+            items, self._stack = self._stack, self._below.pop()
+            wanted = wanted[: wanted.index(pickletools.markobject)]
+        rest = len(self._stack) - len(wanted)
+        if rest < 0:
+            raise ValueError("damaged pickle: the stack is empty")
+        items = self._stack[rest:] + items
+        del self._stack[rest:]
         return items
 
-    def _mark(self, _: None) -> None:
-        self._below.append(self._stack)
-        self._stack = []
-
-    def _pop(self, _: None) -> None:
-        if self._stack:
-            self._stack.pop()
-        else:
-            self._pop_to_mark()
-
-    def _pop_mark(self, _: None) -> None:
-        self._pop_to_mark()
-
-    def _dup(self, _: None) -> None:
-        self._stack.append(self._stack[-1])
-
-    def _put(self, index: int) -> None:
-        self._memo[index] = self._stack[-1]
-
-    _binput = _long_binput = _put
-
-    def _memoize(self, _: None) -> None:
-        self._put(len(self._memo))
-
-    def _get(self, index: int) -> None:
-        self._stack.append(self._memo[index])
-
-    _binget = _long_binget = _get
-
-    def _bytearray8(self, data: bytearray) -> None:
-        self._stack.append(bytes(data))
-
-    def _tuple(self, _: None) -> None:
-        items = self._pop_to_mark()
-        self._stack.append(tuple(items))
-
-    def _list(self, _: None) -> None:
-        items = self._pop_to_mark()
-        self._stack.append(items)
-
-    def _dict(self, _: None) -> None:
-        items = self._pop_to_mark()
-        self._stack.append({})
-        self._set_items(items)
-
-    def _frozenset(self, _: None) -> None:
-        self._pop_to_mark()
-        self._stack.append(Opaque())
-
-    def _extend(self, items: list) -> None:
-        target = self._stack[-1]
-        if type(target) is list:
-            target.extend(items)
-        elif type(target) is not Opaque:
-            raise ValueError(f"damaged pickle: appends to type {type(target).__name__}")
-
-    def _append(self, _: None) -> None:
-        item = self.pop()
-        self._extend([item])
-
-    def _appends(self, _: None) -> None:
-        items = self._pop_to_mark()
-        self._extend(items)
-
-    _additems = _appends
-
-    def _set_items(self, items: list) -> None:
-        if len(items) % 2:
-            raise ValueError("damaged pickle: a key without a value")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            _set(self._stack[-1], key, value)
-
-    def _setitem(self, _: None) -> None:
-        value, key = self.pop(), self.pop()
-        _set(self._stack[-1], key, value)
-
-    def _setitems(self, _: None) -> None:
-        items = self._pop_to_mark()
-        self._set_items(items)
-
-    def _global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self._stack.append(self._admitted(module, name))
-
-    def _stack_global(self, _: None) -> None:
-        name, module = self.pop(), self.pop()
-        if type(name) is not str or type(module) is not str:
-            raise ValueError("damaged pickle: a name that is no string")
-        self._stack.append(self._admitted(module, name))
-
-    def _inst(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        refuse(module, name)
-
-    def _reduce(self, _: None) -> None:
-        arguments, constructor = self.pop(), self.pop()
-        if type(constructor) is not Constructor or type(arguments) is not tuple:
-            raise ValueError(f"damaged pickle: calls type {type(constructor).__name__}")
-        self._stack.append(constructor.make(*arguments))
-
-    _newobj = _reduce
-
-    def _build(self, _: None) -> None:
-        state, target = self.pop(), self._stack[-1]
-        if isinstance(target, Stateful):
-            target.set_state(state)
-        elif type(target) not in (dict, Opaque):  # a state dict's `_metadata` is of no use here
-            raise ValueError(f"damaged pickle: sets the state of type {type(target).__name__}")
-
-    def _binpersid(self, _: None) -> None:
-        if self._persistent is None:
-            raise ValueError("refuses a persistent id: there are none in this format")
-        self._stack.append(self._persistent(self.pop()))
+    def _cost(self, name: str, operands: list[int], argument: Any) -> int:
+        if name in HASHED:
+            self._hashed += sum(cost for cost in operands[HASHED[name]] if cost > 1)
+            if self._hashed > MAX_HASHED:
+                raise ValueError("refuses large or nested tuples as keys")
+        if name in CHANGES:
+            return operands[0]
+        if name not in NESTS:  # an integer of more than 64 bits can have another's hash
+            return 1 + (argument.bit_length() // 65 if type(argument) is int else 0)
+        cost = min(1 + sum(operands), MAX_HASHED + 1)
+        if name in CALLS and cost > MAX_ARGUMENTS:
+            raise ValueError("refuses a call with large arguments")
+        return cost

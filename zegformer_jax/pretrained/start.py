@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zegformer_jax.pretrained.archives import read_tensors
 from zegformer_jax.pretrained.backbones.detectron2 import read_resnet
 from zegformer_jax.pretrained.backbones.swin import PATCH_EMBEDDING, read_swin
+from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.tables import Summary, Tensors, unflatten
 from zegformer_jax.pretrained.zegformer import from_checkpoint
 

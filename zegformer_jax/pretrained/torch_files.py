@@ -1,297 +1,297 @@
-"""Files of torch.save and torch.jit.save, read without PyTorch and without executing anything.
+"""Files of torch.save and torch.jit.save and pickles of NumPy arrays, read without PyTorch.
 
-Since 1.6 torch writes a zip that holds a pickle of the objects and each storage as a file of its
-own; before, five pickles and the storages one after the other. TorchScript's zip holds code too,
-which is never looked at: the modules are read as trees of attributes.
+Since 1.6 torch writes a zip with a pickle of the objects and each storage as an entry of its own;
+before, five pickles and the storages one after the other. TorchScript's zip holds code too, which
+is never looked at: its modules are read as trees of attributes.
 """
 
+import functools
 import io
 import math
-import struct
-from collections.abc import Callable
-from pathlib import Path
+import mmap
+import re
+import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from zegformer_jax.pretrained import array_files, pickled_arrays, pickles, zips
+from zegformer_jax.pretrained import pickles
+from zegformer_jax.pretrained.pickles import Call, Module, Named, short
 
-STORAGES = {  # torch's names of the classes
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-    "ComplexFloatStorage": np.complex64,
-    "ComplexDoubleStorage": np.complex128,
-}
-DTYPES = {  # torch's names
-    "float32": np.float32,
-    "float64": np.float64,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-    "float8_e5m2": ml_dtypes.float8_e5m2,
-    "int64": np.int64,
-    "int32": np.int32,
-    "int16": np.int16,
-    "int8": np.int8,
-    "uint64": np.uint64,
-    "uint32": np.uint32,
-    "uint16": np.uint16,
-    "uint8": np.uint8,
-    "bool": np.bool_,
-    "complex64": np.complex64,
-    "complex128": np.complex128,
-}
+MAX_AXES = 32  # NumPy's limit, before its version 2
+MAX_SIZE = 2**48  # of one axis; far beyond what fits, so that products stay small
+MAX_KEY = 1_000  # characters
+MAX_COPIES = 8  # times the file's size; float8 as float32 takes 4, a second name twice as much
+MAX_ATTRIBUTES = 100_000  # of a TorchScript file; CLIP's have some thousand
+NUMBERS = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")  # NumPy's dtypes that are admitted
+# Where a checkpoint may hold its state dict, the first that does; else it is one itself.
+STATE_DICTS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # its pickle
 LEGACY_PROTOCOL = 1001
 
 
 class Storage(NamedTuple):
-    """A run of numbers in a file.
-
-    Attributes:
-        key: its name in the file.
-        dtype: of the numbers.
-        size: how many there are.
-        start: the first one's place, where this is a view of a longer storage (before 1.0).
-    """
+    """A run of numbers, which begins with number `start` of a file's storage `key`."""
 
     key: str
     dtype: np.dtype
     size: int
-    start: int = 0
+    start: int  # not 0 where it is a view of another (before 1.0)
 
 
-class Tensor(NamedTuple):
-    """A tensor as a file describes it: nothing of it is checked before `view`."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: np.dtype
-
-
-class TorchFile(NamedTuple):
-    """What a file of torch's holds.
+class Contents(NamedTuple):
+    """What a file holds.
 
     Attributes:
-        root: what was saved, with `Tensor` for tensors and `pickles.Module` for modules.
-        read: makes an array of a tensor, read-only; raises ValueError.
+        root: what was saved.
+        size: of the file.
+        order: of the bytes of storages, "little" or "big".
+        stored: returns the bytes of a storage, while the file is open; raises ValueError.
     """
 
     root: Any
-    read: Callable[[Tensor], np.ndarray]
+    size: int
+    order: str = "little"
+    stored: Callable[[str], bytes] = lambda _: b""
 
 
-def read_zip(path: Path) -> TorchFile:
+def read_pickle(mapped: mmap.mmap) -> Contents:
+    """Reads a pickle of NumPy arrays; raises ValueError as `pickles.load`."""
+    return Contents(pickles.load(mapped), len(mapped))
+
+
+def read_zip(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo], size: int) -> Contents:
     """Reads what torch.save has written since 1.6, or torch.jit.save.
 
-    The arrays are views of the file, which is mapped into memory, not copied.
+    Args:
+        archive: the zip.
+        infos: its entries by their names.
+        size: of the file, in bytes.
 
     Raises:
-        ValueError: the zip, its pickle or a storage is damaged, or wants what is not admitted.
+        ValueError: the zip is none of torch's, or its pickle asks for what is not admitted.
     """
-    entries = zips.Entries(path)
-    prefix = entries.pickle_name.removesuffix("data.pkl")
-    order = entries.read(f"{prefix}byteorder").tobytes() if f"{prefix}byteorder" in entries else b""
-    if order not in (b"", b"little", b"big"):
+    names = [name for name in infos if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(names) != 1:
+        raise ValueError(f"a zip with {len(names)} files data.pkl, where torch writes one")
+    prefix = names[0].removesuffix("data.pkl")
+
+    @functools.cache
+    def entry(name: str) -> bytes:
+        if prefix + name not in infos:
+            raise ValueError(f"the zip has no entry {short(prefix + name)}")
+        info = infos[prefix + name]
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"entry {short(info.filename)} is compressed, which torch never does")
+        info.CRC = info.CRC or None  # 0 for no checksum: torch.serialization.set_crc32_options
+        return archive.read(info)
+
+    order = entry("byteorder").decode() if f"{prefix}byteorder" in infos else "little"
+    if order not in ("little", "big"):
         raise ValueError("its byte order is neither little nor big")
-    data = entries.read(entries.pickle_name).tobytes()
-    root = pickles.load(pickles.Reader(io.BytesIO(data)), admitted, storage_of)
-
-    def read(tensor: Tensor) -> np.ndarray:
-        raw = entries.read(f"{prefix}data/{tensor.storage.key}")
-        return view(tensor, raw, ">" if order == b"big" else "<", entries.size)
-
-    return TorchFile(root, read)
+    root = pickles.load(io.BytesIO(entry("data.pkl")), _storage)
+    return Contents(root, size, order, lambda key: entry(f"data/{key}"))
 
 
-def read_legacy(path: Path) -> TorchFile:
-    """Reads what torch.save wrote before 1.6: five pickles, then the storages.
+def read_legacy(mapped: mmap.mmap) -> Contents:
+    """Reads what torch.save wrote before 1.6.
 
     Raises:
-        ValueError: the file is damaged or wants what is not admitted.
+        ValueError: the file is damaged or asks for what is not admitted.
     """
-    dtypes: dict[str, np.dtype] = {}
+    itemsizes: dict[str, int] = {}
+    storages: dict[str, bytes] = {}
 
-    def persistent(value: Any) -> Storage:
-        storage = storage_of(value)
-        if dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
-            raise ValueError(f"storage {pickles.short(storage.key)} has two dtypes")
+    def persistent(identity: Any) -> Storage:
+        storage = _storage(identity)
+        itemsizes[storage.key] = storage.dtype.itemsize
         return storage
 
-    with path.open("rb") as file:
-        reader = pickles.Reader(file)
-        magic, protocol, system = (pickles.load(reader, admitted) for _ in range(3))
-        if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or type(system) is not dict:
-            raise ValueError("not a file of torch.save, or of a version that is not known")
-        root = pickles.load(reader, admitted, persistent)
-        keys = pickles.load(reader, admitted)
-        start = file.tell()
-    order = "<" if system.get("little_endian", True) is True else ">"
-    mapped = zips.map_file(path)
-    places = _legacy_places(mapped, start, keys, dtypes, order)
+    def stored(key: str) -> bytes:
+        if key not in storages:
+            raise ValueError(f"there is no storage {short(key)}")
+        return storages[key]
 
-    def read(tensor: Tensor) -> np.ndarray:
-        if tensor.storage.key not in places:
-            raise ValueError(f"no storage {pickles.short(tensor.storage.key)}")
-        return view(tensor, mapped[places[tensor.storage.key]], order, len(mapped))
-
-    return TorchFile(root, read)
-
-
-def _legacy_places(
-    mapped: np.ndarray, start: int, keys: Any, dtypes: dict[str, np.dtype], order: str
-) -> dict[str, slice]:
-    """Finds the storages: each is its count, int64, and its numbers, in the order of the keys."""
-    places: dict[str, slice] = {}
-    if type(keys) is not list:
-        raise ValueError("damaged: the storages' names are no list")
-    for key in keys:
-        if type(key) is not str or key not in dtypes or key in places:
+    magic, protocol, system = (pickles.load(mapped) for _ in range(3))
+    if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or type(system) is not dict:
+        raise ValueError("not a file of torch.save, or of a version that is not known")
+    order = "little" if system.get("little_endian", True) is True else "big"
+    root = pickles.load(mapped, persistent)
+    keys = pickles.load(mapped)
+    for key in keys if type(keys) is list else [None]:
+        if type(key) is not str or key not in itemsizes or key in storages:
             raise ValueError("damaged: a storage is named twice or nowhere")
-        if start + 8 > len(mapped):
-            raise ValueError(f"cut short: there is no storage {pickles.short(key)}")
-        (count,) = struct.unpack(f"{order}q", mapped[start : start + 8].tobytes())
-        stop = start + 8 + count * dtypes[key].itemsize
-        if count < 0 or stop > len(mapped):
-            raise ValueError(f"storage {pickles.short(key)} is cut short")
-        places[key] = slice(start + 8, stop)
-        start = stop
-    return places
+        size = int.from_bytes(mapped.read(8), order, signed=True) * itemsizes[key]
+        if not 0 <= size <= len(mapped) - mapped.tell():
+            raise ValueError(f"storage {short(key)} is cut short")
+        storages[key] = mapped.read(size)
+    return Contents(root, len(mapped), order, stored)
 
 
-def view(tensor: Tensor, raw: np.ndarray, order: str, limit: int) -> np.ndarray:
-    """Lays a tensor over the bytes of its storage.
+def read_arrays(contents: Contents) -> tuple[dict[str, np.ndarray], str, int]:
+    """Finds the state dict in what was saved and makes its arrays.
 
-    Args:
-        tensor: as the file describes it.
-        raw: bytes of the storage, [n] uint8.
-        order: of the bytes, "<" or ">".
-        limit: the most bytes that the array may have; strides of 0 make any number of few.
+    Views of a storage take no memory. What is copied is counted, since a small file could ask for
+    the same numbers under any number of names.
 
     Returns:
-        The array, read-only: a view where NumPy has the dtype; bfloat16 and float8 as float32.
+        The arrays by their names, read-only, the key under which they are, "" for the object
+        itself, and how many entries beside them are no arrays.
 
     Raises:
-        ValueError: the storage is too short, or the tensor reaches beyond it.
+        ValueError: there are no arrays, or one does not fit its numbers.
     """
-    storage, itemsize = tensor.storage, tensor.dtype.itemsize
-    key = pickles.short(storage.key)
+    chosen, entries = _state_dict(contents.root)
+    arrays: dict[str, np.ndarray] = {}
+    left = MAX_COPIES * contents.size
+    for name, value in entries.items():
+        if len(name) > MAX_KEY:
+            raise ValueError(f"a key of {len(name):,} characters")
+        if _is_array(value):
+            is_tensor = value.name.startswith("torch")
+            made = _tensor(value, contents) if is_tensor else _array(value)
+            arrays[name] = plain(made)
+            left -= 0 if is_tensor and arrays[name] is made else arrays[name].nbytes
+        if left < 0:
+            raise ValueError(f"its arrays take more than {MAX_COPIES} times the file's size")
+    return arrays, chosen, len(entries) - len(arrays)
+
+
+def plain(array: np.ndarray) -> np.ndarray:
+    """Makes float32 of the dtypes that NumPy has not, and the byte order native; read-only."""
+    if array.dtype.type.__module__ != "numpy":  # ml_dtypes
+        array = array.astype(np.float32)
+    elif not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    array.flags.writeable = False
+    return array
+
+
+def _state_dict(root: Any) -> tuple[str, dict[str, Any]]:
+    is_module = type(root) is Module
+    root = _attributes(root) if is_module else root
+    if not isinstance(root, dict):
+        raise ValueError("holds neither a dict nor a module")
+    for key in ("",) if is_module else (*STATE_DICTS, ""):
+        found = root.get(key) if key else root
+        if isinstance(found, dict) and any(map(_is_array, found.values())):
+            return key, {name: value for name, value in found.items() if type(name) is str}
+    keys = ", ".join(short(key) for key in list(root)[:8])
+    raise ValueError(f"holds no arrays: under its keys ({keys or 'none'}) there is no state dict")
+
+
+def _is_array(value: Any) -> bool:
+    return type(value) is Call and value.name in pickles.ARRAYS
+
+
+def _attributes(root: Module) -> dict[str, Any]:
+    """Returns the attributes of a tree of modules that are no modules, by their dotted names."""
+    found: dict[str, Any] = {}
+    left, count = [("", root)], 0
+    while left:
+        prefix, module = left.pop()
+        for name, value in module.attributes.items():
+            count += 1
+            if type(name) is not str or count > MAX_ATTRIBUTES or len(prefix + name) > MAX_KEY:
+                raise ValueError("modules or names within names without end")
+            if type(value) is Module:
+                left.append((f"{prefix}{name}.", value))
+            else:
+                found[f"{prefix}{name}"] = value
+    return found
+
+
+def _storage(identity: Any) -> Storage:
+    """Reads a persistent id: `("storage", class, key, device, size[, (key, start, size)])`."""
+    match identity:
+        case ("storage", dtype, key, _, size) | ("storage", dtype, key, _, size, None):
+            start = 0
+        case ("storage", dtype, key, _, _, (_, start, size)):
+            pass
+        case _:
+            raise ValueError("refuses a persistent id that names no storage")
+    if type(key) is not str or len(key) > MAX_KEY or not _are_sizes((start, size)):
+        raise ValueError("damaged pickle: a storage without name or size")
+    return Storage(key, _dtype(dtype), size, start)
+
+
+def _are_sizes(value: Any) -> bool:
+    return (
+        type(value) is tuple
+        and len(value) <= MAX_AXES
+        and all(type(n) is int and 0 <= n <= MAX_SIZE for n in value)
+    )
+
+
+def _dtype(value: Any) -> np.dtype:
+    """Reads a dtype of numbers, never of objects, or a class of storages."""
+    match value:
+        case Named(name) if name in pickles.TORCH_DTYPES:
+            name = pickles.TORCH_DTYPES[name]
+            return np.dtype(getattr(ml_dtypes, name, name))
+        case Call("numpy.dtype", (str(code), *_), None) if NUMBERS.fullmatch(code):
+            return np.dtype(code)
+        case Call("numpy.dtype", (str(code), *_), (_, order, None, None, None, *_)):  # no structure
+            if NUMBERS.fullmatch(code) and order in ("<", ">", "|", "="):
+                return np.dtype(code).newbyteorder(order)
+    raise ValueError("refuses an array of another dtype than numbers, or a damaged one")
+
+
+def _array(call: Call) -> np.ndarray:
+    """Makes a NumPy array, without a copy where the pickle holds bytes."""
+    match call:
+        case Call("numpy.core.multiarray._reconstruct", _, (_, shape, dtype, fortran, data)):
+            order = "F" if fortran else "C"
+        case Call("numpy.core.multiarray.scalar", (dtype, data)):
+            shape, order = (), "C"
+        case Call("numpy.core.numeric._frombuffer", (data, dtype, shape, "C" | "F" as order, *_)):
+            pass
+        case _:
+            raise ValueError("damaged pickle: an array without data, or with its axes permuted")
+    match data:
+        case str():  # Python 2, and Python 3's protocol 2, write bytes as text
+            data = data.encode("latin-1")
+        case Call("builtins.bytes", ()):  # protocol 2's empty bytes
+            data = b""
+    dtype = _dtype(dtype)
+    if not isinstance(data, bytes | bytearray) or not _are_sizes(shape):
+        raise ValueError("damaged pickle: an array without data, or its shape is no tuple of sizes")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(
+            f"damaged pickle: an array of shape {list(shape)} and dtype {dtype} has "
+            f"{len(data)} bytes"
+        )
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+def _tensor(call: Call, contents: Contents) -> np.ndarray:
+    """Lays a tensor over its storage; of no more bytes than the file, as strides can be 0."""
+    nothing = [None] * 7
+    storage, offset, shape, strides, _gradient, _hooks, last, *_ = (*call.arguments, *nothing)
+    if type(storage) is not Storage or not _are_sizes((offset,)):
+        raise ValueError("damaged pickle: a tensor without storage or place")
+    if not _are_sizes(shape) or not _are_sizes(strides) or len(shape) != len(strides):
+        raise ValueError("damaged pickle: a tensor's shape or strides are no tuple of sizes")
+    dtype, key, shape = storage.dtype, short(storage.key), list(shape)
+    if call.name.endswith("_v3"):  # its storage is of bytes
+        dtype = _dtype(last)
+    elif last:
+        raise ValueError("a tensor with a conjugation or negation to be done: not supported")
+    data = contents.stored(storage.key)
     begin = storage.start * storage.dtype.itemsize
     end = begin + storage.size * storage.dtype.itemsize
-    if end > len(raw):
-        raise ValueError(f"storage {key} is cut short: it has {len(raw)} bytes")
-    if 0 in tensor.shape:
-        return array_files.plain(np.zeros(tensor.shape, tensor.dtype))
-    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
-    if (tensor.offset + reach + 1) * itemsize > end - begin:
-        raise ValueError(f"a tensor of shape {list(tensor.shape)} reaches beyond storage {key}")
-    if math.prod(tensor.shape) * itemsize > limit:
-        raise ValueError(f"a tensor of shape {list(tensor.shape)} is larger than the file")
-    dtype = tensor.dtype.newbyteorder(order) if itemsize > 1 else tensor.dtype
-    strides = [step * itemsize for step in tensor.strides]
-    start = tensor.offset * itemsize
-    return array_files.plain(np.ndarray(tensor.shape, dtype, raw[begin:end], start, strides))
-
-
-def storage_of(value: Any) -> Storage:
-    """Reads a persistent id: `("storage", class, key, device, count[, view])`."""
-    if type(value) is not tuple or len(value) not in (5, 6) or value[0] != "storage":
-        raise ValueError("refuses a persistent id that names no storage")
-    _, dtype, key, _, size, *views = value
-    start = 0
-    if views and views[0] is not None:
-        _, start, size = views[0]
-    if (
-        type(key) is not str
-        or len(key) > pickles.MAX_KEY
-        or not isinstance(dtype, np.dtype)
-        or not _is_size(start, size)
-    ):
-        raise ValueError("damaged pickle: a storage without class, name or size")
-    return Storage(key, dtype, size, start)
-
-
-def _is_size(*values: Any) -> bool:
-    return all(type(x) is int and 0 <= x <= pickles.MAX_SIZE for x in values)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
-    """Stands for torch._utils._rebuild_tensor and _rebuild_tensor_v2.
-
-    The rest: whether it takes gradients, its hooks, and flags such as a conjugation to be done.
-    """
-    if type(storage) is not Storage or not _is_size(offset):
-        raise ValueError("damaged pickle: a tensor without storage or place")
-    if not pickles.is_shape(shape) or not pickles.is_shape(strides) or len(shape) != len(strides):
-        raise ValueError("damaged pickle: a tensor's shape or strides are no tuple of sizes")
-    if rest[2:] and rest[2] is not None and rest[2] != {}:
-        raise ValueError("a tensor with a conjugation or negation to be done: not supported")
-    return Tensor(storage, offset, shape, strides, storage.dtype)
-
-
-def _tensor_of_dtype(
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    _grad: Any,
-    _hooks: Any,
-    dtype: Any,
-    *_: Any,
-) -> Tensor:
-    """Stands for torch._utils._rebuild_tensor_v3: the storage is bytes, the dtype stands here."""
-    if not isinstance(dtype, np.dtype):
-        raise ValueError("damaged pickle: a tensor without a dtype")
-    return _tensor(storage, offset, shape, strides)._replace(dtype=dtype)
-
-
-def _first(value: Any, *_: Any) -> Any:
-    return value
-
-
-def _torch_names() -> dict[tuple[str, str], Any]:
-    names: dict[tuple[str, str], Any] = {
-        ("torch._utils", "_rebuild_tensor"): pickles.Constructor(_tensor),
-        ("torch._utils", "_rebuild_tensor_v2"): pickles.Constructor(_tensor),
-        ("torch._utils", "_rebuild_tensor_v3"): pickles.Constructor(_tensor_of_dtype),
-        ("torch._utils", "_rebuild_parameter"): pickles.Constructor(_first),
-        ("torch._utils", "_rebuild_parameter_with_state"): pickles.Constructor(_first),
-        ("torch.jit._pickle", "restore_type_tag"): pickles.Constructor(_first),
-        ("torch.storage", "UntypedStorage"): np.dtype(np.uint8),
-    }
-    names |= {("torch", name): np.dtype(dtype) for name, dtype in (STORAGES | DTYPES).items()}
-    for module, name in (
-        ("torch", "Size"),
-        ("torch", "device"),
-        ("torch.serialization", "_get_layout"),
-        ("torch.jit._pickle", "build_intlist"),
-        ("torch.jit._pickle", "build_doublelist"),
-        ("torch.jit._pickle", "build_boollist"),
-        ("torch.jit._pickle", "build_tensorlist"),
-    ):
-        names[module, name] = pickles.Constructor(lambda *_: pickles.Opaque())
-    return names
-
-
-NAMES = {**pickles.CONTAINERS, **pickled_arrays.ARRAYS, **_torch_names()}
-
-
-def admitted(module: str, name: str) -> Any:
-    """Gives what stands for a name in a file of torch's; refuses all else with a ValueError."""
-    if module == "__torch__" or module.startswith("__torch__."):  # TorchScript's own classes
-        return pickles.Constructor(pickles.Module)
-    if (module, name) not in NAMES:
-        pickles.refuse(module, name)
-    return NAMES[module, name]
+    if end > len(data):
+        raise ValueError(f"storage {key} is cut short: it has {len(data)} bytes")
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    reach = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if (reach + 1) * dtype.itemsize > end - begin:
+        raise ValueError(f"a tensor of shape {shape} reaches beyond storage {key}")
+    if math.prod(shape) * dtype.itemsize > contents.size:
+        raise ValueError(f"a tensor of shape {shape} is larger than the file")
+    steps = [step * dtype.itemsize for step in strides]
+    dtype = dtype.newbyteorder(contents.order)
+    return np.ndarray(shape, dtype, data, begin + offset * dtype.itemsize, steps)

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from zegformer_jax import models
-from zegformer_jax.models.backbones.resnet import NORM_GROUPS
 from zegformer_jax.models.backbones.swin import relative_index
 from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.grouper import CLASS_LOGIT_SCALE
+from zegformer_jax.models.layers import NORM_GROUPS
 from zegformer_jax.models.normalise import PIXEL_MEAN, PIXEL_STD
 from zegformer_jax.pretrained.backbones import swin
 from zegformer_jax.pretrained.tables import (

@@ -61,7 +61,7 @@ class Objective(Protocol):
         return []
 
     def finish(self, params: Any) -> None:
-        """Writes what other programs read besides the checkpoints.
+        """Writes files for other programs, in addition to the checkpoints.
 
         Args:
             params: Trained parameters, or their averages, on the host.

@@ -1,97 +1,22 @@
 """ResNet backbones (He et al., 2016) with frozen batch norm or group norm."""
 
+import functools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-NORM_EPSILON = 1e-5  # PyTorch's default for batch and group norm
-NORM_GROUPS = 32  # Wu & He, 2018
+from zegformer_jax.models.layers import (
+    NORM_GROUPS,
+    Bottleneck,
+    ConvNorm,
+    FrozenBatchNorm,
+    Norm,
+    group_norm,
+)
+
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # He et al., table 1
-
-
-class FrozenBatchNorm(nn.Module):
-    """Batch norm whose scale, bias, mean and variance are constants.
-
-    They live in the collection `constants`, so that no optimiser and no gradient ever sees them.
-    """
-
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises x [..., C] by the stored statistics."""
-        shape = (x.shape[-1],)
-        scale = self.variable("constants", "scale", jnp.ones, shape).value
-        bias = self.variable("constants", "bias", jnp.zeros, shape).value
-        mean = self.variable("constants", "mean", jnp.zeros, shape).value
-        variance = self.variable("constants", "var", jnp.ones, shape).value
-        factor = scale * jax.lax.rsqrt(variance + NORM_EPSILON)
-        offset = bias - mean * factor
-        leading = (1,) * (x.ndim - 1)
-        return x * factor.astype(self.dtype).reshape(leading + shape) + offset.astype(
-            self.dtype
-        ).reshape(leading + shape)
-
-
-def group_norm(groups: int, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """Group norm with PyTorch's epsilon."""
-    return nn.GroupNorm(
-        num_groups=groups,
-        epsilon=NORM_EPSILON,
-        use_fast_variance=False,
-        dtype=dtype,
-        name=name,
-    )
-
-
-def multiply(
-    x_bhwc: jax.Array, kernel_11cd: jax.Array, strides: Sequence[int], *_: Any, **__: Any
-) -> jax.Array:
-    """A 1x1 convolution as one matrix product; a whole training step took 0.9 times as long on CPU.
-
-    Args:
-        x_bhwc: the maps.
-        kernel_11cd: the convolution's kernel.
-        strides: rows and columns from one output to the next.
-        *_: what else `flax.linen.Conv` passes to a convolution.
-        **__: likewise.
-    """
-    rows, columns = strides
-    return x_bhwc[:, ::rows, ::columns] @ kernel_11cd[0, 0]
-
-
-class ConvNorm(nn.Module):
-    """A convolution without bias and its norm (`frozen_batch` or `group`)."""
-
-    features: int
-    kernel: int
-    stride: int = 1
-    norm: str = "frozen_batch"
-    norm_groups: int = NORM_GROUPS
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
-        x = nn.Conv(
-            self.features,
-            (self.kernel, self.kernel),
-            strides=self.stride,
-            padding=self.kernel // 2,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.he_normal(),
-            conv_general_dilated=multiply if self.kernel == 1 else None,
-            name="conv",
-        )(x)
-        if self.norm == "frozen_batch":
-            return FrozenBatchNorm(self.dtype, name="norm")(x)
-        if self.norm == "group":
-            return group_norm(self.norm_groups, self.dtype, "norm")(x)
-        raise ValueError(f"backbone norm '{self.norm}': choose 'frozen_batch' or 'group'")
 
 
 def max_pool(x_bhwc: jax.Array) -> jax.Array:
@@ -106,28 +31,6 @@ def max_pool(x_bhwc: jax.Array) -> jax.Array:
     x = jnp.maximum(jnp.maximum(top, middle), bottom)
     left, centre, right = (x[:, :, i : i + width - 1 : 2] for i in range(3))
     return jnp.maximum(jnp.maximum(left, centre), right)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut; the stride is in the 3x3."""
-
-    features: int
-    bottleneck: int
-    stride: int
-    norm: str
-    norm_groups: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [B, H, W, C] to [B, H / stride, W / stride, features]."""
-        kind = {"norm": self.norm, "norm_groups": self.norm_groups, "dtype": self.dtype}
-        y = nn.relu(ConvNorm(self.bottleneck, 1, **kind, name="conv1")(x))
-        y = nn.relu(ConvNorm(self.bottleneck, 3, self.stride, **kind, name="conv2")(y))
-        y = ConvNorm(self.features, 1, **kind, name="conv3")(y)
-        if x.shape != y.shape:
-            x = ConvNorm(self.features, 1, self.stride, **kind, name="shortcut")(x)
-        return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -162,9 +65,9 @@ class ResNet(nn.Module):
         every backbone is called alike.
         """
         del deterministic
-        x = images_bhwc.astype(self.dtype)
-        stem = ConvNorm(self.stem_width, 7, 2, self.norm, self.norm_groups, self.dtype, name="stem")
-        x = nn.relu(stem(x))
+        kind = {"norm": self._norm(), "dtype": self.dtype}
+        stem = ConvNorm(self.stem_width, 7, 2, **kind, name="stem")
+        x = nn.relu(stem(images_bhwc.astype(self.dtype)))
         x = max_pool(x)
         maps = {}
         block = nn.remat(Bottleneck) if self.remat else Bottleneck
@@ -174,10 +77,15 @@ class ResNet(nn.Module):
                     features=self.stage_width * 2**stage,
                     bottleneck=self.bottleneck_width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
-                    norm=self.norm,
-                    norm_groups=self.norm_groups,
-                    dtype=self.dtype,
+                    **kind,
                     name=f"res{stage + 2}_{index}",
                 )(x)
             maps[f"res{stage + 2}"] = x
         return maps
+
+    def _norm(self) -> Norm:
+        if self.norm == "frozen_batch":
+            return FrozenBatchNorm
+        if self.norm == "group":
+            return functools.partial(group_norm, self.norm_groups)
+        raise ValueError(f"backbone norm '{self.norm}': choose 'frozen_batch' or 'group'")

@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from zegformer_jax.models.transformer import layer_norm
+from zegformer_jax.models.layers import PYTORCH_INIT, layer_norm
 
 PATCH_SIZE = 4  # pixels of a side; section 3.1
 MASKED = -100.0  # added to a masked logit, as in the authors' code
 # The authors' "truncated" normal cuts at +-2, a hundred deviations: it is the plain one.
 LINEAR_INIT = nn.initializers.normal(0.02)
-PATCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's convolution
 
 
 class SwinSizes(NamedTuple):
@@ -174,8 +173,8 @@ class SwinBlock(nn.Module):
         attention = WindowAttention(
             self.heads, self.window, self.shift, self.dtype, name="attention"
         )
-        x = x_bhwc + drop(attention(layer_norm(self.dtype, "norm1")(x_bhwc)))
-        y = dense(int(channels * self.mlp_ratio), "mlp_in")(layer_norm(self.dtype, "norm2")(x))
+        x = x_bhwc + drop(attention(layer_norm("norm1", self.dtype)(x_bhwc)))
+        y = dense(int(channels * self.mlp_ratio), "mlp_in")(layer_norm("norm2", self.dtype)(x))
         y = dense(channels, "mlp_out")(nn.gelu(y, approximate=False))
         return x + drop(y)
 
@@ -196,7 +195,7 @@ class PatchMerging(nn.Module):
             down=2,
             right=2,
         )
-        x = layer_norm(self.dtype, "norm")(x)
+        x = layer_norm("norm", self.dtype)(x)
         reduction = nn.Dense(
             2 * channels,
             use_bias=False,
@@ -243,11 +242,11 @@ class SwinTransformer(nn.Module):
             (PATCH_SIZE, PATCH_SIZE),
             strides=PATCH_SIZE,
             padding="VALID",
-            kernel_init=PATCH_INIT,
+            kernel_init=PYTORCH_INIT,
             dtype=self.dtype,
             name="patch_embedding",
         )(x)
-        x = layer_norm(self.dtype, "patch_norm")(x)
+        x = layer_norm("patch_norm", self.dtype)(x)
         rates = iter(np.linspace(0, self.drop_path, sum(self.depths)).tolist())
         maps = {}
         block = nn.remat(SwinBlock, static_argnums=2) if self.remat else SwinBlock
@@ -265,5 +264,5 @@ class SwinTransformer(nn.Module):
                     dtype=self.dtype,
                     name=f"{name}_{index}",
                 )(x, deterministic)
-            maps[name] = layer_norm(self.dtype, f"{name}_norm")(x)
+            maps[name] = layer_norm(f"{name}_norm", self.dtype)(x)
         return maps

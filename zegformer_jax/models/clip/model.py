@@ -153,13 +153,13 @@ class CLIP(nn.Module):
         """Encodes segments of images as float32 [B, Q, D], in one pass over each image.
 
         Not as the published system does: another accuracy for a fraction of the work. See
-        ``VisionTransformer``. Raises ValueError where the image tower is no ViT.
+        `VisionTransformer.encode_segments`. Raises ValueError where the image tower is no ViT.
         """
         if self.config.is_resnet:
             raise ValueError(
                 "segments in one pass (eval.segment_classifier) need a CLIP with a ViT"
             )
-        return self.visual(images_bhwc, coverage_bqp, segment_layers)
+        return self.visual.encode_segments(images_bhwc, coverage_bqp, segment_layers)
 
     def encode_text(self, tokens_bt: jax.Array) -> jax.Array:
         """Encodes token ids int32 [B, T] as float32 features [B, D], not L2-normalised."""

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from zegformer_jax.models.clip.vit import TransformerBlock, layer_norm
+from zegformer_jax.models.clip.vit import TransformerBlock
+from zegformer_jax.models.layers import layer_norm
 
 TOKEN_STD = 0.02  # openai/CLIP model.py, initialize_parameters
 POSITION_STD = 0.01
@@ -49,15 +49,18 @@ class TextTransformer(nn.Module):
             (self.context_length, self.width),
         )
         tokens += position_tw[None, :length].astype(self.dtype)
-        past_tt = np.tril(np.ones((length, length), bool))
-        causal_1tt = np.where(past_tt, np.float32(0), -np.float32(np.inf))[None]
         for i in range(self.layers):
             tokens = TransformerBlock(
-                self.heads, self.layers, self.activation, dtype=self.dtype, name=f"block_{i}"
-            )(tokens, causal_1tt)
+                self.heads,
+                self.layers,
+                self.activation,
+                is_causal=True,
+                dtype=self.dtype,
+                name=f"block_{i}",
+            )(tokens)
         end_b = _end_of_text(tokens_bt, self.eos_token_id)
         feature_bw = jnp.take_along_axis(tokens, end_b[:, None, None], axis=1)[:, 0]
-        feature_bw = layer_norm("ln_final", self.dtype)(feature_bw)
+        feature_bw = layer_norm("ln_final", self.dtype, fast_variance=True)(feature_bw)
         projection = self.param(
             "projection", nn.initializers.normal(self.width**-0.5), (self.width, self.embed_dim)
         )

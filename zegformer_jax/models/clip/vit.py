@@ -4,23 +4,18 @@ Axes: b image or text, t token (q the one that attends), w width, h head, k widt
 d joint embedding; in images h and w are pixels.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-LAYER_NORM_EPSILON = 1e-5  # PyTorch's default, which CLIP uses; flax's is 1e-6
+from zegformer_jax.models.clip.attention import attend
+from zegformer_jax.models.layers import PYTORCH_INIT, layer_norm
+
 MLP_RATIO = 4  # openai/CLIP model.py, ResidualAttentionBlock
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP model.py, QuickGELU
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
 }
-
-
-def layer_norm(name: str, dtype: jnp.dtype) -> nn.LayerNorm:
-    """Layer norm with PyTorch's epsilon."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
 
 
 def check_image_size(images_bhwc: jax.Array, size: int) -> None:
@@ -33,20 +28,21 @@ def check_image_size(images_bhwc: jax.Array, size: int) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused query-key-value projection; softmax in float32."""
+    """Multi-head self-attention with one fused query-key-value projection."""
 
     heads: int
     in_std: float
     out_std: float
+    is_causal: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, tokens_btw: jax.Array, bias_btt: jax.Array | None = None, first: int | None = None
     ) -> jax.Array:
-        """Attends to every token, from every one or only from the ``first``.
+        """Attends to every token, from every one or only from the `first`.
 
-        ``bias_btt`` (float32 [B or 1, T, T]) is added to the logits of its first T, the one that
+        `bias_btt` (float32 [B or 1, T, T]) is added to the logits of its first T, the one that
         attends, for the second; what is -inf is not attended to.
         """
         width = tokens_btw.shape[-1]
@@ -56,14 +52,8 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="qkv",
         )(tokens_btw)
-        query, key, value = qkv[:, :first, 0], qkv[:, :, 1], qkv[:, :, 2]
-        logits_bhqt = jnp.einsum(
-            "bqhk,bthk->bhqt", query, key, preferred_element_type=jnp.float32
-        ) / math.sqrt(query.shape[-1])
-        if bias_btt is not None:
-            logits_bhqt += bias_btt[:, None, :first]
-        weights_bhqt = jax.nn.softmax(logits_bhqt, axis=-1).astype(self.dtype)
-        attended = jnp.einsum("bhqt,bthk->bqhk", weights_bhqt, value)
+        bias = None if bias_btt is None else bias_btt[:, None, :first]
+        attended = attend(qkv[:, :first, 0], qkv[:, :, 1], qkv[:, :, 2], bias, self.is_causal)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -76,29 +66,37 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     """A pre-norm residual block: attention, then an MLP.
 
-    ``layers`` is the depth of the stack it stands in, for CLIP's initialisation (openai/CLIP
-    model.py, initialize_parameters, used here for both towers as transformers does).
-    ``mlp_width`` None is four times the width.
+    Attributes:
+        heads: attention heads.
+        layers: blocks of the whole stack, for CLIP's initialisation (openai/CLIP model.py,
+            initialize_parameters, used here for both towers as transformers does).
+        activation: of the MLP, one of `ACTIVATIONS`.
+        mlp_width: hidden channels of the MLP; None for four times the width.
+        is_causal: hides later tokens from each token.
+        dtype: compute dtype.
     """
 
     heads: int
     layers: int
     activation: str = "quick_gelu"
     mlp_width: int | None = None
+    is_causal: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, tokens_btw: jax.Array, bias_btt: jax.Array | None = None, first: int | None = None
     ) -> jax.Array:
-        """Maps tokens [B, T, W] to all of them or to the ``first``; see ``Attention``."""
+        """Maps tokens [B, T, W] to all of them or to the `first`; see `Attention`."""
         width = tokens_btw.shape[-1]
         in_std = width**-0.5
         out_std = in_std * (2 * self.layers) ** -0.5
-        hidden = layer_norm("ln_1", self.dtype)(tokens_btw)
-        attend = Attention(self.heads, in_std, out_std, self.dtype, name="attention")
-        tokens_btw = tokens_btw[:, :first] + attend(hidden, bias_btt, first)
-        hidden = layer_norm("ln_2", self.dtype)(tokens_btw)
+        hidden = layer_norm("ln_1", self.dtype, fast_variance=True)(tokens_btw)
+        attention = Attention(
+            self.heads, in_std, out_std, self.is_causal, self.dtype, name="attention"
+        )
+        tokens_btw = tokens_btw[:, :first] + attention(hidden, bias_btt, first)
+        hidden = layer_norm("ln_2", self.dtype, fast_variance=True)(tokens_btw)
         hidden = nn.Dense(
             self.mlp_width or MLP_RATIO * width,
             kernel_init=nn.initializers.normal((2 * width) ** -0.5),
@@ -113,9 +111,20 @@ class TransformerBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """CLIP's image tower: a ViT read at its class token, or at one for each segment.
+    """CLIP's image tower: a ViT read at its class token, or at one token for each segment.
 
     A patch is embedded by one matrix product over its pixels, ordered (row, column, channel).
+
+    Attributes:
+        image_size: side of the images in pixels.
+        patch_size: side of a patch in pixels.
+        width: channels of a token.
+        layers: number of blocks.
+        heads: attention heads.
+        embed_dim: size of the features.
+        activation: of the MLPs, one of `ACTIVATIONS`.
+        mlp_width: hidden channels of the MLPs; None for four times the width.
+        dtype: compute dtype.
     """
 
     image_size: int
@@ -128,69 +137,85 @@ class VisionTransformer(nn.Module):
     mlp_width: int | None = None
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self,
-        images_bhwc: jax.Array,
-        coverage_bqp: jax.Array | None = None,
-        segment_layers: int = 0,
-    ) -> jax.Array:
-        """Encodes normalised images as float32 features [B, D], or their segments as [B, Q, D].
+    def setup(self):
+        """Makes the modules and arrays that both ways to read the tower share."""
+        normal = nn.initializers.normal(self.width**-0.5)
+        self.patch_embedding = nn.Dense(
+            self.width, use_bias=False, kernel_init=PYTORCH_INIT, dtype=self.dtype
+        )
+        self.class_embedding = self.param("class_embedding", normal, (self.width,))
+        tokens = (self.image_size // self.patch_size) ** 2 + 1
+        self.position_embedding = self.param("position_embedding", normal, (tokens, self.width))
+        self.ln_pre = layer_norm(None, self.dtype, fast_variance=True)
+        # Their names are block_0, block_1, ...
+        self.block = [
+            TransformerBlock(
+                self.heads, self.layers, self.activation, self.mlp_width, dtype=self.dtype
+            )
+            for _ in range(self.layers)
+        ]
+        self.ln_post = layer_norm(None, self.dtype, fast_variance=True)
+        self.projection = self.param("projection", normal, (self.width, self.embed_dim))
 
-        The features are not normalised. For segments the class token is copied before the last
-        blocks, once for each; a copy attends to itself and to its own patches there, to each in
-        proportion to its coverage, and nothing attends to it.
+    def __call__(self, images_bhwc: jax.Array) -> jax.Array:
+        """Encodes normalised images [B, S, S, 3] as float32 features [B, D], not normalised.
+
+        Raises ValueError where the images are not of the size that the positions were made for.
+        """
+        tokens_btw = self._embed(images_bhwc)
+        for block in self.block[:-1]:
+            tokens_btw = block(tokens_btw)
+        return self._project(self.block[-1](tokens_btw, first=1))[:, 0]
+
+    def encode_segments(
+        self, images_bhwc: jax.Array, coverage_bqp: jax.Array, segment_layers: int
+    ) -> jax.Array:
+        """Encodes the segments of normalised images as float32 features, not normalised.
+
+        The class token is copied before the last blocks, once for each segment; there a copy
+        attends to itself and to its own patches, to each in proportion to its coverage, and
+        nothing attends to it.
 
         Args:
             images_bhwc: [B, S, S, 3].
             coverage_bqp: [B, Q, P], the share of each patch that is in each segment.
             segment_layers: number of the last blocks in which the segments are apart.
 
+        Returns:
+            the features [B, Q, D].
+
         Raises:
             ValueError: the images are not of the size that the positions were made for, or the
                 tower has not so many blocks.
         """
-        check_image_size(images_bhwc, self.image_size)
-        normal = nn.initializers.normal(self.width**-0.5)
-        patches_btw = nn.Dense(
-            self.width,
-            use_bias=False,
-            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-            dtype=self.dtype,
-            name="patch_embedding",
-        )(_split_patches(images_bhwc, self.patch_size))
-        class_w = self.param("class_embedding", normal, (self.width,))
-        count = patches_btw.shape[1] + 1
-        position_tw = self.param("position_embedding", normal, (count, self.width))
+        if not 1 <= segment_layers <= self.layers:
+            raise ValueError(
+                f"segments are apart in {segment_layers} blocks of CLIP's image tower "
+                f"(eval.one_pass_layers): choose 1 to {self.layers}"
+            )
+        tokens_btw = self._embed(images_bhwc)
+        for block in self.block[:-segment_layers]:
+            tokens_btw = block(tokens_btw)
+        queries = coverage_bqp.shape[1]
+        copies_bqw = jnp.repeat(tokens_btw[:, :1], queries, axis=1)
+        tokens_btw = jnp.concatenate([copies_bqw, tokens_btw], axis=1)
+        bias_btt = _segment_bias(coverage_bqp)
+        for block in self.block[-segment_layers:-1]:
+            tokens_btw = block(tokens_btw, bias_btt)
+        return self._project(self.block[-1](tokens_btw, bias_btt, first=queries))
 
-        class_b1w = jnp.broadcast_to(class_w[None, None], (len(images_bhwc), 1, self.width))
-        tokens = jnp.concatenate([class_b1w.astype(self.dtype), patches_btw], axis=1)
-        tokens = layer_norm("ln_pre", self.dtype)(tokens + position_tw[None].astype(self.dtype))
-        first_apart, bias_btt, read = self.layers, None, 1
-        if coverage_bqp is not None:
-            if not 1 <= segment_layers <= self.layers:
-                raise ValueError(
-                    f"segments are apart in {segment_layers} blocks of CLIP's image tower "
-                    f"(eval.one_pass_layers): choose 1 to {self.layers}"
-                )
-            first_apart, read = self.layers - segment_layers, coverage_bqp.shape[1]
-        for i in range(self.layers):
-            if i == first_apart:
-                copies_bqw = jnp.repeat(tokens[:, :1], coverage_bqp.shape[1], axis=1)
-                tokens = jnp.concatenate([copies_bqw, tokens], axis=1)
-                bias_btt = _segment_bias(coverage_bqp)
-            tokens = TransformerBlock(
-                self.heads,
-                self.layers,
-                self.activation,
-                self.mlp_width,
-                self.dtype,
-                name=f"block_{i}",
-            )(tokens, bias_btt, read if i == self.layers - 1 else None)  # the others end there
-        feature = layer_norm("ln_post", self.dtype)(tokens)
-        projection = self.param("projection", normal, (self.width, self.embed_dim))
-        feature = (feature @ projection.astype(self.dtype)).astype(jnp.float32)
-        return feature[:, 0] if coverage_bqp is None else feature
+    def _embed(self, images_bhwc: jax.Array) -> jax.Array:
+        """The tokens before the first block: the class's, then the patches'."""
+        check_image_size(images_bhwc, self.image_size)
+        patches_btw = self.patch_embedding(_split_patches(images_bhwc, self.patch_size))
+        class_11w = self.class_embedding.astype(self.dtype)[None, None]
+        class_b1w = jnp.broadcast_to(class_11w, (len(images_bhwc), 1, self.width))
+        tokens_btw = jnp.concatenate([class_b1w, patches_btw], axis=1)
+        return self.ln_pre(tokens_btw + self.position_embedding[None].astype(self.dtype))
+
+    def _project(self, tokens_btw: jax.Array) -> jax.Array:
+        features_btd = self.ln_post(tokens_btw) @ self.projection.astype(self.dtype)
+        return features_btd.astype(jnp.float32)
 
 
 def _segment_bias(coverage_bqp: jax.Array) -> jax.Array:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from zegformer_jax.models.backbones.resnet import NORM_EPSILON, ResNet
+from zegformer_jax.models.backbones.resnet import ResNet
+from zegformer_jax.models.layers import NORM_EPSILON
 from zegformer_jax.pretrained.backbones import torchvision
 from zegformer_jax.pretrained.tables import (
     CONV,

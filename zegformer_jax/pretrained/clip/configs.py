@@ -10,7 +10,8 @@ from typing import Any
 
 from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD, ClipConfig
 from zegformer_jax.models.clip.resnet import WIDTH_FACTOR
-from zegformer_jax.models.clip.vit import LAYER_NORM_EPSILON, MLP_RATIO
+from zegformer_jax.models.clip.vit import MLP_RATIO
+from zegformer_jax.models.layers import NORM_EPSILON
 from zegformer_jax.runtime import hugging_face
 
 LEGACY_EOS = 2  # transformers reads the feature at the largest id where a config says 2
@@ -89,7 +90,7 @@ def from_hugging_face(path: Path) -> ClipConfig:
     _check(path, "text_config.intermediate_size", text.intermediate_size, mlp_width)
     _check(path, "text_config.hidden_act", text.hidden_act, vision.hidden_act)
     for key, tower in (("vision_config", vision), ("text_config", text)):
-        _check(path, f"{key}.layer_norm_eps", tower.layer_norm_eps, LAYER_NORM_EPSILON)
+        _check(path, f"{key}.layer_norm_eps", tower.layer_norm_eps, NORM_EPSILON)
     eos = text.eos_token_id
     return ClipConfig(
         image_size=_side(path, "vision_config.image_size", vision.image_size),

@@ -14,7 +14,6 @@ import numpy as np
 from flax import serialization, traverse_util
 
 from zegformer_jax.models.clip.model import ClipConfig
-from zegformer_jax.pretrained.archives import read_tensors, write_tensors
 from zegformer_jax.pretrained.clip import configs, normalisation
 from zegformer_jax.pretrained.clip.positions import resize_positions
 from zegformer_jax.pretrained.clip.shapes import from_shapes
@@ -24,6 +23,7 @@ from zegformer_jax.pretrained.clip.tensors import (
     published_tensors,
     read_parameters,
 )
+from zegformer_jax.pretrained.formats import read_tensors, write_tensors
 from zegformer_jax.text.tokenizer import Tokenizer
 
 HUB_NAME = re.compile(r"[^./~][^/]*/[^/]+")  # owner/model

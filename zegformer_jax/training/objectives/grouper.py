@@ -19,7 +19,7 @@ class GrouperObjective(SegmentationObjective):
     def totals(self, batch: Batch) -> SetTotals:
         """Returns the number of targets, and the sum of the queries' weights."""
         count = self._targets(batch).valid_bn.sum().astype(jnp.float32)
-        # Whichever queries are matched, the others are labelled "no object".
+        # Their number does not depend on the matching; all of them are labelled "no object".
         others = len(batch["label"]) * self.model.transformer.queries - count
         return SetTotals(count, count + self.experiment.loss.no_object_weight * others)
 

@@ -1,0 +1,101 @@
+"""README.md and docs/: options, figures, paths and commands are those of the code."""
+
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from zegformer_jax.cli import config
+from zegformer_jax.cli.main import COMMANDS, Parser
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "data" / "README.md", *(ROOT / "docs").glob("*.md")])
+TEXTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in PAGES}
+# Folders that a path in the pages is relative to, and what begins a path outside the repository.
+PLACES = ("zegformer_jax", "zegformer_jax/segmentation", "configs", "data")
+ELSEWHERE = ("runs/", "evaluation/step_", "evaluation/zegformer", "DIR/")
+INDENTED = re.compile(r"^    (?:[A-Z_]+=\S+ )*\./run\.sh.*$", re.M)
+INLINE = re.compile(r"`(\./run\.sh [^`]*)`")
+PLACEHOLDERS = re.compile(r"\.\.\.|\bNAME\b|\bSOURCE\b")
+
+
+@pytest.fixture(scope="module")
+def options():
+    """The script docs/options.py as a module."""
+    spec = importlib.util.spec_from_file_location("options", ROOT / "docs" / "options.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_options_is_up_to_date(options):
+    page = options.make_page((ROOT / "configs" / "base.py").read_text("utf-8"))
+    assert TEXTS["docs/options.md"] == page, "run python docs/options.py"
+
+
+def leaves(section, prefix=""):
+    """Fields by dotted name; an empty section is a field."""
+    found = {}
+    for name, value in section.items():
+        is_section = isinstance(value, ConfigDict) and len(value) > 0
+        found |= leaves(value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
+    return found
+
+
+def test_the_page_of_options_has_every_field_with_its_default():
+    rows = re.findall(r"^\| `(\S+)` \| `(.+?)` \| (\S.*) \|$", TEXTS["docs/options.md"], re.M)
+    defaults = {name: eval(default) for name, default, _ in rows}
+    assert len(rows) == len(defaults)
+    expected = leaves(base.get_config())
+    assert defaults == {k: {} if isinstance(v, ConfigDict) else v for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_published_figures_are_quoted_right(page):
+    published = json.loads((ROOT / "data" / "published.json").read_text("utf-8"))
+    rows = [row for row in published["rows"] if row["evaluated_on"] == row["trained_on"]]
+    rows = [row for row in rows if row["source"] == "ZegFormer (CVPR 2022)"]
+    assert [row["trained_on"] for row in rows] == ["coco_stuff", "pascal_voc"]
+    for row in rows:
+        (line,) = re.findall(rf"^\| .*\b{row['trained_on']}\.py:r101` \|.*$", TEXTS[page], re.M)
+        figures = [row[name] for name in ("seen_iou", "unseen_iou", "harmonic_iou")]
+        assert [float(x) for x in re.findall(r"\d+\.\d", line)] == figures
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_and_paths_exist(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", TEXTS[page])
+    links += re.findall(r"src=\"([^\"]+)", TEXTS[page])
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    paths = re.findall(r"^    \.venv/bin/python (\S+)", TEXTS[page], re.M)
+    paths += re.findall(r"`((?:\w+/)+(?:\w+\.(?:py|json|md))?|\w+\.py)`", TEXTS[page])
+    places = (ROOT, *(ROOT / name for name in PLACES))
+    missing = [path for path in paths if not any((place / path).exists() for place in places)]
+    assert [path for path in missing if not path.startswith(ELSEWHERE)] == []
+
+
+def commands():
+    """Command lines of all pages."""
+    text = "\n".join(TEXTS.values())
+    lines = [*INDENTED.findall(text), *INLINE.findall(text)]
+    return sorted({line.partition("  #")[0].strip() for line in lines})
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_are_understood(line):
+    words = shlex.split(PLACEHOLDERS.sub("folder", line))
+    name, *arguments = words[words.index("./run.sh") + 1 :] or ["demo"]
+    if name == "test":
+        return  # run.sh's own
+    command = importlib.import_module(COMMANDS[name])
+    parser = Parser(name, command.__doc__)
+    command.add_arguments(parser)
+    parsed = config.parse(parser, arguments)
+    if "config" in parsed:
+        config.read(parsed)
