@@ -1,33 +1,36 @@
 #!/usr/bin/env bash
-# The one command: makes the environment where it is missing, then runs what was asked.
+# Makes the environment if it is missing or out of date, then runs a command in it.
 set -euo pipefail
 
 root=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 venv=${ZEGFORMER_VENV:-$root/.venv}
 [[ $venv == /* ]] || venv=$PWD/$venv
-stamp=$venv/zegformer_ready # What the environment was made from; written last, when it is complete.
+stamp=$venv/zegformer_ready # What the environment was made from; written when it is complete.
 
 usage() {
   cat <<'TEXT'
 usage: ./run.sh [COMMAND] [OPTIONS]
 
-  (none), demo         train and evaluate on the embedded benchmark, write runs/openmoji
-  train                --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR
-  evaluate             --config=FILE [--config.FIELD=VALUE ...] --workdir=DIR|--checkpoint=PATH
-                       [--datasets=NAME[=DIR],...]
-  predict PICTURE      --classes "sheep, cat, sofa" | --classes-file FILE
-  prepare NAME         --source=DIR --destination=DIR|gs://... [--skip-bad] [--workers=N]
-                       (NAME alone: where to get the data set)
-  convert SOURCE DEST  published weights to ours, trained models to the authors' layout
-  test [--fast]        lint, then the tests (--fast: without the slow ones) [pytest's options]
-  help                 this text
-
-Environment variables:
-  ZEGFORMER_JAX=cpu|cuda12|cuda13|tpu   jax's build (default: what the machine has)
-  ZEGFORMER_VENV=DIR                    where the environment lies (default: .venv here)
-  ZEGFORMER_CACHE=DIR                   where text embeddings and compiled code are kept
+  ./run.sh                  trains and evaluates on the built-in benchmark, writes runs/openmoji
+  ./run.sh COMMAND --help   options and examples; the first call installs the environment
+  ./run.sh test [--fast]    lint and tests; --fast: without the slow tests; pytest's options
+TEXT
+  printf '%s\n' "" "commands:$(commands)" ""
+  cat <<'TEXT'
+environment variables:
+  ZEGFORMER_JAX=cpu|cuda12|cuda13|tpu   build of jax (default: by the machine's devices)
+  ZEGFORMER_VENV=DIR                    folder of the environment (default: .venv here)
+  ZEGFORMER_CACHE=DIR                   folder for text embeddings and compiled programs
                                         (default: zegformer_jax in XDG_CACHE_HOME or ~/.cache)
 TEXT
+}
+
+# Prints the program's commands, from their table.
+commands() {
+  local line
+  while IFS= read -r line; do
+    [[ $line =~ ^\ *\"([a-z]+)\":\ \"zegformer_jax\.cli\. ]] && printf ' %s' "${BASH_REMATCH[1]}"
+  done <"$root/zegformer_jax/cli/main.py"
 }
 
 fail() {
@@ -35,7 +38,7 @@ fail() {
   exit "${2:-1}"
 }
 
-# A TPU on this machine, by the PCI ids that jax looks for itself (jax/_src/hardware_utils.py).
+# Succeeds if there is a TPU, by the PCI ids in jax/_src/hardware_utils.py.
 has_tpu() {
   local device vendor id
   for device in /sys/bus/pci/devices/*; do
@@ -54,7 +57,7 @@ has_gpu() {
   command -v nvidia-smi >/dev/null && [[ $(nvidia-smi -L 2>/dev/null || true) == GPU\ * ]]
 }
 
-# CUDA 13 needs driver 580 or later; with an older one jax would silently fall back to the CPU.
+# CUDA 13 needs driver 580 or later; with an older one jax silently falls back to the CPU.
 cuda_build() {
   local driver
   driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null || true)
@@ -62,7 +65,7 @@ cuda_build() {
   if [[ $driver =~ ^[0-9]+$ && $driver -lt 580 ]]; then echo cuda12; else echo cuda13; fi
 }
 
-# Prints which build of jax to install: ZEGFORMER_JAX, or the one for the device that is here.
+# Prints which build of jax to install: ZEGFORMER_JAX, or the one for the machine's devices.
 jax_build() {
   case ${ZEGFORMER_JAX:-} in
     cpu | cuda12 | cuda13 | tpu) echo "$ZEGFORMER_JAX" ;;
@@ -86,7 +89,7 @@ python_version() {
   "$1" -ISc 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo broken
 }
 
-# Prints what a complete environment with this version of Python is made from.
+# Prints what an environment with this version of Python is made from.
 recipe() {
   printf '%s\n' "python $1" "jax $build" "repository $root"
   cat "$root/requirements.txt"
@@ -98,7 +101,7 @@ is_ready() {
 
 find_python() {
   local candidate version tried="" PATH=:$PATH:
-  PATH=${PATH//:"$venv/bin":/:} # An activated environment cannot be made anew by its own Python.
+  PATH=${PATH//:"$venv/bin":/:} # An activated environment cannot be replaced by its own Python.
   PATH=${PATH#:} PATH=${PATH%:}
   for candidate in python3 python3.13 python3.12 python3.11 python; do
     command -v "$candidate" >/dev/null || continue
@@ -121,7 +124,7 @@ install() {
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv module; on Debian and Ubuntu: apt install python$version-venv"
   if [[ -n ${ZEGFORMER_VENV:-} && -e $venv && ! -e $venv/pyvenv.cfg && -n $(ls -A "$venv") ]]; then
-    fail "ZEGFORMER_VENV=$venv holds something else than a Python environment; name another folder"
+    fail "ZEGFORMER_VENV=$venv is not a Python environment; name another folder"
   fi
   [[ $build == cpu ]] || packages+=("jax[$build]")
 
@@ -140,7 +143,7 @@ ensure_environment() {
   build=$(jax_build)
   if is_ready; then return; fi
   mkdir -p "$(dirname "$venv")"
-  if command -v flock >/dev/null; then # Of two runs at once, the second waits for the first.
+  if command -v flock >/dev/null; then # Only one of several runs installs; the others wait.
     exec 9>"$venv.lock"
     flock 9
   fi
@@ -165,27 +168,17 @@ run_tests() {
   exec "$venv/bin/python" -m pytest "${options[@]}" ${arguments[@]+"${arguments[@]}"}
 }
 
-case ${1:-demo} in
-  demo | train | evaluate | predict | prepare | convert | test) ;;
+case ${1:-} in
   -h | --help | help)
     usage
     exit 0
     ;;
-  -*) set -- demo "$@" ;; # Options alone are the demo's.
-  *)
-    echo "run.sh: there is no command '$1'" >&2
-    usage >&2
-    exit 2
-    ;;
+  "" | -*) set -- demo "$@" ;; # Options alone are the demo's.
 esac
-[[ $# -gt 0 ]] || set -- demo
 
 ensure_environment
-export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
-export TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-0} # TensorFlow only reads input here; spares a notice
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${ZEGFORMER_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/zegformer_jax}/xla}
 if [[ $1 == test ]]; then
   shift
   run_tests "$@"
 fi
-exec "$venv/bin/python" -P -m zegformer_jax.cli.main "$@"
+ZEGFORMER_PROGRAM=./run.sh exec "$venv/bin/python" -P -m zegformer_jax.cli.main "$@"

@@ -7,6 +7,7 @@ Evaluates a trained grouper once a round in every mode, by `eval.scores` alone, 
 vocabulary; the first batch of a shape compiles and is not timed. Draws unseen mIoU over speed.
 """
 
+import argparse
 import logging
 import statistics
 import sys
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ml_collections import ConfigDict
 
-from zegformer_jax.cli import main
+from zegformer_jax.cli import config as config_flags
 from zegformer_jax.evaluation.loop import evaluate
 from zegformer_jax.experiment import Experiment
 
@@ -41,7 +42,6 @@ MODES = {
     "flip, 3 sizes": ({"flip": True, "more_short_sides": (72, 120)}, 0),
 }
 MARKERS = "osDv^<>"
-FLAGS = {"output": ("", "a PNG of the trade"), "rounds": ("2", "evaluations in every mode")}
 
 
 def in_mode(config: ConfigDict, fields: dict[str, Any], input_size: int) -> ConfigDict:
@@ -85,8 +85,13 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
 
 def run(arguments: list[str]) -> None:
     """Measures, prints the table and draws."""
-    config, workdir, flags = main.parse_config("modes", arguments, FLAGS)
-    rows = measure(config, workdir, int(flags["rounds"]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    config_flags.add_arguments(parser)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--output", help="a PNG of the trade")
+    parser.add_argument("--rounds", type=int, default=2, help="evaluations in every mode")
+    options = config_flags.parse(parser, arguments)
+    rows = measure(config_flags.read(options), options.workdir, options.rounds)
     print(f"{'mode':<26}{'pictures/s':>11}{'ratio':>7}{'seen':>7}{'unseen':>8}{'harmonic':>10}")
     for row in rows:
         scores = (100 * row[name] for name in ("seen", "unseen", "harmonic"))
@@ -96,8 +101,8 @@ def run(arguments: list[str]) -> None:
                 row["mode"], row["pictures"], ratio, *scores
             )
         )
-    if flags["output"]:
-        draw(rows, flags["output"])
+    if options.output:
+        draw(rows, options.output)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, if not installed
 
-from zegformer_jax.cli.main import read_classes
+from zegformer_jax.cli.predict import read_classes
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.workdir import load_config
 from zegformer_jax.segmenter import Segmenter, read_picture

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from zegformer_jax.cli.config import load
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.models.normalise import normalise_images
@@ -44,7 +45,6 @@ from zegformer_jax.training.objectives.grouper import GrouperObjective
 from zegformer_jax.training.step import make_state
 from zegformer_jax.training.targets import first_targets, target_widths, targets_from_labels
 
-ROOT = Path(__file__).resolve().parents[1]
 OURS = "this project"
 EMBED_DIM = 512  # of CLIP ViT-B/16's text embeddings
 REGIONS = (2, 4)  # of a label map, rows and columns; each is of another class
@@ -61,14 +61,7 @@ def read_config(argument: str) -> Any:
     Raises:
         ValueError: there is no such file or variant, or it is no grouper on a ResNet.
     """
-    name, _, variant = argument.partition(":")
-    path = Path(name) if Path(name).is_file() else ROOT / name
-    if not path.is_file():
-        raise ValueError(f"--config: {name}: no such file; configs/ has the project's")
-    spec = importlib.util.spec_from_file_location("benchmark_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(*([variant] if variant else []))
+    config = load(argument)
     if config.model.kind != "zegformer" or config.model.backbone.kind != "resnet":
         raise ValueError(f"--config: {argument}: only the grouper on a ResNet is compared")
     return config

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from zegformer_jax.models.backbones.resnet import BLOCKS
 from zegformer_jax.models.backbones.swin import SWIN
+from zegformer_jax.runtime.errors import UserError
 
 # Sections of `model` and their fields by the names that stand after a config file's colon.
 BACKBONES = {f"r{depth}": {"backbone": {"blocks": blocks}} for depth, blocks in BLOCKS.items()}
@@ -176,12 +177,12 @@ def set_variant(config: ConfigDict, name: str, baseline_backbone: str) -> None:
     """Gives an unlocked config one of `BACKBONES`, or makes it the baseline's (`per_pixel`).
 
     Raises:
-        ValueError: the name is neither.
+        UserError: the name is neither.
     """
     if name == "per_pixel":
         config.model.kind, name = name, baseline_backbone
     if name not in BACKBONES:
-        raise ValueError(f"no variant '{name}': choose per_pixel or {', '.join(BACKBONES)}")
+        raise UserError(f"no variant '{name}': choose per_pixel or {', '.join(BACKBONES)}")
     for section, fields in BACKBONES[name].items():
         config.model[section].update(fields)
     if "swin" in BACKBONES[name]:

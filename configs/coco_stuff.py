@@ -8,6 +8,7 @@ on all 171 classes: the model that the paper evaluates on other data sets.
 from ml_collections import ConfigDict
 
 from configs import base
+from zegformer_jax.runtime.errors import UserError
 
 SIDE = 640  # pixels of a training crop
 
@@ -16,7 +17,7 @@ def get_config(variant: str = "r101") -> ConfigDict:
     """Gives the recipe with one of the backbones, or the baseline's."""
     name, _, labels = variant.partition(",")
     if labels not in ("", "supervised"):
-        raise ValueError(
+        raise UserError(
             f"configs/coco_stuff.py:{variant}: after the comma comes supervised or nothing"
         )
     config = base.get_config().unlock()

@@ -9,6 +9,7 @@ classifier, baseline and grouper in that order.
 from ml_collections import ConfigDict
 
 from configs import base
+from zegformer_jax.runtime.errors import UserError
 
 
 def get_config(kind: str = "zegformer") -> ConfigDict:
@@ -73,7 +74,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
             ("logit_scale", {"weight_decay": 0.0, "learning_rate": 0.0}),
         )
     else:
-        raise ValueError(
+        raise UserError(
             f"configs/openmoji.py:{kind}: choose clip, classifier, per_pixel or zegformer"
         )
     return config.lock()

@@ -7,13 +7,14 @@ the authors found stabler; `per_pixel` is the baseline.
 from ml_collections import ConfigDict
 
 from configs import base
+from zegformer_jax.runtime.errors import UserError
 
 
 def get_config(variant: str = "r101") -> ConfigDict:
     """Gives the recipe with a backbone of `base.BACKBONES` (or `per_pixel`), and `,30k`."""
     name, _, length = variant.partition(",")
     if length not in ("", "30k"):
-        raise ValueError(f"configs/pascal_voc.py:{variant}: after the comma comes 30k or nothing")
+        raise UserError(f"configs/pascal_voc.py:{variant}: after the comma comes 30k or nothing")
     config = base.get_config().unlock()
     base.set_variant(config, name, baseline_backbone="r101")
     config.clip.grouper_prompts = "single"

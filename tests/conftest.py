@@ -12,12 +12,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Most of the time goes into compiling, and most programs run once. Also in processes that tests
 # start; the golden numbers are checked with all optimisations, see test_golden.py.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# What was compiled once is read in the next run, and by the next process; see run.sh for where.
+# Compiled programs are kept for the next run and for other processes.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+from zegformer_jax.runtime.environment import missing_defaults
+
+os.environ.update(missing_defaults())
 
 import hypothesis
 import jax
@@ -66,7 +69,7 @@ def finished(tmp_path_factory):
     """
     import shrunk
 
-    from zegformer_jax.cli import demo
+    from zegformer_jax.cli import demo_stages
 
     common = tmp_path_factory.getbasetemp()
     common = common.parent if "PYTEST_XDIST_WORKER" in os.environ else common
@@ -75,7 +78,7 @@ def finished(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
             lines = []
-            report = demo.run(shrunk.configs(), common / "finished", lines.append)
+            report = demo_stages.run_stages(shrunk.configs(), common / "finished", lines.append)
             said.write_bytes(pickle.dumps((report, lines)))
     report, lines = pickle.loads(said.read_bytes())
     workdir = tmp_path_factory.mktemp("runs") / "openmoji"

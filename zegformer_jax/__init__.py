@@ -4,19 +4,23 @@ segmenter = zegformer_jax.load("runs/openmoji")
 segmenter("picture.png", ["sheep", "sofa, couch"]).overlay().save("overlay.png")
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from zegformer_jax.segmenter import Segmentation, Segmenter, load
+from zegformer_jax._version import __version__ as __version__
 
-__version__ = "0.1.0"
-__all__ = ["Segmentation", "Segmenter", "load"]
+if TYPE_CHECKING:
+    from zegformer_jax.evaluation.loop import evaluate
+    from zegformer_jax.segmenter import Segmentation, Segmenter, load
+    from zegformer_jax.training.loop import train
+
+__all__ = ["Segmentation", "Segmenter", "evaluate", "load", "train"]
+_MODULES = {"evaluate": "evaluation.loop", "train": "training.loop"}  # the others: segmenter
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the Python API when it is first asked for, so that the import itself is quick."""
-    if name in __all__:
-        from zegformer_jax import segmenter
-
-        return getattr(segmenter, name)
-    raise AttributeError(f"module 'zegformer_jax' has no attribute '{name}'")
+    """Imports a part of the API at its first use, so that `import zegformer_jax` is quick."""
+    if name not in __all__:
+        raise AttributeError(f"module 'zegformer_jax' has no attribute '{name}'")
+    module = importlib.import_module(f"zegformer_jax.{_MODULES.get(name, 'segmenter')}")
+    return getattr(module, name)

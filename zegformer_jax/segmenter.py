@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from zegformer_jax.drawing import overlay
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.input import transforms
+from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.segmentation.augmentation import make_views
 from zegformer_jax.segmentation.zegformer import Prediction, Queries, Question, predict
 from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
@@ -61,7 +62,7 @@ def read_picture(picture: Picture) -> np.ndarray:
     orientation is applied) or an array [H, W, 3] uint8.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFile: there is no such file.
         ValueError: the file is not a whole picture, or the array has another shape or type.
     """
     if isinstance(picture, np.ndarray):
@@ -73,14 +74,14 @@ def read_picture(picture: Picture) -> np.ndarray:
     if isinstance(picture, Image.Image):
         return _to_rgb(picture)
     if not Path(picture).is_file():
-        raise FileNotFoundError(f"{picture}: no such picture")
+        raise MissingFile(f"{picture}: no such picture")
     try:
         with Image.open(picture) as file:
             return _to_rgb(file)
     except UnidentifiedImageError:
-        raise ValueError(f"{picture}: not a picture that Pillow can read") from None
+        raise UserError(f"{picture}: not a picture that Pillow can read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{picture}: damaged or cut off ({error}): get a whole copy") from None
+        raise UserError(f"{picture}: damaged or cut off ({error}): get a whole copy") from None
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -103,11 +104,11 @@ class Segmenter:
         """Loads the model of an experiment: the checkpoint of its workdir, and its CLIP.
 
         Raises:
-            FileNotFoundError: The workdir holds no checkpoint.
+            MissingFile: The workdir holds no checkpoint.
             ValueError: The model is not a grouper.
         """
         if experiment.kind != "zegformer":
-            raise ValueError(
+            raise UserError(
                 f"{experiment.workdir}: holds a model of kind '{experiment.kind}', a Segmenter "
                 "needs 'zegformer'"
             )
@@ -136,7 +137,7 @@ class Segmenter:
             classes: Class names, any words; commas in a name separate synonyms.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            MissingFile: There is no such file.
             ValueError: The image cannot be read, or the classes are not a vocabulary.
         """
         vocabulary = self.vocabulary(classes)
@@ -194,6 +195,6 @@ def load(workdir: str | Path) -> Segmenter:
     """Loads the trained model of a workdir.
 
     Raises:
-        FileNotFoundError: The workdir holds none.
+        MissingFile: The workdir holds none.
     """
     return Segmenter(Experiment.open(None, workdir))

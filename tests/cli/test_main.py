@@ -9,13 +9,14 @@ import pytest
 import shrunk
 from PIL import Image
 
-from zegformer_jax.cli import demo, main
+from zegformer_jax.cli import config as config_flags
+from zegformer_jax.cli import demo, demo_stages, main
+from zegformer_jax.cli.predict import parse_classes
 from zegformer_jax.evaluation.report import files
-from zegformer_jax.experiment.data import dataset_directory, open_split
+from zegformer_jax.experiment.data import open_split
+from zegformer_jax.runtime.errors import UserError
 
-ROOT = main.ROOT
-# ml_collections reads config files with a call that Python 3.12 calls old.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+ROOT = config_flags.ROOT
 OPENMOJI = f"--config={ROOT}/configs/openmoji.py"
 SHRUNK = f"--config={ROOT}/tests/support/shrunk.py"
 
@@ -37,31 +38,27 @@ def picture(tmp_path):
     return path
 
 
-def error_of(arguments, capsys, here):
+def error_of(arguments, capsys, here, status=1):
     """The line on standard error of a command that must fail and write nothing."""
-    assert main.main([str(x) for x in arguments]) == 1
+    assert main.main([str(x) for x in arguments]) == status
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
-    assert line.startswith("zegformer_jax: ") and "Traceback" not in line
+    assert line.startswith("zegformer: ")
     assert not any(here.iterdir()), "something was written"
-    return line.removeprefix("zegformer_jax: ")
+    return line.removeprefix("zegformer: ")
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["train", OPENMOJI, "--workdir=w", "--config.model.typo=1"], ["train", "typo"]),
+        (["train", OPENMOJI, "--workdir=w", "--config.train.step=1"], ["did you mean train.steps"]),
         (["train", OPENMOJI, "--workdir=w", "--config.train.steps=many"], ["steps", "many"]),
         (["train", OPENMOJI + ":vit", "--workdir=w"], ["openmoji.py:vit", "clip, classifier"]),
         (["train", "--config=configs/none.py", "--workdir=w"], ["configs/none.py", "no such"]),
-        (["train", "--workdir=w"], ["train", "--config"]),
-        (["train", OPENMOJI], ["train", "--workdir"]),
-        (["train", OPENMOJI, "--workdir=w", "--wrong=1"], ["train", "wrong"]),
-        (["train", OPENMOJI, "--workdir=w", "word"], ["train", "'word'"]),
         (["train", OPENMOJI, "--workdir=w"], ["w/clip", "no CLIP here"]),
         (["evaluate", OPENMOJI, "--workdir=w"], ["w: no checkpoint here: train"]),
-        (["evaluate", OPENMOJI, "--workdir=w", "--config.eval.typo=1"], ["evaluate", "typo"]),
+        (["evaluate", OPENMOJI, "--workdir=w", "--config.eval.typo=1"], ["no field eval.typo"]),
         (["predict", "x.png", "--classes=cat", "--workdir=w"], ["w: no trained model here"]),
         (["predict", "x.png", "--classes-file=c.txt", "--workdir=w"], ["c.txt"]),
     ],
@@ -71,10 +68,70 @@ def test_bad_commands(arguments, words, capsys, here):
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["--help"]])
-def test_an_unknown_command_is_exit_status_2(arguments, capsys):
-    assert main.main(arguments) == 2
-    assert "demo|train|evaluate|predict" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], ["name a command: demo, train, evaluate, predict"]),
+        (["trian"], ["no command 'trian'; did you mean train?"]),
+        (["xyz"], ["no command 'xyz', only demo, train"]),
+        (["train", "--workdir=w"], ["zegformer train: ", "required: --config", "train --help"]),
+        (["train", OPENMOJI], ["required: --workdir"]),
+        (["train", OPENMOJI, "--workdir=w", "--wrong=1"], ["--wrong=1"]),
+        (["train", OPENMOJI, "--workdir=w", "--change_config"], ["--change_config"]),
+        (["train", OPENMOJI, "--workdir=w", "--change"], ["--change"]),
+        (["train", OPENMOJI, "--workdir=w", "word"], ["word"]),
+        (["evaluate", OPENMOJI], ["--workdir --checkpoint is required"]),
+        (["evaluate", OPENMOJI, "--workdir=w", "--checkpoint=c"], ["not allowed with"]),
+        (["predict", "x.png"], ["--classes --classes-file is required"]),
+        (["predict", "x.png", "--classes=a", "--config.seed=1"], ["--config.seed=1"]),
+        (["demo", "--seed=one"], ["--seed", "'one'"]),
+    ],
+)
+def test_a_misused_command_line_is_exit_status_2(arguments, words, capsys, here):
+    line = error_of(arguments, capsys, here, status=2)
+    assert all(word in line for word in words), line
+
+
+def test_help_lists_the_commands_with_their_summaries(capsys):
+    assert main.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "  train     Trains a model.\n" in out and "ZEGFORMER_CACHE=DIR" in out
+    assert all(f"\n  {name} " in out for name in main.COMMANDS)
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_each_command_has_help_with_examples(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.main([name, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: zegformer {name} ")
+    examples = out.partition("\nExamples:\n")[2]
+    assert examples.startswith(f"  zegformer {name}")
+    assert "_" not in "".join(word for word in out.split() if word.startswith("--")).split("=")[0]
+
+
+def fail(error):
+    def run(options):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("error", [UserError("x.json: cut off"), PermissionError(13, "no", "x")])
+def test_an_error_that_the_user_can_mend_is_one_line(error, capsys, monkeypatch, here):
+    monkeypatch.setattr(demo, "run", fail(error))
+    assert "x" in error_of(["demo"], capsys, here)
+    monkeypatch.setenv("ZEGFORMER_DEBUG", "1")
+    with pytest.raises(type(error)):
+        main.main(["demo"])
+
+
+@pytest.mark.parametrize("kind", [KeyError, AttributeError, ValueError, TypeError])
+def test_a_bug_keeps_its_traceback(kind, monkeypatch):
+    monkeypatch.setattr(demo, "run", fail(kind("a bug")))
+    with pytest.raises(kind, match="a bug"):
+        main.main(["demo"])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +145,7 @@ def test_an_unknown_command_is_exit_status_2(arguments, capsys):
     ],
 )
 def test_quotes_hold_synonyms_together(text, names):
-    assert main.parse_classes(text) == names
+    assert parse_classes(text) == names
 
 
 @pytest.mark.slow
@@ -184,7 +241,7 @@ def test_evaluate_prints_the_scores(finished, capsys):
         ["openmoji_voc", "per_pixel"],
     ]
     for row in rows[:2]:
-        result = finished.report.find(demo.METHOD_NAMES["per_pixel"], row.split()[0])
+        result = finished.report.find(demo_stages.METHOD_NAMES["per_pixel"], row.split()[0])
         found = dict(zip(scores, map(float, row.split()[2:]), strict=True))
         np.testing.assert_allclose(
             [found[name] for name in scores],
@@ -213,7 +270,7 @@ def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_pat
         assert main.main(arguments) == 130
     out, err = capsys.readouterr()
     assert out.splitlines()[:2] == ["openmoji_voc", "PARTIAL: 2 of 5 images"]
-    assert err.splitlines()[-1] == "zegformer_jax: interrupted; the same command goes on"
+    assert err.splitlines()[-1] == "zegformer: interrupted; run the same command to resume"
     report = json.loads((folder / "report.json").read_text())
     assert report["partial"] and (report["images"], report["of"]) == (2, 5)
     assert {path.stem for path in folder.glob("png/*")} == set(written[:2])
@@ -229,7 +286,7 @@ def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_pat
     assert "PARTIAL" not in capsys.readouterr().out
     report = json.loads((folder / "report.json").read_text())
     assert not report["partial"] and (report["images"], report["of"]) == (5, 5)
-    expected = finished.report.find(demo.METHOD_NAMES["per_pixel"], "pascal_voc_20")
+    expected = finished.report.find(demo_stages.METHOD_NAMES["per_pixel"], "pascal_voc_20")
     assert report["scores"][0]["pixels"] == pytest.approx(expected.values["pixels"], abs=1e-3)
     assert not list(folder.glob("partial*"))
     maps = {path.stem: path for path in folder.glob("png/*")}
@@ -264,7 +321,7 @@ def test_a_model_is_evaluated_on_its_own_data_set_and_on_a_folder(finished, caps
     assert (own["images"], other["images"]) == (5, 3)
     assert [row["vocabulary"] for row in own["scores"]] == ["pascal_voc_20", "openmoji_voc"]
     assert [row["vocabulary"] for row in other["scores"]] == ["folder"]
-    expected = finished.report.find(demo.METHOD_NAMES["per_pixel"], "pascal_voc_20")
+    expected = finished.report.find(demo_stages.METHOD_NAMES["per_pixel"], "pascal_voc_20")
     assert own["scores"][0]["seen"] == pytest.approx(expected.values["seen"], abs=1e-3)
 
 
@@ -284,16 +341,16 @@ def test_the_demos_data_lie_in_its_workdir(tmp_path, here, monkeypatch):
     (tmp_path / "records").mkdir()
     found = []
 
-    def train(config, workdir):
-        found.append(dataset_directory(config, workdir).resolve())
+    def train(experiment):
+        found.append(experiment.dataset_directory.resolve())
 
     def evaluate(*_, **__):
         raise InterruptedError
 
-    monkeypatch.setattr(demo, "train", train)
-    monkeypatch.setattr(demo, "evaluate", evaluate)
+    monkeypatch.setattr(demo_stages, "train", train)
+    monkeypatch.setattr(demo_stages, "evaluate", evaluate)
     with pytest.raises(InterruptedError):
-        demo.run(demo.load_configs(0), "runs/openmoji", lambda line: None)
+        main._run(["demo"])
     assert found == [here / "runs" / "openmoji" / "records"] * 4
 
 
@@ -301,9 +358,10 @@ def test_the_demos_data_lie_in_its_workdir(tmp_path, here, monkeypatch):
 def test_train_and_demo_say_where_the_result_is(finished, capsys, monkeypatch):
     assert main.main(["train", SHRUNK, f"--workdir={finished.workdir}"]) == 0
     assert f"{finished.workdir}: 3 steps, loss " in capsys.readouterr().out
-    monkeypatch.setattr(demo, "load_configs", lambda seed: shrunk.configs())
+    shrunk_file = f"{ROOT}/tests/support/shrunk.py"
+    monkeypatch.setattr(demo, "CONFIG", shrunk_file)
     assert main.main(["demo", f"--workdir={finished.workdir}"]) == 0
     out = capsys.readouterr().out
     assert f"report: {finished.workdir}/report.md" in out
-    for name in demo.METHOD_NAMES.values():
+    for name in demo_stages.METHOD_NAMES.values():
         assert name in out

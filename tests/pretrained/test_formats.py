@@ -175,6 +175,13 @@ def test_writing_twice_gives_the_same_bytes(tmp_path, suffix):
     assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
+def test_a_file_can_be_read_by_whom_others_can(tmp_path, suffix):
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / f"x{suffix}", ARRAYS)
+    mode = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / f"x{suffix}").stat().st_mode == mode
+
+
 def test_without_pytorch_another_format_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # an import of it raises
     with pytest.raises(ValueError) as caught:

@@ -34,7 +34,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
 
 
 def configs() -> dict[str, ConfigDict]:
-    """The trainings, as `demo.run` takes them."""
+    """The trainings, as `run_stages` takes them."""
     return {kind: get_config(kind) for kind in STEPS}
 
 

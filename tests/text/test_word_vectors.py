@@ -56,7 +56,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="words.npz: no such file"):
         load_word_vectors(tmp_path / "words.npz", ["cat"])
     (tmp_path / "words.npz").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match="words.npz: needs an .npz"):
+    with pytest.raises(ValueError, match="words.npz: .*needs an .npz"):
         load_word_vectors(tmp_path / "words.npz", ["cat"])
 
 

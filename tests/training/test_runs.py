@@ -130,7 +130,7 @@ def test_another_config_goes_on_only_when_told(finished, whole, tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "optimiser.power was 0.9, is 0.5" in output and "train.steps was 2, is 4" in output
-    finish(start([*changed, "--change_config"]))
+    finish(start([*changed, "--change-config"]))
     assert [line["step"] for line in lines_of(workdir)] == [2, 4]
     assert load_config(workdir).optimiser.power == 0.5
 

@@ -9,7 +9,7 @@ import pytest
 import shrunk
 from PIL import Image
 
-from zegformer_jax.cli import demo
+from zegformer_jax.cli import demo_stages
 from zegformer_jax.evaluation.metrics.segment_fit import IOU
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.data import load_vocabulary
@@ -32,7 +32,7 @@ def test_the_demo_leaves_a_whole_report(finished):
     content = json.loads((finished.workdir / "report.json").read_text())
     methods = {(row["name"], row["vocabulary"]) for row in content["scores"]}
     vocabularies = ("pascal_voc_20", "openmoji_voc")
-    assert methods == set(itertools.product(demo.METHOD_NAMES.values(), vocabularies))
+    assert methods == set(itertools.product(demo_stages.METHOD_NAMES.values(), vocabularies))
     assert list(content["vocabularies"]) == list(vocabularies)
     classes = {"pascal_voc_20": 20, "openmoji_voc": 236}
     for row in content["scores"]:
@@ -41,7 +41,7 @@ def test_the_demo_leaves_a_whole_report(finished):
     fits = [row for row in content["metrics"] if row["name"] == IOU]
     assert [row["vocabulary"] for row in fits] == list(vocabularies)
     table = (finished.workdir / "report.md").read_text()
-    for name in demo.METHOD_NAMES.values():
+    for name in demo_stages.METHOD_NAMES.values():
         assert f"| {name} " in table
     for picture in ("scenes.png", "losses.png"):
         assert picture in table
@@ -56,7 +56,7 @@ def test_every_stage_is_announced(finished):
 
 
 def test_the_metrics_have_a_line_a_step(finished):
-    for kind, folder in demo.FOLDERS.items():
+    for kind, folder in demo_stages.FOLDERS.items():
         history = read_metrics(finished.workdir / folder)
         assert [line["step"] for line in history] == list(range(1, shrunk.STEPS[kind] + 1))
         assert all(np.isfinite(line["loss"]) and line["skipped"] == 0 for line in history)
@@ -67,7 +67,7 @@ def test_running_again_trains_nothing_and_gives_the_same_scores(finished, monkey
         raise AssertionError("trained again")
 
     monkeypatch.setattr(train, "prefetch", no_batches)
-    again = demo.run(shrunk.configs(), finished.workdir, lambda line: None)
+    again = demo_stages.run_stages(shrunk.configs(), finished.workdir, lambda line: None)
     for first, second in zip(finished.report.scores, again.scores, strict=True):
         assert first.name == second.name
         scores = [list(row.class_iou.values()) for row in (first, second)]

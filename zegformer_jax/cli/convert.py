@@ -1,147 +1,49 @@
-"""Published weights to workdirs, CLIP directories and backbone files, and trained models back."""
+"""Converts published weights to ours, and trained models to the authors' layout.
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+The content of SOURCE decides what DESTINATION is:
+  the authors' checkpoint (.pth)             a workdir, with CLIP if the checkpoint holds it
+  CLIP: a directory, a name on the Hub, .pt  a directory
+  a backbone: detectron2, torchvision, Swin  a file: .safetensors or .npz
+  a workdir with a trained model             a checkpoint in the authors' layout: .safetensors,
+                                             .npz, or .pth if PyTorch is installed
 
-import numpy as np
-from ml_collections import ConfigDict
+Examples:
+  %(prog)s zegformer.pth runs/published --config=configs/coco_stuff.py:r101
+  %(prog)s runs/published again.safetensors --with-clip
+  %(prog)s openai/clip-vit-base-patch16 weights/clip
+"""
 
-from zegformer_jax.experiment.models import load_clip_of, model_sizes, set_sizes
-from zegformer_jax.experiment.workdir import (
-    CONFIG_FILE,
-    CONVERTED_FILE,
-    load_config,
-    load_variables,
-    save_config,
-)
-from zegformer_jax.pretrained import tables
-from zegformer_jax.pretrained.clip.load import from_openai_state_dict, load_clip, save_clip
-from zegformer_jax.pretrained.clip.tensors import OPENAI, published_tensors
-from zegformer_jax.pretrained.formats import read_tensors, write_tensors
-from zegformer_jax.pretrained.start import is_checkpoint, read_backbone
-from zegformer_jax.pretrained.zegformer import CLIP_PREFIX, to_checkpoint
-from zegformer_jax.pretrained.zegformer_model import read_model
-from zegformer_jax.pretrained.zegformer_names import BACKBONE, backbone_table
-from zegformer_jax.runtime.checkpoints import FOLDER, Checkpoints
-from zegformer_jax.text.tokenizer import Tokenizer
+import argparse
 
-CLIP_FOLDER = "clip"
-WEIGHT_SUFFIXES = (".pth", ".pt", ".pkl", ".bin", ".safetensors", ".npz")
-CLIP_MARKS = ("visual.conv1.weight", "visual.stem.0.weight")  # in a file of OpenAI's or OpenCLIP's
+from zegformer_jax.cli import config
 
 
-def convert(
-    source: str | Path,
-    destination: str | Path,
-    config: ConfigDict,
-    *,
-    heads: int | None = None,
-    with_clip: bool = False,
-) -> str:
-    """Converts what `source` is, which its content tells.
-
-    - A workdir with a trained model becomes a checkpoint in the authors' layout: `destination`
-      is a `.safetensors`, `.npz` or, where PyTorch is installed, `.pth`.
-    - The authors' checkpoint becomes a workdir that `evaluate`, `predict` and
-      `zegformer_jax.load` take, with its CLIP where it holds one.
-    - A CLIP (a directory, a name on the Hub, OpenAI's or OpenCLIP's file) becomes a directory in
-      the Hugging Face layout, or in OpenCLIP's where it is a ResNet.
-    - A backbone (detectron2, torchvision, timm, Swin) becomes a file in detectron2's names.
-
-    Args:
-        source: see above.
-        destination: see above.
-        config: of a workdir to be made: everything but the model's sizes.
-        heads: attention heads of a checkpoint, which nothing in it tells; None: one every 32
-            channels, as published.
-        with_clip: writes CLIP into the checkpoint, too, as the authors' have it.
-
-    Returns:
-        what became of every tensor: a table in plain text.
-
-    Raises:
-        FileNotFoundError: there is no source.
-        ValueError: the source is none of these or not complete, or the destination is taken.
-    """
-    path, destination = Path(source), Path(destination)
-    is_workdir = (path / CONFIG_FILE).is_file()
-    if is_workdir and load_config(path).model.kind != "clip":
-        return export(path, destination, with_clip)
-    if path.is_dir() or not path.exists():
-        if path.suffix in WEIGHT_SUFFIXES:
-            raise FileNotFoundError(f"{source}: no such file")
-        return _convert_clip(source, destination)
-    tensors = read_tensors(path)
-    if is_checkpoint(tensors):
-        return _convert_checkpoint(tensors, str(path), destination, config, heads)
-    if any(mark in tensors for mark in CLIP_MARKS):
-        return _convert_clip(source, destination)
-    return _convert_backbone(tensors, str(path), destination)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("source", metavar="SOURCE", help="a file, a directory or a Hub name")
+    parser.add_argument("destination", metavar="DESTINATION", help="a new file or directory")
+    config.add_arguments(parser, default="configs/coco_stuff.py")
+    parser.add_argument(
+        "--heads",
+        type=int,
+        metavar="N",
+        help="attention heads of a checkpoint; default: one in 32 channels",
+    )
+    parser.add_argument(
+        "--with-clip", action="store_true", help="write CLIP into the checkpoint, too"
+    )
 
 
-def export(workdir: Path, destination: Path, with_clip: bool = False) -> str:
-    """Writes a trained model as a checkpoint in the authors' names, which PyTorch reads."""
-    config = load_config(workdir)
-    variables = load_variables(workdir)
-    tensors = to_checkpoint(variables, model_sizes(config))
-    if with_clip:
-        clip = load_clip_of(config, workdir)
-        if clip is None:
-            raise ValueError(f"{workdir}: no CLIP takes part in this model")
-        inside = published_tensors(clip.params, clip.config, OPENAI)
-        tensors |= {CLIP_PREFIX + name: tensor for name, tensor in inside.items()}
-    write_tensors(destination, tensors)
-    return f"{len(tensors):,} tensors, {_count(tensors):,} numbers"
+def run(options: argparse.Namespace) -> None:
+    """Converts, and prints what became of every tensor."""
+    experiment = config.read(options)
+    from zegformer_jax.experiment.conversion import convert
 
-
-def _convert_checkpoint(
-    tensors: tables.Tensors, where: str, workdir: Path, config: ConfigDict, heads: int | None
-) -> str:
-    _check_empty(workdir)
-    checkpoint = read_model(tensors, where, heads)
-    config = ConfigDict(config.to_dict())
-    set_sizes(config.model, checkpoint.sizes)
-    if checkpoint.clip_tensors:
-        clip_config, params = from_openai_state_dict(checkpoint.clip_tensors, where)
-        save_clip(workdir / CLIP_FOLDER, clip_config, params, Tokenizer.openai())
-        config.clip.source = CLIP_FOLDER
-    summary = tables.describe(checkpoint.summary, tensors)
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(0, checkpoint.variables)
-    (workdir / CONVERTED_FILE).write_text(f"{where}\n{summary}\n")
-    save_config(config, workdir)
-    return summary
-
-
-def _convert_clip(source: str | Path, directory: Path) -> str:
-    _check_empty(directory)
-    config, params, tokenizer = load_clip(source)
-    save_clip(directory, config, params, tokenizer)
-    flat = tables.flatten(params)
-    return f"CLIP: {len(flat):,} arrays, {_count(flat):,} numbers\n{config}"
-
-
-def _convert_backbone(tensors: tables.Tensors, where: str, destination: Path) -> str:
-    start = read_backbone(tensors, where)
-    write_tensors(destination, backbone_tensors(start.sizes, start.variables))
-    return f"{tables.describe(start.summary, tensors)}\nbackbone: {json.dumps(start.sizes)}"
-
-
-def backbone_tensors(sizes: Mapping[str, Any], variables: Mapping) -> dict[str, np.ndarray]:
-    """Gives a backbone's tensors in detectron2's names, as far as the variables have them."""
-    arrays = tables.flatten(variables)
-    rows = [row for row in backbone_table(sizes) if row.paths[0] in arrays]
-    tensors = tables.write(rows, arrays)
-    return {name.removeprefix(BACKBONE): tensor for name, tensor in tensors.items()}
-
-
-def _check_empty(directory: Path) -> None:
-    taken = (CONFIG_FILE, FOLDER, "config.json")
-    if directory.is_file() or any((directory / name).exists() for name in taken):
-        raise ValueError(f"{directory}: holds something already: name a folder yet to be made")
-
-
-def _count(tensors: Mapping[str, Any]) -> int:
-    return sum(int(np.size(tensor)) for tensor in tensors.values())
+    text = convert(
+        options.source,
+        options.destination,
+        experiment,
+        heads=options.heads,
+        with_clip=options.with_clip,
+    )
+    print(f"{text}\nwritten: {options.destination}")

@@ -15,6 +15,7 @@ from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.start import is_checkpoint
 from zegformer_jax.pretrained.zegformer_model import read_model
 from zegformer_jax.runtime.checkpoints import FOLDER
+from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.tokenizer import Tokenizer
 
 OpenExperiment = Callable[[epath.PathLike], Experiment]  # opens a config in a folder
@@ -51,22 +52,22 @@ def open_checkpoint(path: str, open_experiment: OpenExperiment) -> Source:
             A file must have the sizes of the experiment's model.
 
     Raises:
-        FileNotFoundError: There is nothing.
-        ValueError: It is neither, is damaged, or has other sizes than the experiment.
+        MissingFile: There is nothing.
+        UserError: It is neither, is damaged, or has other sizes than the experiment.
     """
     place = epath.Path(path if "://" in path else os.path.abspath(path))
     if place.is_dir():
         return _open_step(path, place, open_experiment)
     if not place.exists():
         steps = _steps(place.parent) if place.parent.name == FOLDER else ""
-        raise FileNotFoundError(f"{path}: no such checkpoint" + (steps and f"; there is {steps}"))
+        raise MissingFile(f"{path}: no such checkpoint" + (steps and f"; there is {steps}"))
     return _open_file(path, place, open_experiment(place.parent))
 
 
 def _open_step(path: str, place: epath.Path, open_experiment: OpenExperiment) -> Source:
     if place.parent.name != FOLDER or not place.name.isdecimal():
         folder = place if place.name == FOLDER else place / FOLDER
-        raise ValueError(
+        raise UserError(
             f"{path}: no single checkpoint: name a step's folder, WORKDIR/{FOLDER}/STEP"
             + (f" (there is {_steps(folder)})" if folder.is_dir() else "")
             + ", or a file in the authors' layout; a whole workdir is --workdir"
@@ -76,7 +77,7 @@ def _open_step(path: str, place: epath.Path, open_experiment: OpenExperiment) ->
         variables = load_step(workdir, int(place.name))
     except Exception as error:  # whatever Orbax and TensorStore meet in damaged files
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: cannot be read, name another step: {reason}") from error
+        raise UserError(f"{path}: cannot be read, name another step: {reason}") from error
     return Source(open_experiment(workdir), workdir / RESULTS / f"step_{place.name}", variables)
 
 
@@ -88,7 +89,7 @@ def _steps(folder: epath.Path) -> str:
 def _open_file(path: str, place: epath.Path, experiment: Experiment) -> Source:
     tensors = read_tensors(place)
     if not is_checkpoint(tensors):
-        raise ValueError(
+        raise UserError(
             f"{path}: not a whole model in the authors' layout; a training starts from a backbone "
             f"by --config.model.start_from={path}"
         )
@@ -106,7 +107,7 @@ def _check_sizes(path: str, differing: dict[str, tuple[Any, Any]]) -> None:
     """Raises a ValueError that names the fields in which a file differs from the experiment."""
     if differing:
         first = ", ".join(f"{x} is {theirs}, not {ours}" for x, (ours, theirs) in differing.items())
-        raise ValueError(
+        raise UserError(
             f"{path}: has other sizes than the config ({first}): name the config's variant that "
             f"it is of, give --config.{next(iter(differing))}=... and so on, or convert it into a "
             "workdir with ./run.sh convert"

@@ -43,6 +43,7 @@ class Evaluator:
                 checkpoint that the experiment names.
             trained: Vocabulary of the training if the experiment's data set is another one.
         """
+        weights = experiment.weights(variables)  # first, so that a missing checkpoint is reported
         self.model = experiment.segmentation_model
         self.plan = make_plan(experiment, self.model, trained)
         self.metrics = by_key(metric for make in METRICS for metric in make(self.plan))
@@ -50,7 +51,6 @@ class Evaluator:
         self._experiment, self._mirrored_too = experiment, experiment.eval.flip
         # Each process works on its own images, whose shapes differ from the others'.
         self._mesh = make_local_mesh()
-        weights = experiment.weights(variables)
         self._text = replicate(experiment.text_embeddings(self.plan.vocabulary.names), self._mesh)
         self._classifier = replicate(weights.classifier, self._mesh)
         self.set_variables(weights.model)

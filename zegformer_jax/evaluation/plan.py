@@ -7,6 +7,7 @@ import numpy as np
 
 from zegformer_jax.evaluation.subsets import Subset, load_subsets
 from zegformer_jax.experiment import Experiment
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.zegformer import Model, Question
 from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
 
@@ -46,7 +47,7 @@ def make_plan(experiment: Experiment, model: Model, trained: Vocabulary | None =
             is seen if a synonym of it was.
 
     Raises:
-        ValueError: A way of scoring or a vocabulary does not exist, or the sweep is no range.
+        UserError: A way of scoring or a vocabulary does not exist, or the sweep is no range.
     """
     settings, vocabulary = experiment.eval, experiment.vocabulary
     methods = _choose("methods", settings.methods, model.methods) or model.methods
@@ -79,7 +80,7 @@ def ask(subset: Subset, methods: tuple[str, ...], gammas: tuple[float, ...]) -> 
 def _choose(field: str, wanted: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
     for method in wanted:
         if method not in known:
-            raise ValueError(f"eval.{field} '{method}': choose one of {', '.join(known)}")
+            raise UserError(f"eval.{field} '{method}': choose one of {', '.join(known)}")
     return tuple(wanted)
 
 
@@ -87,7 +88,7 @@ def parse_sweep(text: str) -> tuple[float, ...]:
     """Reads `first:last:step`; an empty text is an empty sweep.
 
     Raises:
-        ValueError: The text is not three such numbers, or the range is empty.
+        UserError: The text is not three such numbers, or the range is empty.
     """
     if not text:
         return ()
@@ -97,5 +98,5 @@ def parse_sweep(text: str) -> tuple[float, ...]:
     except (ValueError, OverflowError):
         count = 0
     if count < 1:
-        raise ValueError(f"eval.sweep_gamma '{text}': give first:last:step, as 0:0.3:0.05")
+        raise UserError(f"eval.sweep_gamma '{text}': give first:last:step, as 0:0.3:0.05")
     return tuple(round(first + step * place, 6) for place in range(count))

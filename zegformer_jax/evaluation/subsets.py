@@ -12,6 +12,7 @@ import numpy as np
 
 from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.input import benchmarks
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 
@@ -75,7 +76,7 @@ def load_subsets(names: Sequence[str], vocabulary: Vocabulary, dataset: str) -> 
         dataset: The data set's name; `pascal_voc_20b` counts all kinds of background as one class.
 
     Raises:
-        ValueError: A class is not in the data set's vocabulary, or two files have the same name;
+        UserError: A class is not in the data set's vocabulary, or two files have the same name;
             the message says which.
     """
     if not names:
@@ -85,7 +86,7 @@ def load_subsets(names: Sequence[str], vocabulary: Vocabulary, dataset: str) -> 
     for place, stem in enumerate(stems):
         first = stems.index(stem)
         if first < place:
-            raise ValueError(
+            raise UserError(
                 f"eval.vocabularies: '{names[first]}' and '{names[place]}' would both be reported "
                 f"as '{stem}': leave one out, or rename its file"
             )
@@ -105,7 +106,7 @@ def _load_subset(name: str, vocabulary: Vocabulary) -> Subset:
     wanted = load_vocabulary(name)
     missing = [x for x in wanted.names if x not in vocabulary.names]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"eval.vocabularies: '{name}' has the class '{missing[0]}', which is not in the data "
             "set's vocabulary: name another file"
         )

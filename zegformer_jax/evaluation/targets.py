@@ -9,6 +9,7 @@ from etils import epath
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.data import FOLDER, GENERATED
 from zegformer_jax.input import benchmarks
+from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 NAMES = (FOLDER, GENERATED, *benchmarks.BENCHMARKS)
@@ -39,9 +40,9 @@ def choose(text: str, experiment: Experiment) -> list[Target]:
         experiment: The experiment.
 
     Raises:
-        ValueError: There is no such data set, two have the same folder for results, or the records
+        UserError: There is no such data set, two have the same folder for results, or the records
             are not as they should be.
-        FileNotFoundError: A directory or a file in it is missing.
+        MissingFile: A directory or a file in it is missing.
     """
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     own = experiment.dataset.name
@@ -51,7 +52,7 @@ def choose(text: str, experiment: Experiment) -> list[Target]:
     for entry in entries:
         target = _parse(entry, experiment)
         if target.results in targets:
-            raise ValueError(
+            raise UserError(
                 f"--datasets: '{_describe(targets[target.results])}' and '{_describe(target)}' "
                 f"would both be written to {target.results}: leave one out, or evaluate it with "
                 "another --output"
@@ -70,16 +71,16 @@ def _describe(target: Target) -> str:
 def _parse(entry: str, experiment: Experiment) -> Target:
     name, given, directory = (part.strip() for part in entry.partition("="))
     if name not in NAMES:
-        raise ValueError(f"--datasets: no data set '{name}'; there are {', '.join(NAMES)}")
+        raise UserError(f"--datasets: no data set '{name}'; there are {', '.join(NAMES)}")
     if given and not directory:
-        raise ValueError(
+        raise UserError(
             f"--datasets has '{entry}': give NAME=DIR, DIR with its records, or NAME alone for the "
             "directory NAME beside the experiment's own"
         )
     directory = directory or _find_beside(name, experiment)
     place = directory if "://" in directory else experiment.resolve(directory)
     if not _is_directory(place):
-        raise FileNotFoundError(f"--datasets: '{entry}': {place} is no directory; give NAME=DIR")
+        raise MissingFile(f"--datasets: '{entry}': {place} is no directory; give NAME=DIR")
     results = name
     if name == FOLDER:
         results = f"{FOLDER}_{epath.Path(os.path.normpath(place)).name or 'root'}"

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from zegformer_jax.experiment import data, models, settings, workdir
 from zegformer_jax.experiment.models import LoadedClip
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.classifiers import CLASSIFIERS
 from zegformer_jax.segmentation.skipping import Skipping
 from zegformer_jax.segmentation.zegformer import (
@@ -78,7 +79,7 @@ class Experiment:
         """Opens a workdir with a config, None for the workdir's own.
 
         Raises:
-            FileNotFoundError: The workdir holds no config, and none is given.
+            MissingFile: The workdir holds no config, and none is given.
         """
         return cls(workdir.load_config(folder) if config is None else config, folder)
 
@@ -181,13 +182,13 @@ class Experiment:
         """The model that `segmentation.predict` takes, without its arrays.
 
         Raises:
-            ValueError: A field of the section `eval` is unknown or does not fit.
+            UserError: A field of the section `eval` is unknown or does not fit.
         """
         module = self.build_model(self.embed_dim, self.eval.dtype)
         if self.kind == "per_pixel":
             return PerPixelBaseline(module, self.eval.resize)
         if self.kind != "zegformer":
-            raise ValueError(
+            raise UserError(
                 f"{self.workdir}: holds a model of kind '{self.kind}', which segments nothing"
             )
         return ZegFormer(
@@ -201,7 +202,7 @@ class Experiment:
     def _segment_classifier(self) -> Any:
         name = self.eval.segment_classifier
         if name not in CLASSIFIERS:
-            raise ValueError(
+            raise UserError(
                 f"eval.segment_classifier '{name}': choose one of {', '.join(CLASSIFIERS)}"
             )
         kind = CLASSIFIERS[name]

@@ -16,6 +16,7 @@ from zegformer_jax import models
 from zegformer_jax.experiment.workdir import resolve
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip.load import HUB_NAME, load_clip
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text import embeddings
 from zegformer_jax.text.prompts import load_templates
 from zegformer_jax.text.tokenizer import Tokenizer
@@ -134,10 +135,10 @@ def embed_classes(
     `prompts` names another prompt set than the training's.
 
     Raises:
-        ValueError: word vectors are asked for in another model than the baseline.
+        UserError: word vectors are asked for in another model than the baseline.
     """
     if config.model.word_vectors and config.model.kind != "per_pixel":
-        raise ValueError(
+        raise UserError(
             f"model.word_vectors: for model.kind 'per_pixel', not '{config.model.kind}': what "
             "CLIP names needs CLIP's text embeddings"
         )

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from zegformer_jax.runtime.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipSettings:
@@ -130,9 +132,17 @@ def read_section(kind: type, section: Mapping[str, Any]) -> Any:
     """Returns a section of a config as a value of its dataclass; lists become tuples.
 
     Raises:
-        TypeError: The section's fields are not those of the dataclass.
+        UserError: The section's fields are not those of the dataclass.
     """
     values = {name: _plain(section[name]) for name in section}
+    fields = {field.name for field in dataclasses.fields(kind)}
+    differing = sorted(fields ^ values.keys())
+    if differing:
+        verb = "lacks" if differing[0] in fields else "has an unknown"
+        raise UserError(
+            f"{kind.__name__}: the config {verb} field '{differing[0]}'; configs/base.py has "
+            "every field, and a workdir's own config is of the code that wrote it"
+        )
     return kind(**values)
 
 

@@ -10,8 +10,10 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from zegformer_jax.runtime.checkpoints import FOLDER, Checkpoints
+from zegformer_jax.runtime.errors import MissingFile, UserError, reading
 
 CONFIG_FILE = "experiment.json"
+SECTIONS = ("model", "clip", "dataset", "input", "loss", "optimiser", "train", "sharding", "eval")
 CONVERTED_FILE = "converted.txt"  # in a workdir of converted weights: what became of every tensor
 
 
@@ -24,25 +26,25 @@ def check_config(config: ConfigDict, workdir: epath.Path, change: bool = False) 
         change: whether they may differ.
 
     Raises:
-        ValueError: the workdir holds another experiment, the message names the fields; or
+        UserError: the workdir holds another experiment, the message names the fields; or
             converted weights.
     """
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
     if (workdir / CONVERTED_FILE).exists():
-        raise ValueError(
+        raise UserError(
             f"{workdir}: holds converted weights, no run to go on with: train in another --workdir "
             f"with --config.model.start_from={workdir}"
         )
-    old = traverse_util.flatten_dict(json.loads(path.read_text()), sep=".")
+    old = traverse_util.flatten_dict(_read_fields(path), sep=".")
     new = traverse_util.flatten_dict(json.loads(config.to_json_best_effort()), sep=".")
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
     if changed and not change:
         first = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
-        raise ValueError(
+        raise UserError(
             f"{path}: the run in this workdir has another config ({first}): take another "
-            "--workdir, remove this one, or go on with the new config by --change_config"
+            "--workdir, remove this one, or go on with the new config by --change-config"
         )
 
 
@@ -59,15 +61,24 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     """Reads a workdir's config.
 
     Raises:
-        FileNotFoundError: there is none.
+        MissingFile: there is none.
     """
     path = epath.Path(workdir) / CONFIG_FILE
     if not path.exists():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{workdir}: no trained model here ({CONFIG_FILE} is missing): "
             "name the --workdir of a finished run, or train one with ./run.sh"
         )
-    return ConfigDict(json.loads(path.read_text())).lock()
+    return ConfigDict(_read_fields(path)).lock()
+
+
+def _read_fields(path: epath.Path) -> dict[str, Any]:
+    with reading(path, "copy the whole workdir again, or train in a new one"):
+        fields = json.loads(path.read_bytes())
+        missing = [name for name in SECTIONS if name not in fields]
+        if missing:
+            raise UserError(f"{path}: no '{missing[0]}': written by another version of this code")
+        return fields
 
 
 def resolve(path: str, workdir: epath.PathLike) -> Path:
@@ -91,19 +102,19 @@ def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[
         checkpoint: `latest` or `best`, the one whose validation was.
 
     Raises:
-        FileNotFoundError: there is no checkpoint, or none was validated.
-        ValueError: `checkpoint` is neither.
+        MissingFile: there is no checkpoint, or none was validated.
+        UserError: `checkpoint` is neither.
     """
     if checkpoint not in ("latest", "best"):
-        raise ValueError(f"eval.checkpoint '{checkpoint}': choose latest or best")
+        raise UserError(f"eval.checkpoint '{checkpoint}': choose latest or best")
     if not (epath.Path(workdir) / FOLDER).is_dir():
-        raise FileNotFoundError(f"{workdir}: no checkpoint here: train the model first")
+        raise MissingFile(f"{workdir}: no checkpoint here: train the model first")
     with Checkpoints(workdir) as checkpoints:
         if checkpoints.latest_step is None:
-            raise FileNotFoundError(f"{workdir}: no checkpoint here: train the model first")
+            raise MissingFile(f"{workdir}: no checkpoint here: train the model first")
         step = checkpoints.latest_step if checkpoint == "latest" else checkpoints.best_step
         if step is None:
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"{workdir}: no checkpoint here was validated (eval.checkpoint): "
                 "train with train.validate_every"
             )

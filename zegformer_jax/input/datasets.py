@@ -12,6 +12,7 @@ import numpy as np
 
 from zegformer_jax.input import benchmarks, folder
 from zegformer_jax.input.records import read
+from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 NAMES = ("folder", "openmoji_voc", *benchmarks.BENCHMARKS)
@@ -64,8 +65,8 @@ class FileSource:
         """Reads a record; see `Source`.
 
         Raises:
-          FileNotFoundError: a file is missing.
-          ValueError: a file is damaged, the label picture has several channels, another size than
+          MissingFile: a file is missing.
+          UserError: a file is damaged, the label picture has several channels, another size than
             its picture or an id that is neither a class's nor ignored; the message names the file.
         """
         image_file, label_file = self.image_files[index], self.label_files[index]
@@ -105,8 +106,8 @@ def open_source(
       **builder_options: for "openmoji_voc": train_scenes, validation_scenes, side, seed.
 
     Raises:
-      FileNotFoundError: a folder is missing or has no pictures, or nothing is prepared there.
-      ValueError: no such data set or split, other classes than the prepared ones, or options for a
+      MissingFile: a folder is missing or has no pictures, or nothing is prepared there.
+      UserError: no such data set or split, other classes than the prepared ones, or options for a
         data set that takes none.
     """
     if name == "openmoji_voc":
@@ -114,18 +115,18 @@ def open_source(
 
         return read.RecordSource(prepare(data_dir, **builder_options), split)
     if name not in NAMES:
-        raise ValueError(f"no data set {name!r}; there are {', '.join(NAMES)}")
+        raise UserError(f"no data set {name!r}; there are {', '.join(NAMES)}")
     if builder_options:
         options = ", ".join(builder_options)
-        raise ValueError(f"data set {name!r} takes no options, got {options}")
+        raise UserError(f"data set {name!r} takes no options, got {options}")
     if read.is_prepared(data_dir):
         found = read.read_info(data_dir)["name"]
         if found != name:
-            raise ValueError(f"{data_dir}: holds the data set '{found}', not '{name}'")
+            raise UserError(f"{data_dir}: holds the data set '{found}', not '{name}'")
         return read.PreparedSource(data_dir, split, vocabulary=vocabulary)
     if name == "folder":
         return _open_folder(Path(data_dir), split, vocabulary)
-    raise FileNotFoundError(
+    raise MissingFile(
         f"{data_dir}: no records of '{name}' are prepared here (dataset.directory): "
         f"./run.sh prepare {name} --source=DIR --destination={data_dir}"
     )
@@ -136,6 +137,6 @@ def _open_folder(root: Path, split: str, vocabulary: Vocabulary) -> FileSource:
     paths = itertools.chain.from_iterable((image, label) for _, image, label in examples)
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"{missing[0]}: no such file ({len(missing)} are missing)")
+        raise MissingFile(f"{missing[0]}: no such file ({len(missing)} are missing)")
     ids, images, labels = zip(*examples, strict=True)
     return FileSource(images, labels, vocabulary, ids)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from zegformer_jax.runtime.errors import MissingFile, UserError
+
 LABEL_MODES = ("1", "L", "P", "I;16")  # Pillow's: one channel of 1, 8 or 16 bits, or a palette
 WIDE_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits a channel: Pillow would clip them
 PACKED_GREY = ("L;2", "L;4")  # Pillow's raw modes: it stretches such values to 0..255
@@ -20,15 +22,15 @@ def read_file(path: Path) -> bytes:
     """Reads a whole file.
 
     Raises:
-      FileNotFoundError: there is none; the message starts with the path.
-      ValueError: it cannot be read, likewise.
+      MissingFile: there is none; the message starts with the path.
+      UserError: it cannot be read, likewise.
     """
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise MissingFile(f"{path}: no such file") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def decode_image(data: bytes, where: object, *, upright: bool = False) -> np.ndarray:
@@ -40,11 +42,11 @@ def decode_image(data: bytes, where: object, *, upright: bool = False) -> np.nda
       upright: turn it as its EXIF orientation says, as viewers and annotation tools do.
 
     Raises:
-      ValueError: not a picture, damaged, cut off, or with more than 8 bits a channel.
+      UserError: not a picture, damaged, cut off, or with more than 8 bits a channel.
     """
     picture, _ = _open(data, where)
     if picture.mode in WIDE_MODES:
-        raise ValueError(f"{where}: a picture of mode {picture.mode}; save it with 8 bits")
+        raise UserError(f"{where}: a picture of mode {picture.mode}; save it with 8 bits")
     picture = _loaded(picture, where)
     return np.asarray((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
 
@@ -56,7 +58,7 @@ def is_storable(data: bytes, where: object) -> bool:
     and of an EXIF orientation.
 
     Raises:
-      ValueError: not a picture.
+      UserError: not a picture.
     """
     picture, raw_mode = _open(data, where)
     turned = picture.getexif().get(ExifTags.Base.Orientation) in TURNED
@@ -72,19 +74,19 @@ def decode_label(data: bytes, where: object) -> np.ndarray:
       where: the file; error messages start with it.
 
     Raises:
-      ValueError: not a PNG, damaged, cut off, in colour, or grey with 2 or 4 bits, whose values
+      UserError: not a PNG, damaged, cut off, in colour, or grey with 2 or 4 bits, whose values
         Pillow does not give.
     """
     picture, raw_mode = _open(data, where)
     if picture.format != "PNG":
-        raise ValueError(f"{where}: a {picture.format} picture; labels must be PNG")
+        raise UserError(f"{where}: a {picture.format} picture; labels must be PNG")
     if picture.mode not in LABEL_MODES:
-        raise ValueError(
+        raise UserError(
             f"{where}: a picture of mode {picture.mode}; a label picture has one channel of ids, "
             "or a palette"
         )
     if raw_mode in PACKED_GREY:
-        raise ValueError(f"{where}: grey with less than 8 bits; save the ids with 8 or 16 bits")
+        raise UserError(f"{where}: grey with less than 8 bits; save the ids with 8 or 16 bits")
     ids_hw = np.asarray(_loaded(picture, where))
     return ids_hw.astype(np.uint16 if ids_hw.dtype.itemsize > 1 else np.uint8)
 
@@ -104,9 +106,9 @@ def _open(data: bytes, where: object) -> tuple[Image.Image, str]:
             picture.verify()  # when Pillow decodes pixels, it passes over their checksums
             picture = Image.open(io.BytesIO(data))
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{where}: not a picture, or damaged at its start") from None
+        raise UserError(f"{where}: not a picture, or damaged at its start") from None
     except PILLOW_ERRORS as error:
-        raise ValueError(f"{where}: damaged or cut off: {error}") from error
+        raise UserError(f"{where}: damaged or cut off: {error}") from error
     arguments = picture.tile[0].args if picture.tile else ""
     return picture, arguments[0] if isinstance(arguments, tuple) else arguments
 
@@ -115,5 +117,5 @@ def _loaded(picture: Image.Image, where: object) -> Image.Image:
     try:
         picture.load()
     except PILLOW_ERRORS as error:
-        raise ValueError(f"{where}: damaged or cut off: {error}") from error
+        raise UserError(f"{where}: damaged or cut off: {error}") from error
     return picture

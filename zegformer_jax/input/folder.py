@@ -10,6 +10,7 @@ import numpy as np
 from zegformer_jax.input import decoding
 from zegformer_jax.input.benchmarks import files
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
+from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -54,13 +55,13 @@ class Folder(Benchmark):
           splits: which ones to look for.
 
         Raises:
-          FileNotFoundError: the folder or a part of it is missing or empty; the message names it.
-          ValueError: `classes.json` or a list is not as it should be, or one stem names two
+          MissingFile: the folder or a part of it is missing or empty; the message names it.
+          UserError: `classes.json` or a list is not as it should be, or one stem names two
             pictures.
         """
         root = Path(root)
         if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder")
+            raise MissingFile(f"{root}: no such folder")
         classes = read_classes(root) if classes is None else classes
         counts = {split: len(list_examples(root, split)) for split in splits if _find(root, split)}
         if not counts:
@@ -70,7 +71,7 @@ class Folder(Benchmark):
     def examples(self, source: Path, split: str) -> list[Example]:
         """Lists a split's records; see `Benchmark.examples` and `list_examples`."""
         if Path(source) != self.root:
-            raise ValueError(f"{source}: this data set was opened from {self.root}")
+            raise UserError(f"{source}: this data set was opened from {self.root}")
         return list_examples(self.root, split)
 
     def read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
@@ -91,12 +92,12 @@ def read_classes(root: Path) -> Vocabulary:
     """Reads a folder's `classes.json`.
 
     Raises:
-      FileNotFoundError: it is missing.
-      ValueError: it is not as it should be; the message starts with its path.
+      MissingFile: it is missing.
+      UserError: it is not as it should be; the message starts with its path.
     """
     path = root / CLASSES_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it lists the classes: see data/README.md")
+        raise MissingFile(f"{path}: no such file; it lists the classes: see data/README.md")
     return Vocabulary.parse(path.read_bytes(), str(path))
 
 
@@ -107,14 +108,14 @@ def read_files(image: Path, label: Path, classes: Vocabulary) -> tuple[np.ndarra
       uint8 RGB [h, w, 3], and the label as `read_label` gives it.
 
     Raises:
-      FileNotFoundError: a file is missing; the message starts with its path.
-      ValueError: a file is not what it should be, or their sizes differ; likewise.
+      MissingFile: a file is missing; the message starts with its path.
+      UserError: a file is not what it should be, or their sizes differ; likewise.
     """
     image_hw3 = decoding.decode_image(_image_bytes(image), image, upright=True)
     label_hw = read_label(label, classes)
     if label_hw.shape != image_hw3.shape[:2]:
         shapes = f"{label_hw.shape}, but {image.name} is {image_hw3.shape[:2]}"
-        raise ValueError(f"{label}: expected the picture's size: {shapes}")
+        raise UserError(f"{label}: expected the picture's size: {shapes}")
     return image_hw3, label_hw
 
 
@@ -129,14 +130,14 @@ def read_label(path: Path, classes: Vocabulary) -> np.ndarray:
       uint8 or uint16 [h, w], in the order of the classes or their ignore label.
 
     Raises:
-      FileNotFoundError: there is no such file; the message starts with the path.
-      ValueError: not such a picture, or an id is neither a class's nor ignored; likewise.
+      MissingFile: there is no such file; the message starts with the path.
+      UserError: not such a picture, or an id is neither a class's nor ignored; likewise.
     """
     ids_hw = files.read_ids(path)
     try:
         return files.map_ids(ids_hw, id_table(classes), path, classes.label_dtype)
     except ValueError as error:
-        raise ValueError(f"{error}; {CLASSES_FILE} lists 'classes' and 'ignored_ids'") from None
+        raise UserError(f"{error}; {CLASSES_FILE} lists 'classes' and 'ignored_ids'") from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -157,8 +158,8 @@ def list_examples(root: Path, split: str) -> list[Example]:
       split: the name of a sub-folder or of a list; "val" and "validation" are one.
 
     Raises:
-      FileNotFoundError: there is no such split, or a folder is missing or without pictures.
-      ValueError: two pictures share a stem, or a list is empty, names a picture twice, or is no
+      MissingFile: there is no such split, or a folder is missing or without pictures.
+      UserError: two pictures share a stem, or a list is empty, names a picture twice, or is no
         list of names.
     """
     place = _find(root, split)
@@ -175,9 +176,9 @@ def list_examples(root: Path, split: str) -> list[Example]:
         example = Example(stem.as_posix(), file, label)
         other = examples.setdefault(example.id, example)
         if other is not example and other.image == file:
-            raise ValueError(f"{place}: '{example.id}' is listed twice")
+            raise UserError(f"{place}: '{example.id}' is listed twice")
         if other is not example:
-            raise ValueError(f"{file}: {other.image.name} has the same stem, and so the same label")
+            raise UserError(f"{file}: {other.image.name} has the same stem, and so the same label")
     return sorted(examples.values())
 
 
@@ -187,26 +188,26 @@ def _find(root: Path, split: str) -> Path | None:
     places = [path for name in names for path in (root / name, root / f"{name}.txt")]
     found = [path for path in places if path.exists()]
     if len(found) > 1:
-        raise ValueError(f"{found[0]}: {found[1].name} is there, too; keep one of them")
+        raise UserError(f"{found[0]}: {found[1].name} is there, too; keep one of them")
     return found[0] if found else None
 
 
-def _no_split(root: Path, split: str) -> FileNotFoundError:
-    return FileNotFoundError(
+def _no_split(root: Path, split: str) -> MissingFile:
+    return MissingFile(
         f"{root / split}: no such folder, nor a list {split}.txt; see data/README.md for the layout"
     )
 
 
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; see data/README.md for the layout")
+        raise MissingFile(f"{folder}: no such folder; see data/README.md for the layout")
     return folder
 
 
 def _found(images: Path) -> Iterable[Path]:
     found = sorted(file for file in images.iterdir() if not file.name.startswith("."))
     if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in found):
-        raise FileNotFoundError(f"{images}: no .jpg or .png pictures")
+        raise MissingFile(f"{images}: no .jpg or .png pictures")
     return found
 
 
@@ -214,7 +215,7 @@ def _listed(file: Path, images: Path) -> Iterable[Path]:
     """The pictures that a list names."""
     names = files.read_lines(file)
     if not names:
-        raise ValueError(f"{file}: the list is empty")
+        raise UserError(f"{file}: the list is empty")
     paths: dict[str, Path] = {}
     for path in sorted(path for path in images.rglob("*") if path.is_file()):
         name = path.relative_to(images)
@@ -223,11 +224,11 @@ def _listed(file: Path, images: Path) -> Iterable[Path]:
             paths.setdefault(name.with_suffix("").as_posix(), path)
     for line, name in enumerate(names, 1):
         if Path(name).is_absolute():
-            raise ValueError(f"{file}: name {line}, '{name}': expected a name under {images}")
+            raise UserError(f"{file}: name {line}, '{name}': expected a name under {images}")
     return [paths.get(name, images / name) for name in names]
 
 
 def _image_bytes(path: Path) -> bytes:
     if path.exists() and path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise ValueError(f"{path}: not a .jpg or .png picture; convert it or take it away")
+        raise UserError(f"{path}: not a .jpg or .png picture; convert it or take it away")
     return decoding.read_file(path)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from zegformer_jax.input import transforms
 from zegformer_jax.input.datasets import Source
 from zegformer_jax.input.records.processes import count_cores
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 tf.config.set_visible_devices([], "GPU")
@@ -67,7 +68,7 @@ def train_batches(
     """
     _check_sharding(batch_size, shard_index, shard_count)
     if not short_sides:
-        raise ValueError("train_batches: short_sides is empty")
+        raise UserError("train_batches: short_sides is empty")
     rows = batch_size // shard_count
     table = vocabulary.training_table()
     records = _records(source, vocabulary, skip_unseen_pictures)
@@ -113,13 +114,13 @@ def _records(source: Source, vocabulary: Vocabulary, skip_unseen_pictures: bool)
         records = np.arange(len(source))
     if len(records) == 0:
         what = " with a pixel of a seen class" if skip_unseen_pictures else ""
-        raise ValueError(f"train_batches: the source has no records{what}")
+        raise UserError(f"train_batches: the source has no records{what}")
     return records.astype(np.int64)
 
 
 def _check_sharding(batch_size: int, shard_index: int, shard_count: int) -> None:
     if batch_size < 1 or batch_size % shard_count:
-        raise ValueError(
+        raise UserError(
             f"train_batches: {shard_count} shards do not divide a batch of {batch_size}"
         )
     if not 0 <= shard_index < shard_count:
@@ -183,10 +184,10 @@ def _read(source: Source, vocabulary: Vocabulary, index: int) -> dict:
     image_hw3, label_hw = record["image"], record["label"]
     if image_hw3.shape != (*label_hw.shape, 3):
         shapes = f"{image_hw3.shape}, its label {label_hw.shape}"
-        raise ValueError(f"record {record['id']!r}: the picture's shape is {shapes}")
+        raise UserError(f"record {record['id']!r}: the picture's shape is {shapes}")
     outside = (label_hw >= len(vocabulary)) & (label_hw != vocabulary.ignore_label)
     if outside.any():
-        raise ValueError(
+        raise UserError(
             f"record {record['id']!r}: label {int(label_hw[outside][0])} is not a class of the "
             f"vocabulary (0..{len(vocabulary) - 1}) nor the ignore label {vocabulary.ignore_label}"
         )

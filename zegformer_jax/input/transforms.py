@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from zegformer_jax.runtime.errors import UserError
+
 PAD_VALUE = 128  # grey levels, outside a training picture
 PAD_MULTIPLE = 32  # of the sides that the grouper takes: the backbone's largest stride
 BITS_OF_SIDES = 3  # of a label map's padded side, the first is 1: four sides an octave
@@ -52,11 +54,11 @@ def resized_sides(height: int, width: int, short_side: int, max_long_side: int) 
       (height, width), each `int(x + 0.5)` of the exact side x, at least 1.
 
     Raises:
-      ValueError: `short_side` or `max_long_side` is not an integer above 0.
+      UserError: `short_side` or `max_long_side` is not an integer above 0.
     """
     for name, side in (("short side", short_side), ("longest side", max_long_side)):
         if not isinstance(side, int | np.integer) or side < 1:
-            raise ValueError(f"{name} of pictures {side!r}: give an integer above 0, in pixels")
+            raise UserError(f"{name} of pictures {side!r}: give an integer above 0, in pixels")
     scale = float(short_side) / min(height, width)
     height, width = height * scale, width * scale
     shrink = min(max_long_side / max(height, width), 1.0)

@@ -13,6 +13,7 @@ from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.per_pixel import PerPixel
 from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.transformer import TransformerDecoder
+from zegformer_jax.runtime.errors import UserError
 
 KINDS = ("zegformer", "per_pixel", "classifier")
 BACKBONES = {"resnet": ResNet, "swin": SwinTransformer}
@@ -37,7 +38,7 @@ def build(
         remat: whether the backbone's blocks are computed again in the backward pass.
 
     Raises:
-        ValueError: the kind, or the backbone's, is not known.
+        UserError: the kind, or the backbone's, is not known.
     """
     compute = jnp.dtype(dtype)
     parts = {
@@ -53,7 +54,7 @@ def build(
     if kind == "zegformer":
         transformer = TransformerDecoder(**sizes["transformer"], dtype=compute)
         return Grouper(**parts, transformer=transformer, memory=sizes["memory"])
-    raise ValueError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")
+    raise UserError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")
 
 
 def build_backbone(
@@ -67,10 +68,10 @@ def build_backbone(
         remat: as in `build`.
 
     Raises:
-        ValueError: the kind is not known.
+        UserError: the kind is not known.
     """
     attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
     kind = attributes.pop("kind", "resnet")
     if kind not in BACKBONES:
-        raise ValueError(f"model.backbone.kind '{kind}': choose one of {', '.join(BACKBONES)}")
+        raise UserError(f"model.backbone.kind '{kind}': choose one of {', '.join(BACKBONES)}")
     return BACKBONES[kind](**attributes, dtype=jnp.dtype(dtype), remat=remat)

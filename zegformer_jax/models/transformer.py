@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zegformer_jax.models.layers import layer_norm
+from zegformer_jax.runtime.errors import UserError
 
 POSITION_TEMPERATURE = 10_000.0  # DETR, appendix A.4
 POSITION_EPSILON = 1e-6
@@ -190,7 +191,7 @@ class TransformerDecoder(nn.Module):
             project = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="input_projection")
             features_bhwc = project(features_bhwc)
         elif features_bhwc.shape[-1] != self.width:
-            raise ValueError(
+            raise UserError(
                 f"transformer.project_input is off, but the map has {features_bhwc.shape[-1]} "
                 f"channels and transformer.width is {self.width}: turn it on"
             )

@@ -23,6 +23,7 @@ import safetensors.numpy
 from zegformer_jax.pretrained import torch_files
 from zegformer_jax.pretrained.pickles import short
 from zegformer_jax.pretrained.torch_files import plain, read_arrays
+from zegformer_jax.runtime.errors import MissingFile, UserError
 
 WRAPPER = "module."  # what DataParallel puts before every name
 MAX_MESSAGE = 300  # characters; a damaged file can put anything into an error
@@ -69,18 +70,18 @@ def read_archive(path: str | Path) -> Archive:
     taken off.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFile: there is no such file.
         ValueError: it has no known format, is cut short or damaged, wants anything that is not
             a tensor or a plain container, or holds no arrays; one line that names the file.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise MissingFile(f"{path}: no such file")
     try:
         archive = _read(path)
     except ValueError as error:
         message = " ".join(str(error).split())[:MAX_MESSAGE]
-        raise ValueError(f"{path}: {message}") from error
+        raise UserError(f"{path}: {message}") from error
     if all(name.startswith(WRAPPER) for name in archive.tensors):
         unwrapped = {name.removeprefix(WRAPPER): x for name, x in archive.tensors.items()}
         return archive._replace(tensors=unwrapped)
@@ -105,13 +106,13 @@ def write_tensors(
     Raises:
         ValueError: the suffix is not known, an array is not of numbers that the format has,
             metadata has no place there, or PyTorch is not installed.
-        FileNotFoundError: there is no such directory.
+        MissingFile: there is no such directory.
     """
     path = Path(path)
     if path.suffix not in _WRITERS:
-        raise ValueError(f"{path}: choose one of {', '.join(_WRITERS)}")
+        raise UserError(f"{path}: choose one of {', '.join(_WRITERS)}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: no such directory")
+        raise MissingFile(f"{path}: no such directory")
     arrays = {name: _contiguous(path, name, array) for name, array in tensors.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -120,7 +121,7 @@ def write_tensors(
             os.fsync(file.fileno())
         part.replace(path)
     except (ValueError, TypeError) as error:  # PyTorch's for a dtype that it has not
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -149,8 +150,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="np") as file:
             dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}
             small = {name for name, dtype in dtypes.items() if dtype.startswith(("F8", "F4"))}
-            tensors = {name: plain(file.get_tensor(name)) for name in dtypes.keys() - small}
-        # The library makes no NumPy arrays of fewer than 16 bits (0.8.0), but gives their bytes.
+            tensors = {x: plain(file.get_tensor(x)) for x in dtypes if x not in small}
+        # Of these the library makes no NumPy arrays (0.8.0), but it gives their bytes.
         for name, entry in safetensors.deserialize(path.read_bytes()) if small else ():
             if name in small:
                 tensors[name] = plain(_float8(name, **entry))
@@ -219,15 +220,18 @@ def _read_npy(name: str, data: bytes) -> np.ndarray:
 def _contiguous(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     array = np.asarray(array, order="C")
     if array.dtype.kind not in "biufc" and array.dtype != ml_dtypes.bfloat16:
-        raise ValueError(f"{path}: '{name}' has dtype {array.dtype}: only numbers are written")
+        raise UserError(f"{path}: '{name}' has dtype {array.dtype}: only numbers are written")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> None:
     if "__metadata__" in tensors:
         raise ValueError("'__metadata__' has no place in safetensors")
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
     try:
         safetensors.numpy.save_file(tensors, path, metadata or None)
+        path.chmod(mode)  # The library makes a file that nobody else can read (0.8.0).
     except safetensors.SafetensorError as error:
         raise ValueError(f"safetensors cannot hold the arrays: {error}") from error
 

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from zegformer_jax.runtime.errors import UserError
+
 Tensors = Mapping[str, np.ndarray]  # published, by their names
 Arrays = Mapping[str, np.ndarray]  # ours, by their paths
 Shapes = Mapping[str, tuple[int, ...]]
@@ -135,17 +137,17 @@ def read(
             missing += [(name, row.paths[0]) for name in absent]
     if missing:
         name, path = missing[0]
-        raise ValueError(
+        raise UserError(
             f"{where}: no tensor '{name}', which {path} needs ({len(missing)} missing in all)"
         )
     if surplus := sorted(set(tensors) - set(used) - set(left)):
-        raise ValueError(
+        raise UserError(
             f"{where}: tensor '{surplus[0]}' {list(tensors[surplus[0]].shape)} has no place in "
             f"this model ({len(surplus)} such in all)"
         )
     unfilled = sorted(set(shapes) - set(arrays) - set(created))
     if unfilled:
-        raise ValueError(f"{where}: nothing fills {unfilled[0]} ({len(unfilled)} such in all)")
+        raise UserError(f"{where}: nothing fills {unfilled[0]} ({len(unfilled)} such in all)")
     created = {path: reason for path, reason in created.items() if path not in arrays}
     return arrays, Summary(used, left, created)
 
@@ -159,7 +161,7 @@ def write(table: Sequence[Entry], arrays: Arrays) -> dict[str, np.ndarray]:
     wanted = {path for row in table for path in row.paths}
     if odd := sorted(wanted ^ set(arrays)):
         state = "is missing" if odd[0] in wanted else "has no published name"
-        raise ValueError(f"{odd[0]} {state} ({len(odd)} such in all)")
+        raise UserError(f"{odd[0]} {state} ({len(odd)} such in all)")
     tensors = {}
     for row in table:
         parts = [
@@ -203,7 +205,7 @@ def _to_ours(row: Entry, tensors: Tensors, shapes: Shapes, where: str) -> dict[s
     expected = _published_shapes(row, shapes)
     for name, shape in zip(row.names, expected, strict=True):
         if tuple(tensors[name].shape) != shape:
-            raise ValueError(
+            raise UserError(
                 f"{where}: tensor '{name}' is {list(tensors[name].shape)}, "
                 f"{row.paths[0]} needs {list(shape)}"
             )

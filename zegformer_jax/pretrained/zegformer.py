@@ -38,6 +38,7 @@ from zegformer_jax.pretrained.zegformer_names import (
     Sizes,
     table,
 )
+from zegformer_jax.runtime.errors import UserError
 
 HEAD_CHANNELS = 32  # of an attention head, in every published model: 256 channels, 8 heads
 EMBED_DIM = 512  # of ViT-B/16's text embeddings; where no tensor tells
@@ -88,7 +89,7 @@ def from_checkpoint(
         embed_dim: see `infer_sizes`.
 
     Raises:
-        ValueError: a tensor is missing, has no place or has another shape, or a constant is not
+        UserError: a tensor is missing, has no place or has another shape, or a constant is not
             what it is here; the tensor is named.
     """
     sizes = infer_sizes(tensors, where, heads, embed_dim)
@@ -120,7 +121,7 @@ def to_checkpoint(variables: Mapping[str, Any], sizes: Sizes) -> dict[str, np.nd
         sizes: of the model; a config's `model` will do.
 
     Raises:
-        ValueError: the published modules cannot compute what this model does, or the variables
+        UserError: the published modules cannot compute what this model does, or the variables
             are not those of the sizes.
     """
     _check_published(sizes)
@@ -147,7 +148,7 @@ def infer_sizes(
         embed_dim: size of the text embeddings where no tensor tells: MaskFormer's checkpoints.
 
     Raises:
-        ValueError: a tensor that tells a size is missing, or the heads do not divide the width.
+        UserError: a tensor that tells a size is missing, or the heads do not divide the width.
     """
     tell = _Tell(tensors, where)
     kind = "per_pixel" if f"{PROJECTIONS['per_pixel']}.weight" in tensors else "zegformer"
@@ -192,12 +193,12 @@ class _Tell(NamedTuple):
     def size(self, name: str) -> int:
         """The length of a tensor's first axis."""
         if name not in self.tensors:
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: no tensor '{name}': is this the state dict of a grouper or a "
                 "per-pixel model, with detectron2's names?"
             )
         if not self.tensors[name].shape:
-            raise ValueError(f"{self.where}: tensor '{name}' is one number, not an array")
+            raise UserError(f"{self.where}: tensor '{name}' is one number, not an array")
         return self.tensors[name].shape[0]
 
     def count(self, prefix: str) -> int:
@@ -209,7 +210,7 @@ class _Tell(NamedTuple):
         """The attention heads of a transformer, which must divide its width."""
         heads = max(1, width // HEAD_CHANNELS) if heads is None else heads
         if width % heads:
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: {width} channels cannot be split among {heads} attention heads: "
                 "give the number of heads"
             )
@@ -253,7 +254,7 @@ def _check_constants(tensors: Tensors, where: str) -> None:
     for name, values in expected.items():
         found = np.ravel(tensors.get(name, values))
         if len(found) != len(values) or not np.allclose(found, values, rtol=1e-5, atol=0):
-            raise ValueError(
+            raise UserError(
                 f"{where}: tensor '{name}' is {found.tolist()}; only {list(values)} is supported"
             )
 
@@ -261,7 +262,7 @@ def _check_constants(tensors: Tensors, where: str) -> None:
 def _check_published(sizes: Sizes) -> None:
     """Refuses a model that the published modules cannot compute."""
     if sizes["kind"] not in PROJECTIONS:
-        raise ValueError(f"model.kind '{sizes['kind']}' has no published form")
+        raise UserError(f"model.kind '{sizes['kind']}' has no published form")
     fixed = {"model.memory": (sizes.get("memory", "res5"), "res5")}
     for part in ("backbone", "pixel_decoder"):
         if sizes[part].get("norm") != "frozen_batch":
@@ -269,7 +270,7 @@ def _check_published(sizes: Sizes) -> None:
             fixed[f"model.{part}.norm_groups"] = (groups, NORM_GROUPS)
     for name, (value, published) in fixed.items():
         if value != published:
-            raise ValueError(
+            raise UserError(
                 f"{name} is {value}: the published modules have {published}, and would compute "
                 "something else with this model's weights"
             )

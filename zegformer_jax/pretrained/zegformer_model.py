@@ -2,6 +2,7 @@
 
 from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.zegformer import Checkpoint, from_checkpoint
+from zegformer_jax.runtime.errors import UserError
 
 
 def read_model(tensors: tables.Tensors, where: str, heads: int | None = None) -> Checkpoint:
@@ -13,11 +14,11 @@ def read_model(tensors: tables.Tensors, where: str, heads: int | None = None) ->
         heads: attention heads, which nothing in it tells; None: one every 32 channels.
 
     Raises:
-        ValueError: a tensor is missing or unknown, or it is MaskFormer's.
+        UserError: a tensor is missing or unknown, or it is MaskFormer's.
     """
     checkpoint = from_checkpoint(tensors, where, heads=heads)
     if checkpoint.summary.new:
-        raise ValueError(
+        raise UserError(
             f"{where}: MaskFormer's, which cannot name classes it was not trained on: train "
             f"from it with --config.model.start_from={where}"
         )

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.processes import is_first, wait_for_all
 
 FOLDER = "checkpoints"
@@ -22,7 +23,7 @@ SCORE = "harmonic"  # of the validation; the largest is the best
 BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # unsigned types by bytes
 
 
-class Damaged(ValueError):
+class Damaged(UserError):
     """A checkpoint is not what was saved."""
 
 
@@ -129,6 +130,13 @@ class Checkpoints:
             Damaged: it is not what was saved.
         """
         step = self.latest_step if step is None else step
+        try:
+            return self._read(parts, step)
+        except Exception as error:  # whatever Orbax and TensorStore meet in damaged files
+            place = self._folder / str(step)
+            raise Damaged(f"{place}: cannot be read: {_reason(error)}") from error
+
+    def _read(self, parts: Sequence[str], step: int) -> dict[str, Any]:
         shapes = self._manager.item_metadata(step)["state"].tree
         wanted = {part: shapes[part] for part in parts if shapes.get(part)}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from zegformer_jax.runtime.errors import UserError
+
 MAX_MESSAGE = 300  # characters; a damaged file can put anything into an error
 
 
@@ -26,13 +28,13 @@ def errors_in_one_line(path: Path, what: str) -> Iterator[None]:
         what: is read from it, for the message.
 
     Raises:
-        ValueError: transformers raised; its errors have many types and span many lines.
+        UserError: transformers raised; its errors have many types and span many lines.
     """
     try:
         yield
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_MESSAGE]
-        raise ValueError(
+        raise UserError(
             f"{path}: transformers can read no {what} here ({reason}): get the published file again"
         ) from error
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from zegformer_jax.runtime.errors import UserError
+
 LEAST_SHARDED = 2**14  # numbers; what is smaller is whole on every device
 
 
@@ -20,11 +22,11 @@ def make_mesh(devices: int | None = None, model: int = 1) -> Mesh:
         model: how many of them share a batch's rows; the others' number is what `data` has.
 
     Raises:
-        ValueError: `model` does not divide the number of devices.
+        UserError: `model` does not divide the number of devices.
     """
     count = devices or jax.device_count()
     if model < 1 or count % model:
-        raise ValueError(f"sharding.model: {model} does not divide {count} devices")
+        raise UserError(f"sharding.model: {model} does not divide {count} devices")
     return jax.make_mesh(
         (count // model, model),
         ("data", "model"),
@@ -68,10 +70,10 @@ def shard_arrays(tree: Any, mesh: Mesh, axis: str) -> Any:
         axis: `data`, which is FSDP (Zhao et al., 2023), or `model`; "" replicates everything.
 
     Raises:
-        ValueError: there is no such axis.
+        UserError: there is no such axis.
     """
     if axis not in ("", *mesh.axis_names):
-        raise ValueError(f"sharding.params: no axis '{axis}'; choose '', data or model")
+        raise UserError(f"sharding.params: no axis '{axis}'; choose '', data or model")
 
     def rule(array: Any) -> NamedSharding:
         sides = [x if axis and x % mesh.shape[axis] == 0 else 0 for x in array.shape]
@@ -93,14 +95,14 @@ def to_devices(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
         mesh: The mesh.
 
     Raises:
-        ValueError: The batch does not divide by the number of devices.
+        UserError: The batch does not divide by the number of devices.
     """
     sharding, devices = split_batch(mesh), mesh.shape["data"]
     processes = len({device.process_index for device in mesh.devices.flat})
 
     def join(array: np.ndarray) -> jax.Array:
         if len(array) * processes % devices:
-            raise ValueError(
+            raise UserError(
                 f"a batch of {len(array) * processes} does not divide by {devices} devices: "
                 "change input.batch_size or eval.batch_size"
             )

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from zegformer_jax.runtime.errors import UserError
+
 # What tells how many processes there are: set by hand, by SLURM's srun, by Open MPI.
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a Cloud TPU slice, by commas
@@ -30,13 +32,13 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-        ValueError: only a part of these is set.
+        UserError: only a part of these is set.
         RuntimeError: the others did not come in time.
     """
     given = [name for name in BY_HAND if environment.get(name)]
     if given and len(given) < len(BY_HAND):
         missing = ", ".join(name for name in BY_HAND if name not in given)
-        raise ValueError(f"several processes: {', '.join(given)} is set, but not {missing}")
+        raise UserError(f"several processes: {', '.join(given)} is set, but not {missing}")
     if count_processes(environment) == 1 or jax.distributed.is_initialized():
         return
     if not given:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.augmentation import View, mirrored_columns
 from zegformer_jax.segmentation.resize import (
     EXACT,
@@ -75,7 +76,7 @@ def label_maps(
         For each of `scores` int32 [n, g, y, x] in 0..c-1; undefined beyond `original_size`.
 
     Raises:
-        ValueError: `resize` is unknown.
+        UserError: `resize` is unknown.
     """
     return map_strips(
         lambda scores_cyx: jnp.argmax(scores_cyx, axis=0).astype(jnp.int32),
@@ -106,7 +107,7 @@ def map_strips(
     `label_maps`.
     """
     if resize not in RESIZE:
-        raise ValueError(f"eval.resize '{resize}': choose one of {', '.join(RESIZE)}")
+        raise UserError(f"eval.resize '{resize}': choose one of {', '.join(RESIZE)}")
     rows_at_once = rows_at_once or _rows_at_once(logits_vqhw, scores, out_size)
     strips = -(-out_size[0] // rows_at_once)
     lines = strips * rows_at_once

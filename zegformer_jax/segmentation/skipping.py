@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.class_scores import foreground_weights, score_bounds, select_classes
 
 
@@ -23,7 +24,7 @@ class Skipping:
             grouper alone names the others. 0 classifies all.
 
     Raises:
-        ValueError: A field is negative.
+        UserError: A field is negative.
     """
 
     skip_below: float = 0.0
@@ -33,7 +34,7 @@ class Skipping:
         """Checks the fields."""
         for name in ("skip_below", "top_segments"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"eval.{name} {getattr(self, name)}: give 0 or more")
+                raise UserError(f"eval.{name} {getattr(self, name)}: give 0 or more")
 
     def choose(
         self,

@@ -8,9 +8,7 @@ import dataclasses
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +17,8 @@ from etils import epath
 from flax import traverse_util
 
 from zegformer_jax.models.clip.model import ClipConfig
+from zegformer_jax.runtime import environment
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.files import write_bytes
 from zegformer_jax.text.prompts import class_prompts
 from zegformer_jax.text.tokenizer import Tokenizer
@@ -27,7 +27,6 @@ BATCH_SIZE = 256  # texts that the tower encodes at a time
 LENGTH_STEP = 16  # token arrays are cut to a multiple of this: few shapes to compile for
 ROW_STEP = 32  # and a short batch is filled to a multiple of this
 
-CACHE_VARIABLE = "ZEGFORMER_CACHE"
 CACHE_FOLDER = "embeddings"
 RECIPE = 1  # to be raised when embeddings are computed in another way
 TEXT_FIELDS = ("vocab_size", "context_length", "embed_dim", "activation", "eos_token_id")
@@ -48,7 +47,7 @@ def tokenize_classes(
         C arrays, int32 [N, T].
 
     Raises:
-        ValueError: a class has no name or a text is too long; the message names the class.
+        UserError: a class has no name or a text is too long; the message names the class.
     """
     prompts = [class_prompts(name, templates) for name in names]
     return [_class_tokens(tokenizer, *x) for x in zip(names, prompts, strict=True)]
@@ -78,22 +77,13 @@ def embed_tokens(
     return means / np.linalg.norm(means, axis=-1, keepdims=True)
 
 
-def cache_folder(environment: Mapping[str, str] = os.environ) -> epath.Path:
+def cache_folder() -> epath.Path:
     """Returns the folder of the cache, which need not exist.
 
-    It is in $ZEGFORMER_CACHE, else in $XDG_CACHE_HOME/zegformer_jax, else in
-    ~/.cache/zegformer_jax.
-
-    Args:
-        environment: the environment variables.
-
     Raises:
-        RuntimeError: none of them is set, and the user has no home.
+        RuntimeError: no environment variable names it, and the user has no home.
     """
-    if environment.get(CACHE_VARIABLE):
-        return epath.Path(environment[CACHE_VARIABLE]) / CACHE_FOLDER
-    caches = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return epath.Path(caches) / "zegformer_jax" / CACHE_FOLDER
+    return epath.Path(environment.cache_folder()) / CACHE_FOLDER
 
 
 def tower_digest(config: ClipConfig, text_params: Mapping[str, Any]) -> str:
@@ -153,7 +143,7 @@ def _class_tokens(tokenizer: Tokenizer, name: str, prompts: list[str]) -> np.nda
     try:
         return tokenizer(prompts)
     except ValueError as error:
-        raise ValueError(f"class '{name}': {error}") from error
+        raise UserError(f"class '{name}': {error}") from error
 
 
 def _encode_in_batches(
@@ -201,6 +191,7 @@ def _warn_once(error: Exception) -> None:
     if not _warned:
         text = " ".join(str(error).split())
         logging.getLogger(__name__).warning(
-            f"text embeddings are not kept: {text}: name another folder, {CACHE_VARIABLE}=DIR"
+            f"text embeddings are not kept: {text}: "
+            f"name another folder, {environment.CACHE_VARIABLE}=DIR"
         )
     _warned.append(error)

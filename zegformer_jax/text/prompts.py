@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from zegformer_jax.runtime.assets import DATA
+from zegformer_jax.runtime.errors import UserError
 
 
 def load_templates(name: str) -> tuple[str, ...]:
@@ -16,12 +17,12 @@ def load_templates(name: str) -> tuple[str, ...]:
         Templates with `{}` where the class name goes.
 
     Raises:
-        ValueError: there is no such set; the message names those that exist.
+        UserError: there is no such set; the message names those that exist.
     """
     path = DATA / "prompts.json"
     sets = json.loads(path.read_text(encoding="utf-8"))
     if name not in sets:
-        raise ValueError(f"{path}: no prompt set '{name}'; there are {', '.join(sorted(sets))}")
+        raise UserError(f"{path}: no prompt set '{name}'; there are {', '.join(sorted(sets))}")
     return tuple(sets[name])
 
 
@@ -33,9 +34,9 @@ def class_prompts(name: str, templates: Sequence[str]) -> list[str]:
         templates: prompts with `{}` where a synonym goes.
 
     Raises:
-        ValueError: there is no name or no template.
+        UserError: there is no name or no template.
     """
     synonyms = [x.strip() for x in name.split(",") if x.strip()]
     if not synonyms or not templates:
-        raise ValueError(f"class '{name}': nothing to embed, there must be a name and a template")
+        raise UserError(f"class '{name}': nothing to embed, there must be a name and a template")
     return [template.format(synonym) for synonym in synonyms for template in templates]

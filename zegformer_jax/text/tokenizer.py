@@ -11,6 +11,7 @@ import numpy as np
 
 from zegformer_jax.runtime import hugging_face
 from zegformer_jax.runtime.assets import DATA
+from zegformer_jax.runtime.errors import MissingFile, UserError
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
@@ -47,14 +48,14 @@ class Tokenizer:
         """Wraps a `transformers.CLIPTokenizer`.
 
         Raises:
-            ValueError: its vocabulary lacks one of CLIP's two special tokens.
+            UserError: its vocabulary lacks one of CLIP's two special tokens.
         """
         model = published.backend_tokenizer.model
         self.start_id = model.token_to_id(START_TOKEN)
         self.end_id = model.token_to_id(END_TOKEN)
         if self.start_id is None or self.end_id is None:
             where = published.name_or_path or "tokenizer"
-            raise ValueError(
+            raise UserError(
                 f"{where}: its vocabulary lacks {START_TOKEN} or {END_TOKEN}: not CLIP's"
             )
         self._published = published
@@ -71,12 +72,12 @@ class Tokenizer:
             context_length: the length of a row.
 
         Raises:
-            FileNotFoundError: neither is there.
-            ValueError: they cannot be read, or are not of CLIP's tokenizer.
+            MissingFile: neither is there.
+            UserError: they cannot be read, or are not of CLIP's tokenizer.
         """
         directory = Path(directory)
         if not any(all((directory / x).is_file() for x in names) for names in VOCABULARY_FILES):
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"{directory}: neither tokenizer.json nor vocab.json and merges.txt is there"
             )
         reader = hugging_face.load_transformers().CLIPTokenizer
@@ -102,7 +103,7 @@ class Tokenizer:
         """Returns token ids, int32 [N, context_length]: start, the text, end, zeros.
 
         Raises:
-            ValueError: a text has too many tokens; the message names the first one.
+            UserError: a text has too many tokens; the message names the first one.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = np.zeros((len(texts), self.context_length), np.int32)
@@ -111,7 +112,7 @@ class Tokenizer:
         for row, text, encoding in zip(rows, texts, encodings, strict=True):
             ids = [self.start_id, *encoding.ids, self.end_id]
             if len(ids) > self.context_length:
-                raise ValueError(
+                raise UserError(
                     f"'{text}' has {len(ids)} tokens, at most {self.context_length} fit: shorten it"
                 )
             row[: len(ids)] = ids
@@ -140,13 +141,13 @@ def train_tokenizer(
         context_length: the length of a row.
 
     Raises:
-        ValueError: vocab_size has no room for the bytes and the special tokens.
+        UserError: vocab_size has no room for the bytes and the special tokens.
     """
     from tokenizers import trainers
 
     merge_count = vocab_size - 2 * BYTES - 2
     if merge_count < 0:
-        raise ValueError(f"vocab_size {vocab_size}: CLIP's tokenizer has at least {2 * BYTES + 2}")
+        raise UserError(f"vocab_size {vocab_size}: CLIP's tokenizer has at least {2 * BYTES + 2}")
     backend = _backend(_published([], context_length).backend_tokenizer.model)
     characters = list(_byte_characters())
     trainer = trainers.BpeTrainer(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zegformer_jax.runtime.errors import MissingFile, UserError
+
 IGNORE_LABEL_8BIT = 255
 IGNORE_LABEL_16BIT = 65535
 
@@ -50,13 +52,13 @@ class Vocabulary:
             The vocabulary, with names stripped of surrounding white space.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is not such JSON, or its classes fail the checks; one line that
+            MissingFile: there is no such file.
+            UserError: the file is not such JSON, or its classes fail the checks; one line that
                 starts with the file's name and counts entries from 1.
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such vocabulary file; see data/vocabularies/")
+            raise MissingFile(f"{path}: no such vocabulary file; see data/vocabularies/")
         return cls.parse(path.read_bytes(), path.name)
 
     @classmethod
@@ -68,12 +70,12 @@ class Vocabulary:
             where: what error messages start with.
 
         Raises:
-            ValueError: the text is not such JSON, or its classes fail the checks; one line.
+            UserError: the text is not such JSON, or its classes fail the checks; one line.
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{where}: not valid JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not valid JSON: {error}") from None
         return _from_json(content, where)
 
     @classmethod
@@ -159,15 +161,15 @@ def _split_synonyms(name: str) -> tuple[str, ...]:
 def _from_json(content: object, where: str) -> Vocabulary:
     classes = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(classes, list):
-        raise ValueError(f"{where}: expected an object with a list 'classes'")
+        raise UserError(f"{where}: expected an object with a list 'classes'")
     for entry, item in enumerate(classes, 1):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            raise ValueError(f"{where}: entry {entry} needs a 'name' that is text, got {item!r}")
+            raise UserError(f"{where}: entry {entry} needs a 'name' that is text, got {item!r}")
         if not isinstance(item.get("seen", True), bool):
-            raise ValueError(f"{where}: entry {entry}: 'seen' must be true or false")
+            raise UserError(f"{where}: entry {entry}: 'seen' must be true or false")
     ignored_ids = content.get("ignored_ids", [])
     if not isinstance(ignored_ids, list):
-        raise ValueError(f"{where}: 'ignored_ids' must be a list of ids, got {ignored_ids!r}")
+        raise UserError(f"{where}: 'ignored_ids' must be a list of ids, got {ignored_ids!r}")
     try:
         return Vocabulary(
             names=tuple(item["name"].strip() for item in classes),
@@ -177,40 +179,40 @@ def _from_json(content: object, where: str) -> Vocabulary:
             ignored_ids=tuple(ignored_ids),
         )
     except ValueError as error:
-        raise ValueError(str(error).replace("vocabulary", where, 1)) from None
+        raise UserError(str(error).replace("vocabulary", where, 1)) from None
 
 
 def _check(vocabulary: Vocabulary, where: str) -> None:
     names, ids, ignore_label = vocabulary.names, vocabulary.ids, vocabulary.ignore_label
     if not names:
-        raise ValueError(f"{where}: the list of classes is empty")
+        raise UserError(f"{where}: the list of classes is empty")
     if not len(names) == len(vocabulary.seen) == len(ids):
         lengths = f"{len(names)} names, {len(vocabulary.seen)} seen flags, {len(ids)} ids"
-        raise ValueError(f"{where}: lengths differ: {lengths}")
+        raise UserError(f"{where}: lengths differ: {lengths}")
     if ignore_label not in (IGNORE_LABEL_8BIT, IGNORE_LABEL_16BIT):
-        raise ValueError(f"{where}: ignore_label must be 255 or 65535, not {ignore_label!r}")
+        raise UserError(f"{where}: ignore_label must be 255 or 65535, not {ignore_label!r}")
     if len(names) > ignore_label:
         limit = f"ignore_label {ignore_label} leaves room for {ignore_label}"
-        raise ValueError(f"{where}: {len(names)} classes, but {limit}; use 65535")
+        raise UserError(f"{where}: {len(names)} classes, but {limit}; use 65535")
     first_by_name, first_by_id = {}, {}
     for entry, (name, id_) in enumerate(zip(names, ids, strict=True), 1):
         if not isinstance(name, str) or not _split_synonyms(name):
-            raise ValueError(f"{where}: entry {entry} has an empty name ({name!r})")
+            raise UserError(f"{where}: entry {entry} has an empty name ({name!r})")
         first = first_by_name.setdefault(name.strip().casefold(), entry)
         if first != entry:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name.strip()!r} is listed twice (entries {first} and {entry})"
             )
         if type(id_) is not int or not 0 <= id_ < ignore_label:
-            raise ValueError(f"{where}: entry {entry}: id {id_!r} is not in 0..{ignore_label - 1}")
+            raise UserError(f"{where}: entry {entry}: id {id_!r} is not in 0..{ignore_label - 1}")
         first = first_by_id.setdefault(id_, entry)
         if first != entry:
-            raise ValueError(f"{where}: id {id_} is used twice (entries {first} and {entry})")
+            raise UserError(f"{where}: id {id_} is used twice (entries {first} and {entry})")
     for id_ in vocabulary.ignored_ids:
         if type(id_) is not int or not 0 <= id_ <= IGNORE_LABEL_16BIT:
-            raise ValueError(f"{where}: ignored id {id_!r} is not in 0..{IGNORE_LABEL_16BIT}")
+            raise UserError(f"{where}: ignored id {id_!r} is not in 0..{IGNORE_LABEL_16BIT}")
         if id_ in first_by_id:
-            raise ValueError(f"{where}: id {id_} is ignored and entry {first_by_id[id_]}'s at once")
+            raise UserError(f"{where}: id {id_} is ignored and entry {first_by_id[id_]}'s at once")
 
 
 def mark_seen(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:

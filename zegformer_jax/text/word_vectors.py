@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zegformer_jax.runtime.errors import MissingFile, UserError, reading
+
 
 def load_word_vectors(path: str | Path, names: Sequence[str]) -> np.ndarray:
     """Reads the vectors of some classes from a NumPy file.
@@ -21,36 +23,33 @@ def load_word_vectors(path: str | Path, names: Sequence[str]) -> np.ndarray:
         float32 [C, D], rows of length 1.
 
     Raises:
-        FileNotFoundError: there is no file.
-        ValueError: it holds something else, or a class is missing; it is named.
+        MissingFile: there is no file.
+        UserError: it holds something else, or a class is missing; it is named.
     """
     rows = _read(Path(path))
     vectors = []
     for name in names:
         wanted = [name] if name in rows else [word.strip() for word in name.split(",")]
         if missing := [word for word in wanted if word not in rows]:
-            raise ValueError(f"{path}: no vector for '{missing[0]}' (class '{name}')")
+            raise UserError(f"{path}: no vector for '{missing[0]}' (class '{name}')")
         vectors.append(_unit(np.mean([_unit(rows[word], path) for word in wanted], axis=0), path))
     return np.stack(vectors).astype(np.float32)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (model.word_vectors)")
+        raise MissingFile(f"{path}: no such file (model.word_vectors)")
     layout = "needs an .npz with 'names' [K] of strings and 'vectors' float [K, D]"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names, vectors = file["names"], file["vectors"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path}: {layout} ({str(error).splitlines()[0]})") from error
+    with reading(path, layout), np.load(path, allow_pickle=False) as file:
+        names, vectors = file["names"], file["vectors"]
     if names.ndim != 1 or vectors.ndim != 2 or len(names) != len(vectors):
         shapes = f"names {list(names.shape)}, vectors {list(vectors.shape)}"
-        raise ValueError(f"{path}: {layout}, not {shapes}")
+        raise UserError(f"{path}: {layout}, not {shapes}")
     return dict(zip((str(name) for name in names), np.asarray(vectors, np.float64), strict=True))
 
 
 def _unit(vector: np.ndarray, path: str | Path) -> np.ndarray:
     length = np.linalg.norm(vector)
     if not np.isfinite(length) or length == 0:
-        raise ValueError(f"{path}: a vector has no direction: its length is {length}")
+        raise UserError(f"{path}: a vector has no direction: its length is {length}")
     return vector / length

@@ -7,6 +7,7 @@ import numpy as np
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.start import read_start
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.training.objective import Variables
 
 
@@ -18,8 +19,8 @@ def start_from(experiment: Experiment, variables: Variables) -> Variables:
         variables: Variables of its new model.
 
     Raises:
-        FileNotFoundError: `model.start_from` does not exist.
-        ValueError: It holds no model, or one of other sizes.
+        MissingFile: `model.start_from` does not exist.
+        UserError: It holds no model, or one of other sizes.
     """
     if not experiment.start_from:
         return variables
@@ -28,7 +29,7 @@ def start_from(experiment: Experiment, variables: Variables) -> Variables:
     try:
         return hand_over(variables, experiment.kind, start, kind)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_variables(path: Path) -> tuple[str, Variables]:
@@ -38,8 +39,8 @@ def read_variables(path: Path) -> tuple[str, Variables]:
         path: Workdir of a run, or a file of published weights.
 
     Raises:
-        FileNotFoundError: There is nothing at the path.
-        ValueError: It is neither a run's workdir nor a file of published weights.
+        MissingFile: There is nothing at the path.
+        UserError: It is neither a run's workdir nor a file of published weights.
     """
     if path.is_dir():
         other = Experiment.open(None, path)
@@ -60,11 +61,11 @@ def hand_over(variables: Variables, kind: str, start: Variables, start_kind: str
         start_kind: Kind of the model that they come from.
 
     Raises:
-        ValueError: The start has no backbone, or a common array has another shape.
+        UserError: The start has no backbone, or a common array has another shape.
     """
     arrays, given = tables.flatten(variables), tables.flatten(start)
     if not any(path.startswith("params/backbone/") for path in given):
-        raise ValueError("its model has no backbone to start from (model.start_from)")
+        raise UserError("its model has no backbone to start from (model.start_from)")
     parts = set(variables["params"])
     for path, array in given.items():
         part = path.split("/")[1]
@@ -72,7 +73,7 @@ def hand_over(variables: Variables, kind: str, start: Variables, start_kind: str
             continue
         if path not in arrays or arrays[path].shape != np.shape(array):
             wanted = list(arrays[path].shape) if path in arrays else "no such array"
-            raise ValueError(
+            raise UserError(
                 f"its {path} is {list(np.shape(array))}, this model has {wanted}: the sizes "
                 f"under model.{part} differ (model.start_from)"
             )

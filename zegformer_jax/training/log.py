@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from zegformer_jax.runtime.errors import reading
 from zegformer_jax.runtime.processes import is_first
 
 METRICS_FILE = "metrics.jsonl"
@@ -46,9 +47,10 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """Reads the complete lines of a file of JSON lines; none if there is no file."""
     if not path.exists():
         return []
-    *lines, rest = path.read_text().split("\n")
-    del rest  # after the last line's end: empty, or a line that a killed process began
-    return [json.loads(line) for line in lines]
+    with reading(path, "remove the line, or the file"):
+        *lines, rest = path.read_text().split("\n")
+        del rest  # after the last line's end: empty, or a line that a killed process began
+        return [{"step": line["step"]} | line for line in map(json.loads, lines)]
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:

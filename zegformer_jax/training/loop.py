@@ -11,10 +11,11 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from zegformer_jax import __version__
+from zegformer_jax._version import __version__
 from zegformer_jax.evaluation.loop import Validation
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.runtime.checkpoints import Checkpoints
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.mesh import (
     make_mesh,
     place,
@@ -35,6 +36,10 @@ from zegformer_jax.training.step import Step, TrainState, make_state, make_train
 IN_FLIGHT = 2  # steps that the devices have to do before the host waits for the first
 EXAMPLES_NAMED = 8  # of a batch, in a message
 Validate = Callable[[Variables], Any]  # from variables on the host to an `Evaluation`
+
+
+class Diverged(UserError, FloatingPointError):
+    """The loss or its gradient was not finite, too often in a row."""
 
 
 class Preempted(Exception):
@@ -62,7 +67,7 @@ def train(
 
     Raises:
         ValueError: The workdir holds a run with another config.
-        FloatingPointError: Losses or gradients were not finite, too often in a row.
+        Diverged: Losses or gradients were not finite, too often in a row.
         Preempted: SIGTERM came.
     """
     experiment.check(change_config)
@@ -220,7 +225,7 @@ class Loop:
         index = dict(self._examples).get(first)
         names = [] if index is None else self._objective.name_examples(index[:EXAMPLES_NAMED])
         examples = f" (examples {', '.join(names)})" if names else ""
-        raise FloatingPointError(
+        raise Diverged(
             f"the loss or its gradient was not finite in steps {first} to {first + most - 1}, "
             f"first on the batch of step {first}{examples}; no such step was applied and the "
             "newest checkpoint is sound: lower optimiser.learning_rate or look at the data"

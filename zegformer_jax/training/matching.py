@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.training.losses import DICE_SMOOTH, FOCAL_ALPHA
 from zegformer_jax.training.targets import Targets
 
@@ -60,11 +61,11 @@ def assign(cost_qn: jax.Array, valid_n: jax.Array) -> jax.Array:
         valid_n: False for padding, bool [N]; padded targets get queries that no valid target has.
 
     Raises:
-        ValueError: There are more targets than queries.
+        UserError: There are more targets than queries.
     """
     queries, targets = cost_qn.shape
     if targets > queries:
-        raise ValueError(
+        raise UserError(
             f"{targets} targets for {queries} queries: loss.max_targets must not exceed "
             "model.transformer.queries"
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.mesh import split_parts
 from zegformer_jax.training.objective import Batch, Metrics, Objective, Variables
 
@@ -103,7 +104,7 @@ def make_train_step(
         most_skipped: Steps in a row that may be not finite.
 
     Raises:
-        ValueError: The objective's loss does not add up over parts of a batch.
+        UserError: The objective's loss does not add up over parts of a batch.
     """
     gradients_of = _accumulated(objective, mesh, accumulate)
 
@@ -142,7 +143,7 @@ def _accumulated(objective: Objective, mesh: Mesh, accumulate: int) -> Callable:
             params, constants, batch, objective.totals(batch), key
         )
     if not objective.adds_up:
-        raise ValueError("train.accumulate: this model's loss compares all of a batch; take 1")
+        raise UserError("train.accumulate: this model's loss compares all of a batch; take 1")
 
     def accumulated(params: Any, constants: Any, batch: Batch, key: jax.Array):
         totals = objective.totals(batch)

@@ -17,6 +17,7 @@ from zegformer_jax.evaluation.evaluation import Evaluation
 from zegformer_jax.evaluation.metrics.confusion import Scores
 from zegformer_jax.evaluation.report import tables
 from zegformer_jax.evaluation.report.schema import Report
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.files import write_bytes
 
 FOLDER = "evaluation"  # of a workdir
@@ -34,7 +35,7 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(kind.strip() for kind in text.split(",") if kind.strip())
     for kind in kinds:
         if kind not in LABEL_MAPS:
-            raise ValueError(f"--predictions: no '{kind}'; choose of {', '.join(LABEL_MAPS)}")
+            raise UserError(f"--predictions: no '{kind}'; choose of {', '.join(LABEL_MAPS)}")
     return kinds
 
 

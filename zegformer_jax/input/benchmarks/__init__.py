@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from zegformer_jax.runtime.errors import UserError
+
 if TYPE_CHECKING:
     from zegformer_jax.input.benchmarks.benchmark import Benchmark
 
@@ -21,8 +23,8 @@ def find(name: str) -> "Benchmark":
     """Gives a published benchmark, the constant `BENCHMARK` of the module of its name.
 
     Raises:
-      ValueError: there is no such benchmark; the message lists those there are.
+      UserError: there is no such benchmark; the message lists those there are.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+        raise UserError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
     return importlib.import_module(f"{__name__}.{name}").BENCHMARK

@@ -13,6 +13,7 @@ from zegformer_jax.input import decoding
 from zegformer_jax.input.benchmarks import files
 from zegformer_jax.input.benchmarks.benchmark import Example
 from zegformer_jax.input.benchmarks.published import TRAIN, VALIDATION, Published
+from zegformer_jax.runtime.errors import UserError
 
 FOLDERS = {TRAIN: "training", VALIDATION: "validation"}
 ARCHIVE = files.Archive(
@@ -64,9 +65,7 @@ class Ade20kFull(Published):
         with Image.open(io.BytesIO(data)) as picture:
             if (picture.format, picture.mode) != ("PNG", "RGB"):
                 kind = f"{picture.format} of mode {picture.mode}"
-                raise ValueError(
-                    f"{path}: a {kind}; ADE20K's ids are in an RGB PNG's red and green"
-                )
+                raise UserError(f"{path}: a {kind}; ADE20K's ids are in an RGB PNG's red and green")
         return pixels_hw3[..., 0] // 10 * 256 + pixels_hw3[..., 1]
 
     @cached_property

@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from zegformer_jax.input import decoding
+from zegformer_jax.runtime.errors import UserError
 
 # Whole numbers of at most 7 characters: pycocotools reads past the end of a text that stops within
 # a number, and past 32 bits.
@@ -57,21 +58,21 @@ def load(path: Path) -> Mapping[str, Annotation]:
         Annotations by the images' file names without the ending.
 
     Raises:
-        FileNotFoundError: there is no such file; the message starts with the path.
-        ValueError: not such a file; the message starts with the path.
+        MissingFile: there is no such file; the message starts with the path.
+        UserError: not such a file; the message starts with the path.
     """
-    masks = collections.defaultdict(list)
+    masks, data = collections.defaultdict(list), decoding.read_file(path)
     try:
-        content = json.loads(decoding.read_file(path).decode(), object_hook=_reduce)
+        content = json.loads(data.decode(), object_hook=_reduce)
         for number, mask in content["annos_segmentation"]:
             masks[number].append(mask)
         annotations = {
             name: Annotation(size, masks[number]) for number, name, size in content["images"]
         }
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the annotations of PASCAL in Detail: {error!r}") from error
+        raise UserError(f"{path}: not the annotations of PASCAL in Detail: {error!r}") from error
     if not annotations or not masks:
-        raise ValueError(f"{path}: has {len(annotations)} images, and masks for {len(masks)}")
+        raise UserError(f"{path}: has {len(annotations)} images, and masks for {len(masks)}")
     return annotations
 
 
@@ -97,13 +98,13 @@ def paint(annotation: Annotation) -> np.ndarray:
         int32 [h, w]: ids of categories, 0 where there is no mask.
 
     Raises:
-        ValueError: a mask of another size, or one whose runs do not fill it.
+        UserError: a mask of another size, or one whose runs do not fill it.
     """
     ids_hw = np.zeros(annotation.size, np.int32)
     for mask in annotation.masks:
         if mask.size != tuple(annotation.size):
             sizes = f"{mask.size}, its image {annotation.size}"
-            raise ValueError(f"category {mask.category}: the mask's size is {sizes}")
+            raise UserError(f"category {mask.category}: the mask's size is {sizes}")
         ids_hw[decode_mask(mask.runs, mask.size)] = mask.category
     return ids_hw
 
@@ -119,14 +120,14 @@ def decode_mask(runs: str, size: tuple[int, int]) -> np.ndarray:
         bool [h, w].
 
     Raises:
-        ValueError: the runs do not fill the size.
+        UserError: the runs do not fill the size.
     """
     height, width = size
     if min(size) < 1 or not RUNS.fullmatch(runs):
-        raise ValueError(f"the size {height}x{width} or the runs {runs[:20]!r} are not a mask's")
+        raise UserError(f"the size {height}x{width} or the runs {runs[:20]!r} are not a mask's")
     mask = _fit(runs, size)
     if mask is None or _fit(runs, (height * width - 1, 1)) is not None:
-        raise ValueError(f"the runs of a mask do not fill its {height}x{width} pixels")
+        raise UserError(f"the runs of a mask do not fill its {height}x{width} pixels")
     return mask.astype(bool)
 
 

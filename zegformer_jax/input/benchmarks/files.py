@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zegformer_jax.input import decoding
+from zegformer_jax.runtime.errors import MissingFile, UserError
 
 UNKNOWN = -1  # in a label table: the id is neither a class nor one that is known to be ignored
 
@@ -38,7 +39,7 @@ def find(source: Path, paths: Sequence[str], archive: Archive) -> Path:
       The first of the paths that exists.
 
     Raises:
-      FileNotFoundError: none exists; the message names the first, and the archive.
+      MissingFile: none exists; the message names the first, and the archive.
     """
     for path in paths:
         if (source / path).exists():
@@ -46,9 +47,9 @@ def find(source: Path, paths: Sequence[str], archive: Archive) -> Path:
     raise missing(source / paths[0], archive)
 
 
-def missing(path: Path, archive: Archive) -> FileNotFoundError:
+def missing(path: Path, archive: Archive) -> MissingFile:
     """The error that names what is missing, and the archive that holds it."""
-    return FileNotFoundError(f"{path}: missing; it is in {archive.file}, see {archive.address}")
+    return MissingFile(f"{path}: missing; it is in {archive.file}, see {archive.address}")
 
 
 def names(folder: Path) -> set[str]:
@@ -60,7 +61,7 @@ def stems(folder: Path, suffix: str, archive: Archive) -> list[str]:
     """The names, without their ending, of a folder's files that have this ending.
 
     Raises:
-      FileNotFoundError: there is no such file; the message names the archive.
+      MissingFile: there is no such file; the message names the archive.
     """
     found = [name.removesuffix(suffix) for name in names(folder) if name.endswith(suffix)]
     if not found:
@@ -72,16 +73,16 @@ def read_lines(path: Path) -> list[str]:
     """Reads a list's lines, without spaces around them and without empty ones.
 
     Raises:
-      FileNotFoundError: there is no such file; the message starts with the path.
-      ValueError: it is no text in UTF-8, likewise.
+      MissingFile: there is no such file; the message starts with the path.
+      UserError: it is no text in UTF-8, likewise.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list")
+        raise MissingFile(f"{path}: no such list")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].count(b"\n")
-        raise ValueError(f"{path}: line {line} is no UTF-8; save the list as such") from None
+        raise UserError(f"{path}: line {line} is no UTF-8; save the list as such") from None
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -89,8 +90,8 @@ def read_ids(path: Path) -> np.ndarray:
     """Reads a label picture's ids: uint8 or uint16 [h, w]; see `decoding.decode_label`.
 
     Raises:
-      FileNotFoundError: there is no such file; the message starts with the path.
-      ValueError: no such picture; the message starts with the path.
+      MissingFile: there is no such file; the message starts with the path.
+      UserError: no such picture; the message starts with the path.
     """
     return decoding.decode_label(decoding.read_file(path), path)
 
@@ -106,8 +107,8 @@ def read_matlab(path: Path, *keys: str) -> np.ndarray:
       Integers [h, w].
 
     Raises:
-      FileNotFoundError: there is no such file; the message starts with the path.
-      ValueError: not such a file, or it has no such map; the message starts with the path.
+      MissingFile: there is no such file; the message starts with the path.
+      UserError: not such a file, or it has no such map; the message starts with the path.
     """
     import scipy.io
 
@@ -121,10 +122,10 @@ def read_matlab(path: Path, *keys: str) -> np.ndarray:
     # SciPy raises half a dozen types for damaged files, zlib's and struct's among them.
     except Exception as error:
         name = ".".join(keys)
-        raise ValueError(f"{path}: no MATLAB file with a label map {name}: {error!r}") from error
+        raise UserError(f"{path}: no MATLAB file with a label map {name}: {error!r}") from error
     if value.ndim != 2 or not np.issubdtype(value.dtype, np.integer):
         shape = f"{value.dtype} {value.shape}"
-        raise ValueError(f"{path}: a label map has whole numbers in two dimensions, not {shape}")
+        raise UserError(f"{path}: a label map has whole numbers in two dimensions, not {shape}")
     return value
 
 
@@ -156,14 +157,14 @@ def map_ids(ids_hw: np.ndarray, table: np.ndarray, path: Path, dtype: np.dtype) 
       dtype: of the labels, uint8 or uint16.
 
     Raises:
-      ValueError: an id that the table does not know; the message starts with the path.
+      UserError: an id that the table does not know; the message starts with the path.
     """
     known_hw = (ids_hw >= 0) & (ids_hw < len(table))
     labels_hw = np.where(known_hw, table[np.where(known_hw, ids_hw, 0)], UNKNOWN)
     unknown = np.argwhere(labels_hw == UNKNOWN)
     if len(unknown):
         row, column = unknown[0]
-        raise ValueError(
+        raise UserError(
             f"{path}: id {ids_hw[row, column]} at row {row}, column {column} is neither a class "
             f"nor an ignored value ({len(unknown)} such pixels)"
         )

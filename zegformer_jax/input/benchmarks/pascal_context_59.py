@@ -18,6 +18,7 @@ from zegformer_jax.input.benchmarks.pascal_context import (
 )
 from zegformer_jax.input.benchmarks.published import TRAIN, VALIDATION
 from zegformer_jax.runtime.assets import DATA
+from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 DETAIL = files.Archive(
@@ -60,7 +61,7 @@ class PascalContext59(PascalContext):
             return lambda id_: source / "59_context_labels" / f"{id_}.png"
         if any((source / place).is_dir() for place in ("trainval", *places("trainval"))):
             return super()._find_labels(source)
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{files.missing(source / '59_context_labels', LABEL_PICTURES)}; in its place would do "
             f"{DETAIL.file}, see {DETAIL.address}, or {LABEL_MAPS.file}, see {LABEL_MAPS.address}"
         )
@@ -91,11 +92,11 @@ class PascalContext59(PascalContext):
 def _read_detail(path: Path, id_: str) -> np.ndarray:
     annotations = detail.load(path)
     if id_ not in annotations:
-        raise ValueError(f"{path}: has no image {id_}")
+        raise UserError(f"{path}: has no image {id_}")
     try:
         return detail.paint(annotations[id_])
     except ValueError as error:
-        raise ValueError(f"{path}: image {id_}: {error}") from error
+        raise UserError(f"{path}: image {id_}: {error}") from error
 
 
 @functools.cache
@@ -106,11 +107,11 @@ def _table_of_list(path: Path, vocabulary: Vocabulary) -> np.ndarray:
         id_, _, name = line.partition(":")
         name = name.replace(" ", "")
         if not id_.strip().isdigit() or not name:
-            raise ValueError(f"{path}: expected lines as '1: aeroplane', got {line!r}")
+            raise UserError(f"{path}: expected lines as '1: aeroplane', got {line!r}")
         ids[NAMES_IN_LIST.get(name, name)] = int(id_)
     absent = [name for name in vocabulary.names if name not in ids]
     if absent or len(ids) != len(vocabulary):
-        raise ValueError(f"{path}: not the list of the 59 classes; absent: {', '.join(absent)}")
+        raise UserError(f"{path}: not the list of the 59 classes; absent: {', '.join(absent)}")
     ids = [ids[name] for name in vocabulary.names]
     return files.label_table(ids, (UNLABELLED,), vocabulary.ignore_label)
 

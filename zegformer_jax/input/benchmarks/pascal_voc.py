@@ -9,6 +9,7 @@ import numpy as np
 from zegformer_jax.input.benchmarks import files
 from zegformer_jax.input.benchmarks.benchmark import Example
 from zegformer_jax.input.benchmarks.published import TRAIN, VALIDATION, Published
+from zegformer_jax.runtime.errors import MissingFile
 
 VOC_2012 = files.Archive(
     "VOCtrainval_11-May-2012.tar",
@@ -73,7 +74,7 @@ def _find_augmented(source: Path) -> tuple[Path, str]:
             return source / place, ".png"
     if (source / "benchmark_RELEASE/dataset/cls").is_dir():
         return source / "benchmark_RELEASE/dataset/cls", ".mat"
-    raise FileNotFoundError(
+    raise MissingFile(
         f"{files.missing(source / 'SegmentationClassAug', AUGMENTED)}; or in {SBD.file}, see "
         f"{SBD.address}"
     )

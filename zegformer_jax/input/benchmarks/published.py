@@ -12,6 +12,7 @@ from zegformer_jax.input import decoding
 from zegformer_jax.input.benchmarks import files
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
 from zegformer_jax.runtime.assets import DATA
+from zegformer_jax.runtime.errors import UserError
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -43,7 +44,7 @@ class Published(Benchmark):
     def examples(self, source: Path, split: str) -> list[Example]:
         """Lists a split's records; see `Benchmark.examples`."""
         if split not in self.counts:
-            raise ValueError(f"{self.name} has no split {split!r}, but {', '.join(self.counts)}")
+            raise UserError(f"{self.name} has no split {split!r}, but {', '.join(self.counts)}")
         return sorted(self._list(Path(source), split))
 
     def read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +53,7 @@ class Published(Benchmark):
         label_hw = self._read_label(example)
         if label_hw.shape != image_hw3.shape[:2]:
             sizes = f"{_size(label_hw)} pixels, but {example.image} has {_size(image_hw3)}"
-            raise ValueError(f"{example.label}: the label of {example.id} has {sizes}")
+            raise UserError(f"{example.label}: the label of {example.id} has {sizes}")
         return image_hw3, label_hw
 
     def encoded_image(self, example: Example) -> bytes | None:

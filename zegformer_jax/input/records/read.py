@@ -13,10 +13,12 @@ import tensorflow as tf
 from zegformer_jax.input import decoding
 from zegformer_jax.input.records import storage
 from zegformer_jax.input.records.storage import AGAIN, join
+from zegformer_jax.runtime.errors import MissingFile, UserError, reading
 from zegformer_jax.text.vocabulary import Vocabulary
 
 CLASSES_FILE = "classes.json"
 INFO_FILE = "prepared.json"
+INFO_FIELDS = ("name", "splits", "digests", "contents", "left_out")
 TFDS_FILE = "dataset_info.json"
 
 
@@ -45,7 +47,7 @@ class RecordSource:
         """Reads a record; see `Source`.
 
         Raises:
-            ValueError: its shard is missing or damaged; the message names the shard.
+            UserError: its shard is missing or damaged; the message names the shard.
         """
         features = self._features(index)
         where = f"{self._shard(index)}: record '{features['id'].decode()}'"
@@ -72,7 +74,7 @@ class RecordSource:
             return self._records[int(index)]
         except RuntimeError as error:  # array_record raises nothing else
             where = self._shard(index)
-            raise ValueError(f"{where}: cannot be read ({error}); if damaged, {AGAIN}") from error
+            raise UserError(f"{where}: cannot be read ({error}); if damaged, {AGAIN}") from error
 
     def _shard(self, index: int) -> str:
         return os.fspath(self._files[np.searchsorted(self._ends, index, side="right")])
@@ -91,8 +93,8 @@ class PreparedSource(RecordSource):
         ids: one per record.
 
     Raises:
-        FileNotFoundError: the directory or the split was not prepared.
-        ValueError: the vocabulary has other classes than the directory's, or a file is damaged.
+        MissingFile: the directory or the split was not prepared.
+        UserError: the vocabulary has other classes than the directory's, or a file is damaged.
     """
 
     def __init__(
@@ -102,13 +104,15 @@ class PreparedSource(RecordSource):
         info = read_info(directory)
         if split not in info["splits"]:
             splits = ", ".join(info["splits"])
-            raise FileNotFoundError(f"{directory}: '{split}' was not prepared, only {splits}")
+            raise MissingFile(f"{directory}: '{split}' was not prepared, only {splits}")
         self.vocabulary = read_classes(directory)
         if vocabulary is not None:
             _check_vocabulary(self.vocabulary, vocabulary, join(directory, CLASSES_FILE))
-        index = storage.read_json(join(directory, index_name(split)))
-        self.ids: Sequence[str] = index["ids"]
-        self._classes: Sequence[Sequence[int]] = index["classes"]
+        path = join(directory, index_name(split))
+        index = storage.read_json(path)
+        with reading(path, AGAIN):
+            self.ids: Sequence[str] = index["ids"]
+            self._classes: Sequence[Sequence[int]] = index["classes"]
         self._digest: str = info["digests"][split]
         super().__init__(_open_builder(directory), split)
 
@@ -125,7 +129,7 @@ class PreparedSource(RecordSource):
         features, id_ = super()._features(index), self.ids[index]
         if features["id"].decode() != id_:
             found = features["id"].decode()
-            raise ValueError(
+            raise UserError(
                 f"{self._shard(index)}: has record '{found}' in place of '{id_}': {AGAIN}"
             )
         return features
@@ -138,24 +142,24 @@ def _open_builder(directory: str | Path) -> Any:
         return tfds.builder_from_directory(os.fspath(directory))
     except Exception as error:  # JSON's, protocol buffers' and TFDS's own
         path = join(directory, TFDS_FILE)
-        raise ValueError(f"{path}: missing or damaged ({error}): {AGAIN}") from error
+        raise UserError(f"{path}: missing or damaged ({error}): {AGAIN}") from error
 
 
 def _check_vocabulary(stored: Vocabulary, wanted: Vocabulary, where: str) -> None:
     """Compares names and their order, which labels depend on; other seen classes are allowed."""
     if len(stored) != len(wanted):
-        raise ValueError(
+        raise UserError(
             f"{where}: {len(stored)} classes, but the config's vocabulary (dataset.vocabulary) has "
             f"{len(wanted)}"
         )
     for place, (one, other) in enumerate(zip(stored.names, wanted.names, strict=True)):
         if one != other:
-            raise ValueError(
+            raise UserError(
                 f"{where}: class {place} is '{one}', but '{other}' in the config's vocabulary "
                 "(dataset.vocabulary)"
             )
     if stored.ignore_label != wanted.ignore_label:
-        raise ValueError(
+        raise UserError(
             f"{where}: the ignore label is {stored.ignore_label}, but {wanted.ignore_label} in the "
             "config's vocabulary (dataset.vocabulary)"
         )
@@ -202,13 +206,17 @@ def read_info(directory: str | Path) -> dict[str, Any]:
         `left_out`, see `shard.BadRecord`.
 
     Raises:
-        FileNotFoundError: nothing was prepared there, or the preparation is not finished.
-        ValueError: the file is damaged.
+        MissingFile: nothing was prepared there, or the preparation is not finished.
+        UserError: the file is damaged.
     """
     path = join(directory, INFO_FILE)
     if not is_prepared(directory):
-        raise FileNotFoundError(f"{path}: no such file: no records were prepared here")
-    return storage.read_json(path)
+        raise MissingFile(f"{path}: no such file: no records were prepared here")
+    info = storage.read_json(path)
+    missing = [field for field in INFO_FIELDS if field not in info]
+    if missing:
+        raise UserError(f"{path}: no '{missing[0]}': {AGAIN}")
+    return info
 
 
 def read_classes(directory: str | Path) -> Vocabulary:

@@ -12,6 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from zegformer_jax.input import decoding
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 # Groups of one record, as TFDS writes them, for random access; JPEG and PNG are compressed already.
@@ -165,7 +166,7 @@ def _read(shard: Shard, example: Example) -> tuple[bytes, np.ndarray]:
     image_hw3, label_hw = shard.benchmark.read(example)
     if image_hw3.dtype != np.uint8 or image_hw3.shape != (*label_hw.shape, 3):
         shapes = f"{label_hw.shape}, but {example.image.name} is {image_hw3.shape[:2]}"
-        raise ValueError(f"{example.label}: expected the picture's size: {shapes}")
+        raise UserError(f"{example.label}: expected the picture's size: {shapes}")
     pixels = _count_pixels(label_hw, shard.vocabulary, example)
     features = {
         "image": shard.benchmark.encoded_image(example) or decoding.encode_png(image_hw3),
@@ -184,7 +185,7 @@ def _count_pixels(label_hw: np.ndarray, vocabulary: Vocabulary, example: Example
     pixels = counts[places]
     counts[places] = 0
     if counts.any():
-        raise ValueError(
+        raise UserError(
             f"{example.label}: label {np.flatnonzero(counts)[0]} is not a class of the vocabulary "
             f"(0..{len(vocabulary) - 1}) nor the ignore label {vocabulary.ignore_label}"
         )

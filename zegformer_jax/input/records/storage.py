@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from zegformer_jax.runtime.errors import MissingFile, reading
+
 AGAIN = "remove the directory and prepare the data set again"
 
 
@@ -24,14 +26,14 @@ def read_bytes(path: str) -> bytes:
     """Reads a file.
 
     Raises:
-        FileNotFoundError: it is missing.
+        MissingFile: it is missing.
         OSError: it cannot be read.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             return file.read()
     except tf.errors.NotFoundError:
-        raise FileNotFoundError(f"{path}: no such file: {AGAIN}") from None
+        raise MissingFile(f"{path}: no such file: {AGAIN}") from None
     except tf.errors.OpError as error:
         raise OSError(f"{path}: cannot be read: {error.message}") from error
 
@@ -40,14 +42,13 @@ def read_json(path: str) -> Any:
     """Reads a JSON file.
 
     Raises:
-        FileNotFoundError: it is missing.
+        MissingFile: it is missing.
         OSError: it cannot be read.
-        ValueError: it is damaged.
+        UserError: it is damaged.
     """
-    try:
-        return json.loads(read_bytes(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}): {AGAIN}") from error
+    data = read_bytes(path)
+    with reading(path, AGAIN):
+        return json.loads(data)
 
 
 def write_bytes(path: str, data: bytes) -> None:

@@ -24,13 +24,14 @@ from zegformer_jax.input.records.shard import (
 )
 from zegformer_jax.input.records.storage import join
 from zegformer_jax.input.records.summary import Report, SplitCounts
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 SHEET_FILE = "sheet.png"
 BAD_FILE = "bad_records.txt"
 
 
-class BadRecords(ValueError):
+class BadRecords(UserError):
     """Records that cannot be used.
 
     Attributes:
@@ -73,10 +74,10 @@ def prepare(
         progress: show a progress bar.
 
     Raises:
-        FileNotFoundError: the source is not complete. Nothing is written.
+        MissingFile: the source is not complete. Nothing is written.
         BadRecords: some records cannot be used; it holds those of the whole data set. The other
             shards are kept for the next time, and the directory cannot be opened.
-        ValueError: the source has another number of records than the benchmark, or the destination
+        UserError: the source has another number of records than the benchmark, or the destination
             holds something else.
         OSError: the destination cannot be written.
     """
@@ -84,7 +85,7 @@ def prepare(
     vocabulary = benchmark.load_vocabulary()
     workers = processes.count_cores() if workers is None else workers
     if workers < 1:
-        raise ValueError(f"prepare: {workers} workers; at least 1 is needed")
+        raise UserError(f"prepare: {workers} workers; at least 1 is needed")
     examples = plans.list_splits(benchmark, source, splits or tuple(benchmark.counts), subset)
     plan = plans.make_plan(benchmark.name, vocabulary, examples)
     with _os_errors(directory):
@@ -184,7 +185,7 @@ def _collect(shards: Sequence[Shard], directory: str, skip_bad: bool) -> dict[st
 
     Raises:
         OSError: a shard, or a file that it was made from, changed meanwhile.
-        ValueError: all records of a split are bad.
+        UserError: all records of a split are bad.
     """
     found: dict[str, list[Contents]] = {}
     for shard in shards:
@@ -195,7 +196,7 @@ def _collect(shards: Sequence[Shard], directory: str, skip_bad: bool) -> dict[st
         found.setdefault(shard.split, []).append(contents)
     for split, parts in found.items():
         if not any(part.ids for part in parts):
-            raise ValueError(f"{directory}: all records of {split} are bad")
+            raise UserError(f"{directory}: all records of {split} are bad")
     return found
 
 

@@ -15,6 +15,7 @@ from zegformer_jax.models.layers import (
     Norm,
     group_norm,
 )
+from zegformer_jax.runtime.errors import UserError
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # He et al., table 1
 
@@ -88,4 +89,4 @@ class ResNet(nn.Module):
             return FrozenBatchNorm
         if self.norm == "group":
             return functools.partial(group_norm, self.norm_groups)
-        raise ValueError(f"backbone norm '{self.norm}': choose 'frozen_batch' or 'group'")
+        raise UserError(f"backbone norm '{self.norm}': choose 'frozen_batch' or 'group'")

@@ -14,6 +14,7 @@ from zegformer_jax.models.clip.resnet import STRIDE, WIDTH_FACTOR, ModifiedResNe
 from zegformer_jax.models.clip.text import TextTransformer
 from zegformer_jax.models.clip.vit import ACTIVATIONS, VisionTransformer
 from zegformer_jax.models.normalise import unit_length
+from zegformer_jax.runtime.errors import UserError
 
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)  # of RGB 0..255, openai/CLIP clip.py
 CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
@@ -54,14 +55,14 @@ class ClipConfig:
         if self.is_resnet:
             self._check_resnet()
         elif self.patch_size is None:
-            raise ValueError("ClipConfig: a ViT has a patch_size, not None")
+            raise UserError("ClipConfig: a ViT has a patch_size, not None")
         else:
             self._check_multiple("image_size", "patch_size")
             self._check_multiple("vision_width", "vision_heads")
         self._check_multiple("text_width", "text_heads")
         if self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"ClipConfig: activation '{self.activation}' is not one of {known}")
+            raise UserError(f"ClipConfig: activation '{self.activation}' is not one of {known}")
 
     @property
     def is_resnet(self) -> bool:
@@ -75,7 +76,7 @@ class ClipConfig:
 
     def _check_multiple(self, whole: str, part: str) -> None:
         if getattr(self, whole) % getattr(self, part):
-            raise ValueError(
+            raise UserError(
                 f"ClipConfig: {whole} {getattr(self, whole)} is not a multiple of "
                 f"{part} {getattr(self, part)}"
             )
@@ -83,14 +84,14 @@ class ClipConfig:
     def _check_resnet(self) -> None:
         for field in ("patch_size", "vision_mlp_width"):
             if getattr(self, field) is not None:
-                raise ValueError(f"ClipConfig: a ResNet has no {field}: give None")
+                raise UserError(f"ClipConfig: a ResNet has no {field}: give None")
         if self.image_size % STRIDE:
-            raise ValueError(
+            raise UserError(
                 f"ClipConfig: image_size {self.image_size} is not a multiple of {STRIDE}, "
                 "a ResNet's stride"
             )
         if self.vision_width * WIDTH_FACTOR % self.vision_heads or self.vision_width % 2:
-            raise ValueError(
+            raise UserError(
                 f"ClipConfig: vision_width {self.vision_width} is not even, or {WIDTH_FACTOR} "
                 f"times it not a multiple of vision_heads {self.vision_heads}"
             )
@@ -156,9 +157,7 @@ class CLIP(nn.Module):
         `VisionTransformer.encode_segments`. Raises ValueError where the image tower is no ViT.
         """
         if self.config.is_resnet:
-            raise ValueError(
-                "segments in one pass (eval.segment_classifier) need a CLIP with a ViT"
-            )
+            raise UserError("segments in one pass (eval.segment_classifier) need a CLIP with a ViT")
         return self.visual.encode_segments(images_bhwc, coverage_bqp, segment_layers)
 
     def encode_text(self, tokens_bt: jax.Array) -> jax.Array:

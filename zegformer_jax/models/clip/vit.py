@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from zegformer_jax.models.clip.attention import attend
 from zegformer_jax.models.layers import PYTORCH_INIT, layer_norm
+from zegformer_jax.runtime.errors import UserError
 
 MLP_RATIO = 4  # openai/CLIP model.py, ResidualAttentionBlock
 ACTIVATIONS = {
@@ -189,7 +190,7 @@ class VisionTransformer(nn.Module):
                 tower has not so many blocks.
         """
         if not 1 <= segment_layers <= self.layers:
-            raise ValueError(
+            raise UserError(
                 f"segments are apart in {segment_layers} blocks of CLIP's image tower "
                 f"(eval.one_pass_layers): choose 1 to {self.layers}"
             )

@@ -27,6 +27,7 @@ from zegformer_jax.pretrained.tables import (
     read,
     shapes_of,
 )
+from zegformer_jax.runtime.errors import UserError
 
 STAGES = range(2, 6)
 PREFIXES = ("", "backbone.", "backbone.bottom_up.")  # the last is an FPN's, in detectron2
@@ -111,7 +112,7 @@ def read_resnet(
         that dividing by sqrt(variance + epsilon) changes nothing.
 
     Raises:
-        ValueError: there is no such ResNet, or a tensor is missing, has no place or has another
+        UserError: there is no such ResNet, or a tensor is missing, has no place or has another
             shape; it is named.
     """
     naming, prefix = _find_naming(tensors, where)
@@ -149,7 +150,7 @@ def _find_naming(tensors: Tensors, where: str) -> tuple[Naming, str]:
             if prefix + stem["kernel"] in tensors and prefix + stem["scale"] in tensors:
                 return naming, prefix
     known = ", ".join(f"'{naming.layer_names('stem')['kernel']}'" for naming in NAMINGS[:3])
-    raise ValueError(f"{where}: no ResNet: there is none of {known} with its batch norm")
+    raise UserError(f"{where}: no ResNet: there is none of {known} with its batch norm")
 
 
 def _infer_sizes(
@@ -158,7 +159,7 @@ def _infer_sizes(
     def width(layer: str) -> int:
         name = names(layer)["kernel"]
         if name not in tensors:
-            raise ValueError(
+            raise UserError(
                 f"{where}: no tensor '{name}': only ResNets of bottleneck blocks are read "
                 "(50 layers or more)"
             )

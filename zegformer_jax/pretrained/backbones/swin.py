@@ -24,6 +24,7 @@ from zegformer_jax.pretrained.tables import (
     read,
     shapes_of,
 )
+from zegformer_jax.runtime.errors import UserError
 
 LAYOUTS = ("microsoft", "timm", "detectron2")
 PREFIXES = ("", "backbone.")  # that stand before the names, of any layout
@@ -78,7 +79,7 @@ def find_layout(tensors: Tensors, where: str) -> tuple[str, str]:
     """
     prefix = next((prefix for prefix in PREFIXES if prefix + PATCH_EMBEDDING in tensors), None)
     if prefix is None:
-        raise ValueError(
+        raise UserError(
             f"{where}: no tensor '{PATCH_EMBEDDING}' or 'backbone.{PATCH_EMBEDDING}': "
             "there is no Swin backbone"
         )
@@ -99,10 +100,10 @@ def infer_sizes(tensors: Tensors, where: str, prefix: str = "") -> SwinSizes:
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if prefix + name not in tensors:
             hint = ", which a Swin has and a Swin V2 has not" if name.endswith(BIAS_TABLE) else ""
-            raise ValueError(f"{where}: no tensor '{prefix}{name}'{hint}")
+            raise UserError(f"{where}: no tensor '{prefix}{name}'{hint}")
         found = tuple(tensors[prefix + name].shape)
         if len(found) != axes:
-            raise ValueError(
+            raise UserError(
                 f"{where}: tensor '{prefix}{name}' is {list(found)}, it should have {axes} axes"
             )
         return found
@@ -116,7 +117,7 @@ def infer_sizes(tensors: Tensors, where: str, prefix: str = "") -> SwinSizes:
     offsets = tables[0][0]
     window = (math.isqrt(offsets) + 1) // 2
     if (2 * window - 1) ** 2 != offsets:
-        raise ValueError(
+        raise UserError(
             f"{where}: tensor '{prefix}layers.0.blocks.0.{BIAS_TABLE}' has {offsets} rows; "
             "for a window of side w it has (2 w - 1)^2"
         )

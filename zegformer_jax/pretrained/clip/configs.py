@@ -13,6 +13,7 @@ from zegformer_jax.models.clip.resnet import WIDTH_FACTOR
 from zegformer_jax.models.clip.vit import MLP_RATIO
 from zegformer_jax.models.layers import NORM_EPSILON
 from zegformer_jax.runtime import hugging_face
+from zegformer_jax.runtime.errors import MissingFile, UserError
 
 LEGACY_EOS = 2  # transformers reads the feature at the largest id where a config says 2
 
@@ -55,17 +56,17 @@ def read_fields(path: Path) -> dict[str, Any]:
         path: the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds anything else; one line that names the file.
+        MissingFile: there is no such file.
+        UserError: it holds anything else; one line that names the file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise MissingFile(f"{path}: no such file")
     try:
         fields = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(fields).__name__}")
+        raise UserError(f"{path}: expected a JSON object, got {type(fields).__name__}")
     return fields
 
 
@@ -76,12 +77,12 @@ def from_hugging_face(path: Path) -> ClipConfig:
         path: the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a CLIP's, or a field is not supported; the message names it.
+        MissingFile: there is no such file.
+        UserError: it is not a CLIP's, or a field is not supported; the message names it.
     """
     fields = read_fields(path)
     if fields.get("model_type", "clip") != "clip":
-        raise ValueError(f"{path}: model_type is '{fields['model_type']}', not 'clip'")
+        raise UserError(f"{path}: model_type is '{fields['model_type']}', not 'clip'")
     library = hugging_face.load_transformers()
     with hugging_face.errors_in_one_line(path, "CLIP config"):
         theirs = library.CLIPConfig.from_dict(fields)
@@ -117,12 +118,12 @@ def from_open_clip(path: Path) -> ClipConfig:
         path: the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a field is not supported; the message names it.
+        MissingFile: there is no such file.
+        UserError: a field is not supported; the message names it.
     """
     fields = read_fields(path)
     if "model_cfg" not in fields:
-        raise ValueError(f"{path}: no model_cfg: not OpenCLIP's config")
+        raise UserError(f"{path}: no model_cfg: not OpenCLIP's config")
     model = dict(fields["model_cfg"])
     model_only = {
         key: model.pop(key, default) for key, default in (("embed_dim", 512), ("quick_gelu", False))
@@ -131,12 +132,12 @@ def from_open_clip(path: Path) -> ClipConfig:
     text = _open_clip_fields(path, "text_cfg", model.pop("text_cfg", {}), OPEN_CLIP_TEXT)
     _open_clip_fields(path, "model_cfg", model, {})
     if text["hf_tokenizer_name"] and not (path.parent / "tokenizer.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: text_cfg.hf_tokenizer_name is {text['hf_tokenizer_name']}, but no "
             "tokenizer.json is beside it; only CLIP's own vocabulary needs no file"
         )
     if text["pool_type"] not in ("argmax", "eos"):
-        raise ValueError(f"{path}: text_cfg.pool_type is {text['pool_type']}: not supported")
+        raise UserError(f"{path}: text_cfg.pool_type is {text['pool_type']}: not supported")
     is_resnet = not isinstance(vision["layers"], int)
     width = vision["width"]
     features = width * WIDTH_FACTOR if is_resnet else width
@@ -239,13 +240,13 @@ def _unless_usual(mlp_width: int, width: int) -> int | None:
 def _side(path: Path, key: str, value: Any) -> int:
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1 or None in sides:
-        raise ValueError(f"{path}: {key} is {value}; images are square here, as are their patches")
+        raise UserError(f"{path}: {key} is {value}; images are square here, as are their patches")
     return sides.pop()
 
 
 def _check(path: Path, key: str, value: Any, expected: Any) -> None:
     if value != expected:
-        raise ValueError(f"{path}: {key} is {value}; only {expected} is supported")
+        raise UserError(f"{path}: {key} is {value}; only {expected} is supported")
 
 
 def _open_clip_fields(
@@ -257,7 +258,7 @@ def _open_clip_fields(
         if key in fixed:
             _check(path, f"{section}.{key}", value, fixed[key])
         elif value and key not in defaults and key not in OPEN_CLIP_UNUSED[section]:
-            raise ValueError(f"{path}: {section}.{key} is {value}: not supported")
+            raise UserError(f"{path}: {section}.{key} is {value}: not supported")
     return {key: fields.get(key, default) for key, default in defaults.items()}
 
 

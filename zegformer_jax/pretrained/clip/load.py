@@ -24,6 +24,7 @@ from zegformer_jax.pretrained.clip.tensors import (
     read_parameters,
 )
 from zegformer_jax.pretrained.formats import read_tensors, write_tensors
+from zegformer_jax.runtime.errors import MissingFile, UserError, reading
 from zegformer_jax.text.tokenizer import Tokenizer
 
 HUB_NAME = re.compile(r"[^./~][^/]*/[^/]+")  # owner/model
@@ -43,6 +44,7 @@ OPEN_CLIP_WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 FILE_SUFFIXES = (".pt", ".pth", ".bin", ".npz", ".safetensors")
+AGAIN = "get the published file again"
 SMALL_FILES = ("*.json", "merges.txt")  # of a repository on the Hub
 # Before the text tower's names where it is a module of its own (OpenCLIP's CustomTextCLIP).
 TEXT_PREFIX = re.compile(
@@ -72,8 +74,8 @@ def load_clip(
         the tokenizer: the source's, or OpenAI's where the source has none.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a tensor is missing, not used or of another shape, or a config asks for
+        MissingFile: a file is missing.
+        UserError: a tensor is missing, not used or of another shape, or a config asks for
             something that is not supported.
     """
     path = _locate(source)
@@ -101,7 +103,7 @@ def from_openai_state_dict(
         where: the source's name, for messages.
 
     Raises:
-        ValueError: a tensor is missing, not used or of another shape; the message names it.
+        UserError: a tensor is missing, not used or of another shape; the message names it.
     """
     arrays = dict(arrays)
     if "token_embedding.rows" in arrays:
@@ -129,7 +131,7 @@ def save_clip(
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: params do not fit config.
+        UserError: params do not fit config.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ def _locate(source: str | Path) -> Path:
         return path
     is_name = isinstance(source, str) and HUB_NAME.fullmatch(source)
     if not is_name or path.suffix in FILE_SUFFIXES:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{source}: no CLIP here: give a Hugging Face or OpenCLIP directory, a file of "
             "OpenAI's or a name on the Hub, or train a small one "
             "(./run.sh train --config=configs/openmoji.py:clip)"
@@ -161,7 +163,7 @@ def _locate(source: str | Path) -> Path:
         return _download(source)
     except Exception as error:  # the Hub's errors have many types and span many lines
         first_line = str(error).partition("\n")[0]
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{source}: neither a directory here nor to be had from the Hugging Face Hub "
             f"({type(error).__name__}: {first_line}); download its {HUGGING_FACE_CONFIG}, "
             f"{HUGGING_FACE_WEIGHTS[0]} and tokenizer.json (or {OPEN_CLIP_CONFIG} and "
@@ -203,7 +205,9 @@ def _is_open_clip(directory: Path) -> bool:
 
 
 def _read_hugging_face(directory: Path) -> tuple[ClipConfig, dict]:
-    config = configs.from_hugging_face(directory / HUGGING_FACE_CONFIG)
+    config_path = directory / HUGGING_FACE_CONFIG
+    with reading(config_path, AGAIN):
+        config = configs.from_hugging_face(config_path)
     tensors, where = _read_hugging_face_tensors(directory)
     params = read_parameters(tensors, config, HUGGING_FACE, where)
     mean, std = normalisation.from_hugging_face(directory)
@@ -216,24 +220,23 @@ def _read_open_clip(path: Path) -> tuple[ClipConfig, dict]:
     if path.is_dir():
         found = [directory / x for x in OPEN_CLIP_WEIGHTS if (directory / x).is_file()]
         if not found:
-            raise FileNotFoundError(f"{directory / OPEN_CLIP_WEIGHTS[0]}: no such file")
+            raise MissingFile(f"{directory / OPEN_CLIP_WEIGHTS[0]}: no such file")
         path = found[0]
     config_path = directory / OPEN_CLIP_CONFIG
-    config = configs.from_open_clip(config_path)
+    with reading(config_path, AGAIN):
+        config = configs.from_open_clip(config_path)
+        mean, std = normalisation.from_open_clip(config_path)
     params = read_parameters(_openai_names(read_tensors(path)), config, OPENAI, str(path))
-    mean, std = normalisation.from_open_clip(config_path)
     return config, normalisation.fold_normalisation(params, config, mean, std, str(config_path))
 
 
 def _read_openai(path: Path) -> tuple[ClipConfig, dict]:
     if path.name in OPEN_CLIP_WEIGHTS:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{path}: {OPEN_CLIP_CONFIG}, which says its activation and heads, is not beside it"
         )
     if path.name in HUGGING_FACE_WEIGHTS:
-        raise ValueError(
-            f"{path}: give the directory {path.parent}, with its {HUGGING_FACE_CONFIG}"
-        )
+        raise UserError(f"{path}: give the directory {path.parent}, with its {HUGGING_FACE_CONFIG}")
     return from_openai_state_dict(_openai_names(read_tensors(path)), str(path))
 
 
@@ -254,14 +257,14 @@ def _read_hugging_face_tensors(directory: Path) -> tuple[dict[str, np.ndarray], 
     paths = [directory / name for name in HUGGING_FACE_WEIGHTS]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{paths[0]}: no such file; convert other formats with transformers' "
             "CLIPModel.from_pretrained(...).save_pretrained(...)"
         )
     if path.suffix == ".json":
         tensors, parts = {}, configs.read_fields(path).get("weight_map")
         if not isinstance(parts, dict):
-            raise ValueError(f"{path}: no weight_map: not an index of weights")
+            raise UserError(f"{path}: no weight_map: not an index of weights")
         for part in sorted(set(parts.values())):
             tensors |= read_tensors(directory / part)
         return tensors, str(path)
@@ -271,9 +274,11 @@ def _read_hugging_face_tensors(directory: Path) -> tuple[dict[str, np.ndarray], 
 
 def _read_flax_weights(path: Path) -> dict[str, np.ndarray]:
     """Reads the Flax weights of transformers 4 under the names and layouts of its PyTorch ones."""
-    tree = serialization.msgpack_restore(path.read_bytes())
+    with reading(path, AGAIN):
+        tree = serialization.msgpack_restore(path.read_bytes())
+        arrays = traverse_util.flatten_dict(tree, sep=".")
     tensors = {}
-    for name, array in traverse_util.flatten_dict(tree, sep=".").items():
+    for name, array in arrays.items():
         parent, _, leaf = name.rpartition(".")
         if leaf == "kernel":
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
@@ -293,7 +298,7 @@ def _load_tokenizer(path: Path, config: ClipConfig) -> Tokenizer:
     else:
         tokenizer = Tokenizer.from_directory(directory, config.context_length)
     if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the token embedding "
             f"{config.vocab_size}: they are of different models"
         )

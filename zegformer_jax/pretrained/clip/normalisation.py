@@ -10,6 +10,7 @@ from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD, ClipConfig
 from zegformer_jax.pretrained import tables
 from zegformer_jax.pretrained.clip.configs import read_fields
 from zegformer_jax.runtime import hugging_face
+from zegformer_jax.runtime.errors import UserError
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 MAX_PIXEL = 255
@@ -28,7 +29,7 @@ def from_hugging_face(directory: Path) -> Normalisation:
         Two arrays [3], of RGB 0..255.
 
     Raises:
-        ValueError: the file cannot be read.
+        UserError: the file cannot be read.
     """
     if not any((directory / name).is_file() for name in PROCESSOR_FILES):
         return _normalisation(None, None)
@@ -49,7 +50,7 @@ def from_open_clip(path: Path) -> Normalisation:
         Two arrays [3], of RGB 0..255.
 
     Raises:
-        ValueError: the file cannot be read.
+        UserError: the file cannot be read.
     """
     fields = read_fields(path).get("preprocess_cfg") or {}
     return _normalisation(fields.get("mean"), fields.get("std"))
@@ -78,7 +79,7 @@ def fold_normalisation(
         The parameters, unchanged where nothing differs.
 
     Raises:
-        ValueError: they differ for a ResNet, whose padding is not at the same grey.
+        UserError: they differ for a ResNet, whose padding is not at the same grey.
     """
     mean, std, clip_mean, clip_std = (
         np.asarray(x, np.float64) for x in (mean, std, CLIP_MEAN, CLIP_STD)
@@ -86,7 +87,7 @@ def fold_normalisation(
     if np.allclose((mean, std), (clip_mean, clip_std), rtol=0, atol=TOLERANCE):
         return dict(params)
     if config.is_resnet:
-        raise ValueError(
+        raise UserError(
             f"{where}: mean {mean.tolist()} and std {std.tolist()} of pixels differ from OpenAI's; "
             "that is supported for ViTs only"
         )

@@ -8,6 +8,7 @@ import numpy as np
 from zegformer_jax.models.clip.model import ClipConfig
 from zegformer_jax.models.clip.resnet import STRIDE, WIDTH_FACTOR
 from zegformer_jax.pretrained.clip.tensors import OPENAI
+from zegformer_jax.runtime.errors import UserError
 
 HEAD_WIDTH = 64  # openai/CLIP model.py, build_model: heads = width // 64
 
@@ -20,12 +21,12 @@ def from_shapes(arrays: Mapping[str, np.ndarray], where: str) -> ClipConfig:
         where: a file's name, for messages.
 
     Raises:
-        ValueError: a tensor is missing; the message names it.
+        UserError: a tensor is missing; the message names it.
     """
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in arrays:
-            raise ValueError(f"{where}: no tensor '{name}': not a CLIP in OpenAI's naming")
+            raise UserError(f"{where}: no tensor '{name}': not a CLIP in OpenAI's naming")
         return arrays[name].shape
 
     vocab_size, text_width = shape("token_embedding.weight")

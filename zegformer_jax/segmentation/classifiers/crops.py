@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.class_scores import clip_logits
 from zegformer_jax.segmentation.resize import (
@@ -40,7 +41,7 @@ class Crops:
         clip_chunk: Segments that are encoded at once; 0: a number that suits the device.
 
     Raises:
-        ValueError: The style is unknown or the chunk negative.
+        UserError: The style is unknown or the chunk negative.
     """
 
     clip: CLIP
@@ -50,11 +51,11 @@ class Crops:
     def __post_init__(self):
         """Checks the fields."""
         if self.crop_style not in STYLES:
-            raise ValueError(
+            raise UserError(
                 f"eval.crop_style '{self.crop_style}': choose one of {', '.join(STYLES)}"
             )
         if self.clip_chunk < 0:
-            raise ValueError(f"eval.clip_chunk {self.clip_chunk}: give a number of segments, or 0")
+            raise UserError(f"eval.clip_chunk {self.clip_chunk}: give a number of segments, or 0")
 
     def __call__(
         self,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.class_scores import clip_logits
 from zegformer_jax.segmentation.resize import (
@@ -36,7 +37,7 @@ class OnePass:
         one_pass_layers: Number of the tower's last layers in which the segments are apart.
 
     Raises:
-        ValueError: CLIP's image tower is no ViT.
+        UserError: CLIP's image tower is no ViT.
     """
 
     clip: CLIP
@@ -45,7 +46,7 @@ class OnePass:
     def __post_init__(self):
         """Checks the image tower."""
         if self.clip.config.is_resnet:
-            raise ValueError("eval.segment_classifier 'one_pass': needs a CLIP with a ViT")
+            raise UserError("eval.segment_classifier 'one_pass': needs a CLIP with a ViT")
 
     def __call__(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from zegformer_jax.experiment import Experiment
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.training.objective import Objective
 from zegformer_jax.training.objectives.classifier import ClassifierObjective
 from zegformer_jax.training.objectives.clip import ClipObjective
@@ -21,8 +22,8 @@ def open_objective(experiment: Experiment) -> Objective:
     """Opens the objective of an experiment and its data.
 
     Raises:
-        ValueError: `model.kind` names no objective.
+        UserError: `model.kind` names no objective.
     """
     if experiment.kind not in OBJECTIVES:
-        raise ValueError(f"model.kind '{experiment.kind}': choose one of {', '.join(OBJECTIVES)}")
+        raise UserError(f"model.kind '{experiment.kind}': choose one of {', '.join(OBJECTIVES)}")
     return OBJECTIVES[experiment.kind](experiment)

@@ -1,0 +1,15 @@
+"""Puts the folders `data` and `configs`, which lie beside the package, into the wheel."""
+
+from setuptools import find_packages, setup
+
+ASSETS = "zegformer_jax.assets"  # where runtime/assets.py looks for them
+FOLDERS = ("configs", "data")
+
+setup(
+    packages=[
+        *find_packages(include=["zegformer_jax*"]),
+        *(f"{ASSETS}.{folder}" for folder in FOLDERS),
+    ],
+    package_dir={f"{ASSETS}.{folder}": folder for folder in FOLDERS},
+    package_data={f"{ASSETS}.data": ["**/*"]},
+)

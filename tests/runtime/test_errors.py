@@ -1,0 +1,19 @@
+"""The errors that the user can mend are also the built-in errors that callers expect."""
+
+import pickle
+
+import pytest
+
+from zegformer_jax.runtime.errors import MissingFile, UserError
+
+
+def test_a_missing_file_is_caught_as_each_of_its_kinds():
+    for kind in (UserError, ValueError, FileNotFoundError, OSError):
+        with pytest.raises(kind, match="^x.json: no such file$"):
+            raise MissingFile("x.json: no such file")
+
+
+@pytest.mark.parametrize("kind", [UserError, MissingFile])
+def test_errors_come_back_from_other_processes(kind):
+    error = pickle.loads(pickle.dumps(kind("x.json: cut off")))
+    assert type(error) is kind and str(error) == "x.json: cut off"

@@ -1,0 +1,121 @@
+r"""Evaluates a trained model on its data set, or on others.
+
+Prints the scores and writes tables. Run the same command to resume an interrupted evaluation.
+
+Examples:
+  %(prog)s --config=configs/coco_stuff.py:r101 --workdir=runs/coco
+  %(prog)s --config=configs/coco_stuff.py:r101 --workdir=runs/coco \
+      --datasets=coco_stuff,ade20k_150,folder=mine --predictions=png
+  %(prog)s --config=configs/coco_stuff.py:r101 --checkpoint=zegformer.pth
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zegformer_jax.cli import config
+
+if TYPE_CHECKING:
+    from zegformer_jax.evaluation.checkpoint import Source
+    from zegformer_jax.evaluation.evaluation import Evaluation
+    from zegformer_jax.evaluation.targets import Target
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    config.add_arguments(parser)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--workdir", default="", metavar="DIR", help="folder of a training")
+    model.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="PATH",
+        help="WORKDIR/checkpoints/STEP, or a checkpoint in the authors' layout",
+    )
+    parser.add_argument(
+        "--datasets",
+        default="",
+        metavar="NAME[=DIR],...",
+        help="data sets to evaluate on instead of the experiment's own; without DIR: the "
+        "directory NAME beside the experiment's own data set",
+    )
+    parser.add_argument(
+        "--output",
+        default="",
+        metavar="DIR",
+        help="folder for the tables; default: WORKDIR/evaluation, or beside the checkpoint",
+    )
+    parser.add_argument(
+        "--predictions",
+        default="",
+        metavar="KINDS",
+        help="also write label maps: png, rle or png,rle",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluates on every data set in turn."""
+    fields = config.read(options)
+    from etils import epath
+
+    from zegformer_jax.evaluation.checkpoint import open_source
+    from zegformer_jax.evaluation.report.files import parse_kinds
+    from zegformer_jax.evaluation.targets import choose
+    from zegformer_jax.experiment import Experiment
+    from zegformer_jax.runtime.processes import join
+
+    kinds = parse_kinds(options.predictions)
+    join()
+    open_experiment = partial(Experiment.open, fields)
+    source = open_source(options.workdir, options.checkpoint, open_experiment)
+    for target in choose(options.datasets, source.experiment):
+        folder = epath.Path(options.output or source.results) / target.results
+        evaluate_on(target, source, folder, kinds)
+
+
+def evaluate_on(target: "Target", source: "Source", folder: Any, kinds: Sequence[str]) -> None:
+    """Evaluates on one data set; an interrupted evaluation writes its tables, too.
+
+    Args:
+        target: the data set.
+        source: the model.
+        folder: a local or remote folder for the tables and the label maps.
+        kinds: kinds of label maps to write, png or rle.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came.
+    """
+    from zegformer_jax.evaluation.evaluation import Interrupted
+    from zegformer_jax.evaluation.evaluator import Evaluator
+    from zegformer_jax.evaluation.loop import evaluate
+    from zegformer_jax.evaluation.report.files import LabelMapWriter
+    from zegformer_jax.evaluation.resume import ResumeFile
+    from zegformer_jax.runtime.processes import wait_for_all
+
+    evaluator = Evaluator(target.experiment, source.variables, target.trained)
+    keep = LabelMapWriter(folder, kinds) if kinds else None
+    with ResumeFile(folder, note=",".join(sorted(kinds))) as resume:
+        try:
+            result = evaluate(target.experiment, evaluator=evaluator, keep=keep, resume=resume)
+        except Interrupted as stopped:
+            if stopped.evaluation is not None:
+                _report(stopped.evaluation, target, source, folder)
+            raise
+        _report(result, target, source, folder)
+        wait_for_all("tables are written")  # until then another process may have to resume
+
+
+def _report(evaluation: "Evaluation", target: "Target", source: "Source", folder: Any) -> None:
+    """Writes the tables and prints the scores, in the first process."""
+    from zegformer_jax.evaluation.report import files
+    from zegformer_jax.evaluation.report.published import published_lines
+    from zegformer_jax.evaluation.report.schema import describe
+    from zegformer_jax.runtime.processes import is_first
+
+    if is_first():
+        published = published_lines(evaluation.plan.model, source.experiment, target.name)
+        settings = dataclasses.asdict(target.experiment.eval)
+        report = describe(evaluation, target.name, published=published, settings=settings)
+        print(f"{target.results}\n{files.write_evaluation(folder, evaluation, report)}")

@@ -1,0 +1,56 @@
+r"""Trains a model.
+
+Writes checkpoints, metrics and the config into the workdir. Run the same command to resume an
+interrupted training; on the same devices the result is bit-identical.
+
+Examples:
+  %(prog)s --config=configs/pascal_voc.py:r101 --workdir=runs/voc \
+      --config.dataset.directory=records/pascal_voc
+  %(prog)s --config=configs/coco_stuff.py:r101 --workdir=gs://bucket/coco \
+      --config.dataset.directory=gs://bucket/coco_stuff --config.train.validate_every=5000
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from zegformer_jax.cli import config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    config.add_arguments(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--change-config",
+        action="store_true",
+        help="resume with another config than the run began with",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains, and prints the last loss."""
+    fields = config.read(options)
+    from zegformer_jax.experiment import Experiment
+    from zegformer_jax.runtime.processes import join
+    from zegformer_jax.training.loop import train
+
+    join()
+    with stopping(options.workdir):
+        experiment = Experiment.open(fields, options.workdir)
+        history = train(experiment, change_config=options.change_config)
+    last = history[-1] if history else {"step": 0, "loss": float("nan")}
+    print(f"{options.workdir}: {last['step']} steps, loss {last['loss']:.4f}")
+
+
+@contextlib.contextmanager
+def stopping(workdir: str) -> Iterator[None]:
+    """Ends the program with exit status 0 after a training that SIGTERM stopped."""
+    from zegformer_jax.training.loop import Preempted
+
+    try:
+        yield
+    except Preempted as stopped:
+        print(f"{workdir}: {stopped}; run the same command to resume")
+        sys.exit(0)

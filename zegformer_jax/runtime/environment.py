@@ -1,0 +1,34 @@
+"""Environment variables that jax and TensorFlow read when they are imported."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+CACHE_VARIABLE = "ZEGFORMER_CACHE"
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> str:
+    """Returns the folder for text embeddings and compiled programs.
+
+    It is $ZEGFORMER_CACHE, else $XDG_CACHE_HOME/zegformer_jax, else ~/.cache/zegformer_jax.
+
+    Raises:
+        RuntimeError: neither variable is set, and the user has no home.
+    """
+    if environment.get(CACHE_VARIABLE):
+        return environment[CACHE_VARIABLE]
+    caches = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(caches) / "zegformer_jax")
+
+
+def missing_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Returns the variables that are not set: fewer notices, and compiled programs on disk."""
+    defaults = {
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_ENABLE_ONEDNN_OPTS": "0",  # spares a notice; TensorFlow only reads files here
+    }
+    try:
+        defaults["JAX_COMPILATION_CACHE_DIR"] = f"{cache_folder(environment)}/xla"
+    except RuntimeError:
+        pass
+    return {name: value for name, value in defaults.items() if name not in environment}
