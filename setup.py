@@ -1,8 +1,8 @@
-"""Puts the folders `data` and `configs`, which lie beside the package, into the wheel."""
+"""Puts the folders `data` and `configs`, which are beside the package, into the wheel."""
 
 from setuptools import find_packages, setup
 
-ASSETS = "zegformer_jax.assets"  # where runtime/assets.py looks for them
+ASSETS = "zegformer_jax.assets"  # runtime/assets.py reads them there
 FOLDERS = ("configs", "data")
 
 setup(

@@ -1,21 +1,22 @@
-"""Seconds and memory of inference: this project's beside PyTorch's parts as users join them.
+"""Seconds and memory of inference: this project compared with a pipeline of PyTorch's parts.
 
     python benchmarks/inference.py [--parts=speed,memory,classes,devices] [--dtypes float32]
         [--queries=100] [--chunk=4] [--chunks 4 10 25 100] [--repeats=3] [--compile]
 
-Real: the models' sizes (ResNet-50, ViT-B/16 at 224) and every operation from the picture to the
-label map. Made: parameters are random, the picture is noise, and the queries' logits, after the
-grouper ran, are replaced by random ones and by ellipses of all sizes, all distinct and none empty;
-so every segment is CLIP's to encode (exact mode) unless a row says otherwise. Text embeddings are
-random, too: they are made once for a vocabulary.
+The sizes of the models (ResNet-50, ViT-B/16 at 224) and all operations from the image to the label
+map are real. The data is synthetic: parameters are random and the image is noise. The grouper runs,
+but its logits are then replaced by random class logits and by masks of ellipses of all sizes,
+distinct and not empty, so that CLIP encodes every segment (exact mode) unless a row says otherwise.
+Text embeddings are random, as they are computed once per vocabulary.
 
-speed: seconds a picture by part, at 512x683 (padded to 512x704) and 480x640 originally; ours and
-PyTorch's (`torch_inference.py`, where torch and transformers are there) take turns, figures are
-medians. `all` is one compiled function of ours, so parts need not add up to it. Then the modes that
-show CLIP fewer segments, and CLIP alone by the number of crops at once, beside a large matmul.
-memory: the growth at the peak of one call, each in a process of its own: resident memory on a CPU,
-the device's count elsewhere; and what XLA allocates, temporaries and output.
-classes: the real Evaluator's step with small models; and the label map alone.
+speed: seconds per image by part, for an image of 480x640 resized to 512x683 and padded to 512x704.
+This project and PyTorch (`torch_inference.py`, if torch and transformers are installed) take turns;
+the figures are medians. `all` is one compiled function, so the parts need not add up to it. It then
+measures the modes that show CLIP fewer segments, and CLIP alone by the number of crops per batch,
+compared with a large matmul.
+memory: growth at the peak of one call, each in a separate process: resident memory on a CPU, the
+device's count on accelerators; and XLA's allocations for temporaries and output.
+classes: the step of the real Evaluator with small models, and the label map alone.
 devices: the same step on virtual CPU devices. They share the host's cores: it shows the overhead.
 """
 
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of the GPU's
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for PyTorch
 
 import jax
 import jax.numpy as jnp
@@ -45,26 +46,29 @@ DTYPES = ("float32", "bfloat16")
 OURS, PYTORCH, COMPILED = "this project", "PyTorch", "torch.compile"
 NEEDED = ("torch", "transformers")
 KEPT = (30, 10)  # segments that are not empty
-LEFT = 10  # segments that `eval.skip_below` and `eval.top_segments` leave to CLIP
-MATMUL_SIDE = {"cpu": 2048}  # of the matmul that shows what the device can
+LEFT = 10  # segments that CLIP sees with `eval.skip_below` and `eval.top_segments`
+MATMUL_SIDE = {"cpu": 2048}  # of the matmul that measures the device's speed
 LARGE_MATMUL_SIDE = 8192  # on accelerators
 LARGE = {"size": (1024, 1366), "original": (960, 1280)}
 HUGE = {"original": (1500, 2000), "classes": 847}
-CLASSES, DEVICES, PICTURES = (20, 171, 847), (1, 2, 4, 8), 8
-SMALL = {"size": (256, 341), "original": (240, 320)}  # pictures of the devices' table
+CLASSES, DEVICES, IMAGES = (20, 171, 847), (1, 2, 4, 8), 8
+SMALL = {"size": (256, 341), "original": (240, 320)}  # size of the images for `devices`
 
 
 def take_turns(calls: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
-    """Median seconds of calls that take turns, each warmed up; a call may say its own seconds."""
+    """Returns the median seconds of calls that take turns, each after one warm-up call.
+
+    A call that returns a float, or a dict of floats by part, is not timed: these are its seconds.
+    """
     for call in calls.values():
         call()
     times = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             start = time.perf_counter()
-            said = call()
-            took = time.perf_counter() - start
-            times[name].append(said if isinstance(said, dict | float) else took)
+            own = call()
+            seconds = time.perf_counter() - start
+            times[name].append(own if isinstance(own, dict | float) else seconds)
     return {name: _median(values) for name, values in times.items()}
 
 
@@ -75,7 +79,7 @@ def _median(values: list) -> Any:
 
 
 def others(case: Case, made: Any, compiles: bool) -> dict[str, Any]:
-    """PyTorch's pipelines, where it is installed."""
+    """Returns PyTorch's pipelines by name, none if it is not installed."""
     if not all(importlib.util.find_spec(name) for name in NEEDED):
         return {}
     from torch_inference import TorchPipeline
@@ -85,15 +89,15 @@ def others(case: Case, made: Any, compiles: bool) -> dict[str, Any]:
 
 
 def speed(options: argparse.Namespace, dtype: str) -> None:
-    """By part, by mode, and by crops at once."""
+    """Prints the seconds by part, by mode, and of CLIP by crops per batch."""
     case = Case(queries=options.queries, dtype=dtype, chunk=options.chunk)
     ours = Pipeline(case)
     theirs = others(case, ours.made, options.compile)
     print(f"speed: {case.size[0]}x{case.size[1]}, {dtype}, {case.queries} queries, ", end="")
-    print(f"{case.classes} classes, chunks of {case.chunk}; seconds a picture", flush=True)
+    print(f"{case.classes} classes, chunks of {case.chunk}; seconds per image", flush=True)
     parts, modes, chunks = calls_by_part(ours), calls_by_mode(ours), ours.chunks
     medians = take_turns(parts | theirs | modes, options.repeats)
-    medians["CLIP"] *= chunks  # one is timed
+    medians["CLIP"] *= chunks  # only one chunk is timed
     print(f"  {'':<10}{OURS:>14}" + "".join(f"{name:>14}{'ours/theirs':>14}" for name in theirs))
     for part in parts:
         line = f"  {part:<10}{medians[part]:>14.3f}"
@@ -107,7 +111,7 @@ def speed(options: argparse.Namespace, dtype: str) -> None:
 
 
 def calls_by_part(ours: Pipeline) -> dict[str, Callable[[], Any]]:
-    """Grouper, crops, one chunk of CLIP's, map, and everything in exact mode."""
+    """Returns calls of the grouper, crops, one chunk of CLIP, label map, and all in exact mode."""
     return {
         "grouper": ours.run_grouper(),
         "crops": ours.run_crops(),
@@ -118,7 +122,7 @@ def calls_by_part(ours: Pipeline) -> dict[str, Callable[[], Any]]:
 
 
 def calls_by_mode(ours: Pipeline) -> dict[str, Callable[[], Any]]:
-    """Everything, where CLIP sees fewer segments."""
+    """Returns calls of the whole inference with fewer segments for CLIP."""
     skipping = Skipping(skip_below=ours.threshold(LEFT))
     calls = {f"{kept} not empty": ours.whole(kept=kept) for kept in KEPT}
     calls[f"skip_below leaves {LEFT}"] = ours.whole(skipping)
@@ -128,7 +132,7 @@ def calls_by_mode(ours: Pipeline) -> dict[str, Callable[[], Any]]:
 
 
 def speed_of_clip(options: argparse.Namespace, ours: Pipeline, theirs: dict[str, Any]) -> None:
-    """Prints CLIP's time a crop by the number of crops at once, and GFLOP/s beside a matmul's."""
+    """Prints CLIP's seconds per crop by crops per batch, and GFLOP/s compared with a matmul."""
     side = MATMUL_SIDE.get(jax.default_backend(), LARGE_MATMUL_SIDE)
     x = jnp.ones((side, side), jnp.dtype(ours.case.dtype))
     multiply = jax.jit(jnp.matmul)
@@ -143,13 +147,13 @@ def speed_of_clip(options: argparse.Namespace, ours: Pipeline, theirs: dict[str,
         line = f"  {'matmul' if count == 'matmul' else f'CLIP, {count} crops':<18}"
         for name in (OURS, *theirs):
             rate = work[count] / medians[count, name] / 1e9
-            each = "" if count == "matmul" else f"{medians[count, name] / count:.4f} s a crop"
+            each = "" if count == "matmul" else f"{medians[count, name] / count:.4f} s per crop"
             line += f"  {name} {rate:.0f} GFLOP/s {each}"
         print(line, flush=True)
 
 
 def memory(options: argparse.Namespace, dtype: str) -> None:
-    """Prints the peak of one call beyond models and inputs."""
+    """Prints the peak memory of one call in addition to models and inputs."""
     exact = {"kind": "exact", "dtype": dtype, "chunk": options.chunk}
     torch = {**exact, "kind": "torch"}
     few, many = {"queries": options.queries}, {"queries": 3 * options.queries}
@@ -157,32 +161,33 @@ def memory(options: argparse.Namespace, dtype: str) -> None:
     cases += [exact | few | HUGE | {"kind": "map"}]
     if all(importlib.util.find_spec(name) for name in NEEDED):
         cases += [torch | few, torch | few | LARGE]
-    print(f"memory: {dtype}, beyond models and inputs")
+    print(f"memory: {dtype}, in addition to models and inputs")
     for case in cases:
-        said = in_process(__file__, case, dict(os.environ))
+        measured = in_process(__file__, case, dict(os.environ))
         shape = _case(case)
         print(
             f"  {case['kind']:<7}{shape.size[0]}x{shape.size[1]} to {shape.original[0]}x"
             f"{shape.original[1]}, {shape.queries} queries, {shape.classes} classes: "
-            f"{said['peak'] / 2**20:.0f} MiB at the peak, XLA {said['xla'] / 2**20:.0f} MiB",
+            f"{measured['peak'] / 2**20:.0f} MiB at the peak, "
+            f"XLA {measured['xla'] / 2**20:.0f} MiB",
             flush=True,
         )
 
 
 def classes(options: argparse.Namespace) -> None:
-    """Prints how the evaluation's step grows with the vocabulary."""
-    print("classes: seconds a picture of 512x683, small models")
+    """Prints the seconds of the evaluation's step by size of the vocabulary."""
+    print("classes: seconds per image of 512x683, small models")
     print(f"  {'classes':>8}{'label map':>12}{'ensemble':>12}{'4 methods':>12}{'and oracles':>13}")
     for count in CLASSES:
         case = {"kind": "classes", "classes": count, "queries": options.queries}
-        said = in_process(__file__, case | {"repeats": options.repeats}, dict(os.environ))
-        cells = "".join(f"{value:>12.3f}" for value in said["seconds"])
+        measured = in_process(__file__, case | {"repeats": options.repeats}, dict(os.environ))
+        cells = "".join(f"{value:>12.3f}" for value in measured["seconds"])
         print(f"  {count:>8}{cells}", flush=True)
 
 
 def devices(options: argparse.Namespace) -> None:
-    """Prints the same work on more virtual devices, which share the host's cores."""
-    print(f"devices: {PICTURES} pictures of 256x341, small models, {os.cpu_count()} cores in all")
+    """Prints the seconds of the same step by number of virtual devices, which share the cores."""
+    print(f"devices: {IMAGES} images of 256x341, small models, {os.cpu_count()} cores in all")
     first = None
     for count in DEVICES:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
@@ -194,7 +199,7 @@ def devices(options: argparse.Namespace) -> None:
 
 
 def _case(fields: dict[str, Any]) -> Case:
-    """The fields of a case, sizes as tuples."""
+    """Makes a case of its JSON fields, in which tuples are lists."""
     known = {name: fields[name] for name in Case._fields if name in fields}
     return Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
@@ -207,7 +212,7 @@ def measure(fields: dict[str, Any]) -> dict[str, Any]:
 
         repeats = fields["repeats"]
         if kind == "devices":
-            return {"seconds": step_seconds(case, PICTURES, repeats, ("ensemble",), False)}
+            return {"seconds": step_seconds(case, IMAGES, repeats, ("ensemble",), False)}
         alone = take_turns({"map": Pipeline(case).run_map()}, repeats)["map"]
         return {"seconds": [alone, *classes_row(case, repeats)]}
     if kind == "torch":
@@ -221,7 +226,7 @@ def measure(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Reads the flags; wrong ones end the program with one line."""
+    """Parses the flags; errors end the program with one line."""
 
     def positive(text: str) -> int:
         if (number := int(text)) <= 0:
@@ -233,7 +238,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"'{min(wrong)}': choose of {', '.join(PARTS)}")
         return text.split(",")
 
-    on_cpu = jax.default_backend() == "cpu"  # where bfloat16 is slow
+    on_cpu = jax.default_backend() == "cpu"  # bfloat16 is slow there
     chunk = CHUNK_ON.get(jax.default_backend(), CHUNK)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", type=parts, default=list(PARTS), help=",".join(PARTS))
@@ -242,14 +247,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--chunk", type=positive, default=chunk, help="eval.clip_chunk")
     parser.add_argument("--chunks", type=positive, nargs="+", default=[4, 10, 25, 100])
     parser.add_argument("--repeats", type=positive, default=3)
-    parser.add_argument("--compile", action="store_true", help="torch.compile besides")
+    parser.add_argument("--compile", action="store_true", help="measures torch.compile, too")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     parser.error = lambda message: sys.exit(f"benchmarks/inference.py: {message}")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
-    """Measures and prints."""
+    """Runs the chosen measurements."""
     options = parse(arguments)
     if options.case:
         print(json.dumps(measure(options.case)))

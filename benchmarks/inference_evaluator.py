@@ -1,6 +1,6 @@
-"""The evaluation's step on made pictures, for `inference.py`: the real `Evaluator`, small models.
+"""Step of the real `Evaluator` on synthetic images with small models, for `inference.py`.
 
-Its CLIP and its grouper are tiny, so that what is left is what grows with classes and devices.
+CLIP and grouper are tiny, so that the costs that grow with classes and devices dominate.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from inference_parts import Case, MadeGrouper, config_of, make
 
 from zegformer_jax.evaluation.evaluator import Evaluator
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip.load import save_clip
 from zegformer_jax.segmentation.class_scores import MODES
 from zegformer_jax.text.tokenizer import Tokenizer
+from zegformer_jax.text.vocabulary import load_vocabulary
 
 VOCABULARIES = {20: "pascal_voc_20", 171: "coco_stuff_171", 847: "ade20k_full_847"}
 SMALL_CLIP = ClipConfig(
@@ -30,7 +30,7 @@ SMALL_CLIP = ClipConfig(
 
 
 def small_config(case: Case, folder: Path, methods: tuple[str, ...], oracles: bool) -> Any:
-    """An experiment with the case's queries and classes, and small models."""
+    """Returns a config with the case's queries and classes, and small models."""
     config = config_of(case)
     vocabulary = VOCABULARIES[case.classes]
     config.model.backbone.update(
@@ -47,7 +47,7 @@ def small_config(case: Case, folder: Path, methods: tuple[str, ...], oracles: bo
 
 
 def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> Evaluator:
-    """Makes the evaluator, with random models; a query says what is made for it."""
+    """Makes the evaluator with random models, whose queries have the synthetic logits."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         init = jax.jit(CLIP(SMALL_CLIP).init)
@@ -70,7 +70,7 @@ def make_evaluator(case: Case, methods: tuple[str, ...], oracles: bool) -> Evalu
 
 
 def make_batch(case: Case, count: int) -> dict[str, np.ndarray]:
-    """Pictures of noise with labels of noise, as `input.pipeline.eval_batches` gives them."""
+    """Makes images and labels of noise, in the layout of `input.pipeline.eval_batches`."""
     rng = np.random.default_rng(2)
     ignore = load_vocabulary(VOCABULARIES[case.classes]).ignore_label
     height, width = case.original
@@ -86,10 +86,10 @@ def make_batch(case: Case, count: int) -> dict[str, np.ndarray]:
 
 
 def step_seconds(
-    case: Case, pictures: int, repeats: int, methods: tuple[str, ...], oracles: bool
+    case: Case, images: int, repeats: int, methods: tuple[str, ...], oracles: bool
 ) -> float:
-    """Median seconds of the evaluator's step on a batch of pictures, over all devices."""
-    evaluator, batch = make_evaluator(case, methods, oracles), make_batch(case, pictures)
+    """Returns the median seconds of the evaluator's step on a batch, over all devices."""
+    evaluator, batch = make_evaluator(case, methods, oracles), make_batch(case, images)
     evaluator(batch)
     times = []
     for _ in range(repeats):
@@ -100,6 +100,6 @@ def step_seconds(
 
 
 def classes_row(case: Case, repeats: int) -> list[float]:
-    """Seconds of a picture's step: the ensemble alone, all methods, and the oracles besides."""
+    """Returns seconds per image: with the ensemble alone, all methods, and oracles in addition."""
     choices = ((("ensemble",), False), (MODES, False), (MODES, True))
     return [step_seconds(case, 1, repeats, *choice) for choice in choices]

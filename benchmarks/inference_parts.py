@@ -1,4 +1,4 @@
-"""Inference by its parts, for `inference.py`: made pictures, our pipeline, memory at the peak."""
+"""Parts of inference, for `inference.py`: synthetic images, this project's pipeline, memory."""
 
 import json
 import math
@@ -41,15 +41,15 @@ from zegformer_jax.segmentation.zegformer import (  # noqa: E402
 
 VIT_B16 = ClipConfig()
 NONE_SKIPPED = Skipping()
-MULTIPLE, STRIDE = 32, 4  # that pictures are padded to; of the mask logits
-RADII = (0.05, 0.5)  # of the made segments, over the picture's side
-PEAK_LOGIT, LEAST_LOGIT = 4.0, -10.0  # of a made mask, at its centre and far from it
-CLASS_LOGIT_STD = 3.0  # of made class logits
-CLEAR_PEAK = "5"  # what resets VmHWM; Linux, proc(5), clear_refs
+MULTIPLE, STRIDE = 32, 4  # padding of images; stride of the mask logits
+RADII = (0.05, 0.5)  # of the synthetic segments, relative to the image's side
+PEAK_LOGIT, LEAST_LOGIT = 4.0, -10.0  # of a synthetic mask, at its centre and far from it
+CLASS_LOGIT_STD = 3.0  # of synthetic class logits
+CLEAR_PEAK = "5"  # resets VmHWM; Linux, proc(5), clear_refs
 
 
 class Case(NamedTuple):
-    """What is measured: sizes of the picture, the model's queries, classes, dtype, CLIP's chunk."""
+    """Case to measure: sizes of the image, and queries, classes, dtype and CLIP's chunk."""
 
     size: tuple[int, int] = (512, 683)
     original: tuple[int, int] = (480, 640)
@@ -60,12 +60,12 @@ class Case(NamedTuple):
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Rows and columns of the network's input."""
+        """Height and width of the network's input."""
         return tuple(-(-side // MULTIPLE) * MULTIPLE for side in self.size)
 
 
 class Made(NamedTuple):
-    """A made picture and what a trained grouper might say of it."""
+    """A synthetic image, and outputs of a trained grouper for it."""
 
     image_hwc: np.ndarray
     class_logits_qc: np.ndarray
@@ -75,7 +75,7 @@ class Made(NamedTuple):
 
 
 def make(case: Case) -> Made:
-    """Makes noise as the picture and the logits, and ellipses of all sizes as segments."""
+    """Makes an image and class logits of noise, and segments that are ellipses of all sizes."""
     rng = np.random.default_rng(0)
     padded, size = case.padded, case.size
     image = np.zeros((*padded, 3), np.uint8)
@@ -97,15 +97,15 @@ def make(case: Case) -> Made:
 
 
 def keep_segments(masks_qhw: np.ndarray, count: int) -> np.ndarray:
-    """Leaves so many segments and empties the others."""
+    """Returns the masks with all but the first `count` segments empty."""
     kept = np.arange(len(masks_qhw)) < count
     return np.where(kept[:, None, None], masks_qhw, LEAST_LOGIT)
 
 
 class MadeGrouper(NamedTuple):
-    """Runs a grouper, and gives the made logits plus a share of its own.
+    """Runs a grouper, and returns the synthetic logits plus a share of its own.
 
-    The share is 0, but an argument, so that the compiler cannot leave the grouper out.
+    The share is 0, but an argument, so that the compiler cannot remove the grouper.
     """
 
     grouper: Any
@@ -113,7 +113,7 @@ class MadeGrouper(NamedTuple):
     def apply(
         self, variables: Any, images: jax.Array, text: jax.Array, all_layers: bool
     ) -> GrouperOutput:
-        """As the grouper's; `variables` are its own, the made logits and the share."""
+        """Replaces the grouper's; `variables` are its own, the synthetic logits and the share."""
         variables, made, share = variables
         output = self.grouper.apply(variables, images, text, all_layers=all_layers)
         mixed = (x[None, None] + share * own[-1:] for x, own in zip(made, output, strict=True))
@@ -121,7 +121,7 @@ class MadeGrouper(NamedTuple):
 
 
 def config_of(case: Case) -> Any:
-    """The published model's config with the case's sizes, unlocked."""
+    """Returns the published model's config with the case's sizes, unlocked."""
     config = base.get_config().unlock()
     config.model.transformer.queries = case.queries
     config.eval.dtype = case.dtype
@@ -129,10 +129,10 @@ def config_of(case: Case) -> Any:
 
 
 class Pipeline:
-    """This project's inference on a made picture, whole and by its parts."""
+    """This project's inference on a synthetic image, whole and by its parts."""
 
     def __init__(self, case: Case):
-        """Makes the models, with random parameters, and the arrays."""
+        """Makes the models with random parameters, and the arrays."""
         self.case, self.made = case, make(case)
         self.grouper = MadeGrouper(
             Experiment(config_of(case), "").build_model(VIT_B16.embed_dim, case.dtype)
@@ -152,7 +152,7 @@ class Pipeline:
 
     @property
     def chunks(self) -> int:
-        """The chunks that all queries make."""
+        """Number of chunks of all queries."""
         return -(-self.case.queries // self.case.chunk)
 
     def _logits(self, masks_qhw: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -163,7 +163,7 @@ class Pipeline:
         return jax.random.normal(jax.random.key(2), (count, side, side, 3))
 
     def run_grouper(self) -> Callable[[], Any]:
-        """Compiles the grouper; the call runs it."""
+        """Compiles the grouper; returns the call that runs it."""
 
         @jax.jit
         def group(variables: Any, image: jax.Array, size: jax.Array, text: jax.Array) -> Any:
@@ -173,7 +173,10 @@ class Pipeline:
         return _bind(group, self.variables, self.image, self.size, self.text.grouper_cd)
 
     def run_crops(self) -> Callable[[], Any]:
-        """The crops chunk by chunk; their maxima stand for CLIP, which no compiler sees through."""
+        """Compiles the crops, chunk by chunk; returns the call that runs them.
+
+        Their maxima replace CLIP, so that the compiler cannot remove them.
+        """
 
         @jax.jit
         def crop(image_hwc: jax.Array, masks_qhw: jax.Array) -> jax.Array:
@@ -185,7 +188,7 @@ class Pipeline:
         return _bind(crop, self.clip_hwc, jnp.asarray(self.made.mask_logits_qhw))
 
     def encoder(self, count: int) -> Callable[[], Any]:
-        """CLIP on so many crops at once."""
+        """Compiles CLIP on a batch of `count` crops; returns the call that runs it."""
         return _bind(self._encode, self.clip_params, self._crops(count))
 
     @property
@@ -199,11 +202,11 @@ class Pipeline:
     def flops(self) -> float:
         """Returns XLA's count of FLOP for one crop."""
         shapes = jax.eval_shape(lambda: (self.clip_params, self._crops(1)))
-        # Of the compiled function: one that is only lowered has no analysis on GPUs.
+        # On GPUs only compiled functions have an analysis, lowered ones have none.
         return self._encode.lower(*shapes).compile().cost_analysis()["flops"]
 
     def run_map(self) -> Callable[[], Any]:
-        """The label map from scores and mask logits."""
+        """Compiles the label map from scores and mask logits; returns the call that runs it."""
         function = jax.jit(self._label_map)
         return _bind(function, self.scores, jnp.asarray(self.made.mask_logits_qhw))
 
@@ -219,12 +222,12 @@ class Pipeline:
         kept: int | None = None,
         classifier: Any = None,
     ) -> Callable[[], Any]:
-        """Everything as one compiled function, from the image to the label map.
+        """Compiles everything from the image to the label map; returns the call that runs it.
 
         Args:
-            skipping: Which segments CLIP does not see.
-            kept: Number of segments that are not empty; None: all.
-            classifier: The segment classifier; None: crops.
+            skipping: Rules for the segments that CLIP does not see.
+            kept: Number of segments that are not empty; None keeps all.
+            classifier: The segment classifier; None takes crops.
         """
         classifier = classifier or Crops(self.clip, clip_chunk=self.case.chunk)
         model = ZegFormer(self.grouper, classifier, skipping=skipping)
@@ -251,11 +254,11 @@ class Pipeline:
         )
 
     def one_pass(self) -> OnePass:
-        """The segment classifier that needs no crops."""
+        """Returns the segment classifier that needs no crops."""
         return OnePass(self.clip)
 
     def threshold(self, left: int) -> float:
-        """The `eval.skip_below` that leaves so many segments to CLIP."""
+        """Returns the `eval.skip_below` with which CLIP sees `left` segments."""
         bounds_q = score_bounds(
             self.made.class_logits_qc, self.made.seen_c, self.clip_params["logit_scale"]
         )
@@ -266,7 +269,7 @@ class Pipeline:
 
 
 def _bind(function: Any, *arguments: Any) -> Callable[[], Any]:
-    """Compiles for the arguments; the call runs and waits. It has `allocated`: bytes, by XLA."""
+    """Compiles for the arguments; the call runs and waits, and has XLA's bytes as `allocated`."""
     compiled = function.lower(*arguments).compile()
 
     def call() -> Any:
@@ -278,9 +281,9 @@ def _bind(function: Any, *arguments: Any) -> Callable[[], Any]:
 
 
 def peak_bytes(run: Callable[[], Any]) -> float:
-    """The most memory that a call holds beyond what was held before; a process of its own, once.
+    """Returns the growth of memory at the peak of a call; once per process, as peaks remain.
 
-    The device's count on an accelerator, else the process's resident memory, as Linux says it.
+    It is the device's count on an accelerator, else Linux' count of resident memory.
     """
     if stats := jax.devices()[0].memory_stats():
         run()
@@ -289,7 +292,7 @@ def peak_bytes(run: Callable[[], Any]) -> float:
 
 
 def resident_peak(run: Callable[[], Any]) -> float:
-    """The growth of the process's resident memory at the peak of a call; NaN where not on Linux."""
+    """Returns the growth of resident memory at the peak of a call; NaN if not on Linux."""
     process = Path("/proc/self")
     if not (process / "clear_refs").exists():
         return float("nan")
@@ -305,7 +308,7 @@ def _status(field: str) -> int:
 
 
 def in_process(program: str, case: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """Measures a case in a process of its own; what it says in its last line, JSON."""
+    """Measures a case in a separate process; returns the JSON of its last line."""
     command = [sys.executable, program, "--case", json.dumps(case)]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ran.returncode:

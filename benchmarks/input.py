@@ -1,11 +1,11 @@
-"""Training pictures a second: this project's input pipeline beside a PyTorch DataLoader.
+"""Training images per second: this project's input pipeline compared with a PyTorch DataLoader.
 
-    python benchmarks/input.py [--pictures=64] [--seconds=20] [--workers=2] [--crops 640 512]
+    python benchmarks/input.py [--images=64] [--seconds=20] [--workers=2] [--crops 640 512]
 
 Makes JPEGs of 640x480 with labels of 20 classes, or takes a folder (--folder=DIR with images/*.jpg
-and annotations/*.png), and runs both in turn, several rounds, in one process tree: first the
-pipeline, then a mapper of the usual kind (Pillow and NumPy in DataLoader's worker processes), if
-PyTorch is there. Then one step after the other of the pipeline alone, to say where the time goes.
+and annotations/*.png). Both take turns for several rounds: the pipeline, and, if PyTorch is
+installed, a typical mapper (Pillow and NumPy in DataLoader's worker processes). Then the steps of
+the pipeline are timed one by one.
 """
 
 import argparse
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, if 
 
 from zegformer_jax.input import pipeline, transforms
 from zegformer_jax.input.datasets import FileSource
+from zegformer_jax.input.settings import InputSettings
 from zegformer_jax.text.vocabulary import Vocabulary
 
 OURS = "this pipeline"
@@ -35,11 +36,11 @@ SHORT_SIDES = {
     640: tuple(int(64 * s + 0.5) for s in range(5, 16)),
     512: tuple(int(51.2 * s + 0.5) for s in range(5, 21)),
 }
-ACCELERATORS_NEED = 300  # pictures a second of a host with 8 accelerators
+ACCELERATORS_NEED = 300  # images per second, for a host with 8 accelerators
 
 
 def make_folder(folder: Path, count: int) -> None:
-    """Writes pictures that compress as photographs do, and label maps of large regions."""
+    """Writes images that compress like photographs, and label maps of large regions."""
     rng = np.random.default_rng(0)
     for kind in ("images", "annotations"):
         (folder / kind).mkdir(parents=True)
@@ -54,7 +55,7 @@ def make_folder(folder: Path, count: int) -> None:
 
 
 def open_folder(folder: Path) -> FileSource:
-    """Opens the pictures as the project does."""
+    """Opens a folder of images and labels as the project does."""
     images = sorted((folder / "images").glob("*.jp*g"))
     if not images:
         sys.exit(f"{folder / 'images'}: no *.jpg there")
@@ -65,17 +66,16 @@ def open_folder(folder: Path) -> FileSource:
 
 def ours(source: FileSource, crop: int, workers: int) -> Iterator[int]:
     """Yields the pictures of each batch of the pipeline."""
-    batches = pipeline.train_batches(
-        source, source.vocabulary, batch_size=BATCH, crop_size=crop,
-        short_sides=SHORT_SIDES[crop], max_long_side=4 * crop, seed=0, num_steps=10**9,
-        threads=workers,
-    )  # fmt: skip
+    settings = InputSettings(
+        BATCH, crop, SHORT_SIDES[crop], max_long_side=4 * crop, threads=workers
+    )
+    batches = pipeline.train_batches(source, source.vocabulary, settings, seed=0, num_steps=10**9)
     for batch in batches:
         yield len(batch["image"])
 
 
 def mapper(crop: int) -> Callable[[Path, Path, np.random.Generator], tuple]:
-    """The usual mapper: Pillow and NumPy, the same augmentation in the same order."""
+    """Returns a typical mapper in Pillow and NumPy, with the same augmentation and order."""
 
     def jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         def linear(x: np.ndarray, gain: float, offset: float) -> np.ndarray:
@@ -84,8 +84,8 @@ def mapper(crop: int) -> Callable[[Path, Path, np.random.Generator], tuple]:
         def hsv(x: np.ndarray, change: Callable[[np.ndarray], None]) -> np.ndarray:
             values = np.array(Image.fromarray(x).convert("HSV"), np.float32)
             change(values)
-            picture = Image.fromarray(values.clip(0, 255).astype(np.uint8), "HSV")
-            return np.asarray(picture.convert("RGB"))
+            changed = Image.fromarray(values.clip(0, 255).astype(np.uint8), "HSV")
+            return np.asarray(changed.convert("RGB"))
 
         def saturate(values: np.ndarray) -> None:
             values[..., 1] *= rng.uniform(0.5, 1.5)
@@ -125,12 +125,12 @@ def mapper(crop: int) -> Callable[[Path, Path, np.random.Generator], tuple]:
 
 
 def torch_batches(source: FileSource, crop: int, workers: int) -> Iterator[int]:
-    """Yields the pictures of each batch of a DataLoader."""
+    """Yields the number of images of each batch of a DataLoader."""
     import torch
 
     read = mapper(crop)
 
-    class Pictures(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return 10**9
 
@@ -141,14 +141,14 @@ def torch_batches(source: FileSource, crop: int, workers: int) -> Iterator[int]:
 
     indices = iter(range(10**9))
     loader = torch.utils.data.DataLoader(
-        Pictures(), batch_size=BATCH, num_workers=workers, sampler=indices
+        Images(), batch_size=BATCH, num_workers=workers, sampler=indices
     )
     for images, _ in loader:
         yield len(images)
 
 
 def rate(batches: Iterator[int], seconds: float) -> float:
-    """Pictures a second over some seconds, after two batches to warm up."""
+    """Returns images per second over some seconds, after two warm-up batches."""
     for _ in range(2):
         next(batches)
     start, count = time.perf_counter(), 0
@@ -158,7 +158,7 @@ def rate(batches: Iterator[int], seconds: float) -> float:
 
 
 def stages(source: FileSource, crop: int, count: int = 40) -> dict[str, float]:
-    """Milliseconds a picture of each step, one after the other on one thread."""
+    """Returns milliseconds per image of each step, on one thread."""
     records = [source[i % len(source)] for i in range(count)]
     draws = np.random.default_rng(0).random((count, transforms.NUM_RANDOM))
     crops = [np.ascontiguousarray(record["image"][:crop, :crop]) for record in records]
@@ -186,18 +186,18 @@ def stages(source: FileSource, crop: int, count: int = 40) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> None:
-    """Measures and prints."""
+    """Measures all crop sizes and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, help="with images/ and annotations/")
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--folder", type=Path, help="folder with images/ and annotations/")
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--workers", type=int, default=2, help="threads, and worker processes")
     parser.add_argument("--crops", type=int, nargs="+", default=[640, 512])
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.folder or Path(scratch) / "pictures"
+        folder = options.folder or Path(scratch) / "made"
         if options.folder is None:
-            make_folder(folder, options.pictures)
+            make_folder(folder, options.images)
         source = open_folder(folder)
         for crop in options.crops:
             makers = {OURS: ours}
@@ -216,19 +216,19 @@ def main(arguments: list[str]) -> None:
 
 
 def report(crop: int, rates: dict[str, list[float]], workers: int, steps: dict[str, float]) -> None:
-    """Prints the medians, their ratio and the cores that a large host needs."""
+    """Prints the medians, their ratio and the number of cores for a large host."""
     medians = {name: float(np.median(values)) for name, values in rates.items()}
     for name, values in rates.items():
         spread = f"{min(values):.1f} to {max(values):.1f}"
         each = medians[name] / workers
         print(
-            f"crop {crop}  {name:<14}{medians[name]:7.1f} pictures/s ({spread}), {each:.1f} a core"
+            f"crop {crop}  {name:<14}{medians[name]:7.1f} images/s ({spread}), {each:.1f} per core"
         )
     if "DataLoader" in medians:
         print(f"crop {crop}  ratio {medians[OURS] / medians['DataLoader']:.2f}")
     cores = ACCELERATORS_NEED * workers / medians[OURS]
-    print(f"crop {crop}  {ACCELERATORS_NEED} pictures/s take {cores:.1f} cores")
-    print(f"crop {crop}  ms a picture: " + ", ".join(f"{k} {v:.1f}" for k, v in steps.items()))
+    print(f"crop {crop}  {ACCELERATORS_NEED} images/s need {cores:.1f} cores")
+    print(f"crop {crop}  ms per image: " + ", ".join(f"{k} {v:.1f}" for k, v in steps.items()))
 
 
 if __name__ == "__main__":

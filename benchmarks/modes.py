@@ -1,10 +1,11 @@
-"""What the faster and the slower modes of evaluation cost and give: pictures a second and mIoU.
+"""Speed and accuracy of the modes of evaluation: images per second and mIoU.
 
     python benchmarks/modes.py --config=configs/openmoji.py --workdir=runs/openmoji
         [--output=FILE.png] [--rounds=2]
 
-Evaluates a trained grouper once a round in every mode, by `eval.scores` alone, in the headline
-vocabulary; the first batch of a shape compiles and is not timed. Draws unseen mIoU over speed.
+Evaluates a trained grouper in every mode once per round, with the method `eval.scores` and the
+headline vocabulary. The first batch of each shape compiles and is not timed. Plots unseen mIoU over
+speed.
 """
 
 import argparse
@@ -22,9 +23,9 @@ from zegformer_jax.cli import config as config_flags
 from zegformer_jax.evaluation.loop import evaluate
 from zegformer_jax.experiment import Experiment
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS tells every file
+logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS logs every file
 
-# Name: the fields of `eval` in which a mode differs, and the side that CLIP sees.
+# Name: fields of `eval` in which the mode differs, and CLIP's input size (0: unchanged).
 MODES = {
     "exact": ({}, 0),
     "bfloat16": ({"dtype": "bfloat16"}, 0),
@@ -45,7 +46,7 @@ MARKERS = "osDv^<>"
 
 
 def in_mode(config: ConfigDict, fields: dict[str, Any], input_size: int) -> ConfigDict:
-    """The experiment, evaluated in a mode alone."""
+    """Returns the config of an evaluation in one mode."""
     other = ConfigDict(config.to_dict()).unlock()
     other.eval.update(methods=(other.eval.scores,), oracles=False, **fields)
     other.eval.vocabularies = other.eval.vocabularies[:1]
@@ -54,7 +55,7 @@ def in_mode(config: ConfigDict, fields: dict[str, Any], input_size: int) -> Conf
 
 
 def measure(config: ConfigDict, workdir: str, rounds: int) -> list[dict[str, Any]]:
-    """Rows of speed and mIoU, a mode each; the modes take turns."""
+    """Returns one row of speed and mIoU per mode; the modes take turns."""
     speeds, lines = {name: [] for name in MODES}, {}
     for _ in range(rounds):
         for name, mode in MODES.items():
@@ -63,42 +64,42 @@ def measure(config: ConfigDict, workdir: str, rounds: int) -> list[dict[str, Any
             speeds[name].append(1 / result.seconds_per_image)
             lines[name] = result.line()
     return [
-        {"mode": name, "pictures": statistics.median(speeds[name])} | lines[name] for name in MODES
+        {"mode": name, "images": statistics.median(speeds[name])} | lines[name] for name in MODES
     ]
 
 
 def draw(rows: list[dict[str, Any]], path: str) -> None:
-    """Draws unseen mIoU over pictures a second."""
+    """Plots unseen mIoU over images per second."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for place, row in enumerate(rows):
-        point = row["pictures"], 100 * row["unseen"]
+        point = row["images"], 100 * row["unseen"]
         axes.plot(*point, MARKERS[place % len(MARKERS)], label=row["mode"], markersize=8, alpha=0.8)
     figure.legend(loc="outside right upper", fontsize=8)
-    axes.set(xlabel="pictures a second", ylabel="mIoU of unseen classes, %")
+    axes.set(xlabel="images per second", ylabel="mIoU of unseen classes, %")
     axes.grid(alpha=0.3)
     FigureCanvasAgg(figure).print_png(path)
 
 
 def run(arguments: list[str]) -> None:
-    """Measures, prints the table and draws."""
+    """Measures all modes, prints the table and plots it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     config_flags.add_arguments(parser)
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--output", help="a PNG of the trade")
-    parser.add_argument("--rounds", type=int, default=2, help="evaluations in every mode")
+    parser.add_argument("--output", help="a PNG of accuracy over speed")
+    parser.add_argument("--rounds", type=int, default=2, help="evaluations per mode")
     options = config_flags.parse(parser, arguments)
     rows = measure(config_flags.read(options), options.workdir, options.rounds)
-    print(f"{'mode':<26}{'pictures/s':>11}{'ratio':>7}{'seen':>7}{'unseen':>8}{'harmonic':>10}")
+    print(f"{'mode':<26}{'images/s':>11}{'ratio':>7}{'seen':>7}{'unseen':>8}{'harmonic':>10}")
     for row in rows:
         scores = (100 * row[name] for name in ("seen", "unseen", "harmonic"))
-        ratio = row["pictures"] / rows[0]["pictures"]
+        ratio = row["images"] / rows[0]["images"]
         print(
             "{:<26}{:>11.1f}{:>7.2f}{:>7.1f}{:>8.1f}{:>10.1f}".format(
-                row["mode"], row["pictures"], ratio, *scores
+                row["mode"], row["images"], ratio, *scores
             )
         )
     if options.output:

@@ -1,9 +1,9 @@
 """Inference in PyTorch as users write it, for `inference.py`: whole masks, one batch of crops.
 
-transformers' MaskFormer (as in `torch_step.py`) and CLIP; image x mask at full resolution for all
-queries, cropped by RoIAlign with adaptive sampling, which is written with `grid_sample` and loops
-over queries, as their numbers of samples differ; all crops in one batch; the semantic map of all
-classes at the padded size, cut, resized and compared.
+The models are transformers' MaskFormer (as in `torch_step.py`) and CLIP. The image times the mask
+at full resolution is cropped by RoIAlign with adaptive sampling, written with `grid_sample` in a
+loop over queries, as their numbers of samples differ. All crops are one batch. The scores of all
+classes are computed at the padded size, then cut, resized and compared.
 """
 
 import time
@@ -33,7 +33,7 @@ def make_clip() -> torch.nn.Module:
 
 
 def boxes_of(segments_qhw: torch.Tensor) -> list[tuple[int, int, int, int]]:
-    """First column and row, last column and row of each segment; the picture where that is flat."""
+    """Returns each segment's first column and row and last column and row; the image if flat."""
     boxes = []
     height, width = segments_qhw.shape[1:]
     for columns, rows in zip(segments_qhw.any(1).cpu(), segments_qhw.any(2).cpu(), strict=True):
@@ -45,7 +45,7 @@ def boxes_of(segments_qhw: torch.Tensor) -> list[tuple[int, int, int, int]]:
 
 
 def roi_align(image_chw: torch.Tensor, box: tuple[int, ...], side: int) -> torch.Tensor:
-    """RoIAlign as torchvision's, `aligned=True` and adaptive sampling: [C, side, side]."""
+    """Returns [C, side, side] of torchvision's RoIAlign, `aligned=True`, adaptive sampling."""
 
     def positions(start: int, end: int, length: int) -> tuple[torch.Tensor, int]:
         samples = -(-(end - start) // side)
@@ -62,10 +62,10 @@ def roi_align(image_chw: torch.Tensor, box: tuple[int, ...], side: int) -> torch
 
 
 class TorchPipeline:
-    """The same picture, segments and sizes in PyTorch."""
+    """Inference in PyTorch on the same image, segments and sizes."""
 
     def __init__(self, case: Case, made: Made, compiles: bool = False):
-        """Makes the models, with random parameters, and the arrays."""
+        """Makes the models with random parameters, and the arrays."""
         torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.case = case
@@ -83,7 +83,7 @@ class TorchPipeline:
         )
 
     def _normalised(self, mean: tuple, std: tuple) -> torch.Tensor:
-        """The picture [3, H, W], zero where it is padded."""
+        """Returns the image [3, H, W], zero in the padding."""
         mean, std = (torch.tensor(x, device=self.device)[:, None, None] for x in (mean, std))
         image = (self.image.permute(2, 0, 1) - mean) / std
         height, width = self.case.size
@@ -91,7 +91,7 @@ class TorchPipeline:
         return image
 
     def group(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class and mask logits of the last layer; the made ones take their place."""
+        """Returns class and mask logits of the last layer; later parts take the synthetic ones."""
         model = self.grouper
         image = self._normalised(PIXEL_MEAN, PIXEL_STD)[None]
         with self._autocast:
@@ -102,7 +102,7 @@ class TorchPipeline:
             return model.class_predictor(states), masks
 
     def crop(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """CLIP's inputs [Q, 3, 224, 224], and the upsampled mask logits [Q, H, W]."""
+        """Returns CLIP's inputs [Q, 3, 224, 224] and the upsampled mask logits [Q, H, W]."""
         masks = interpolate(self.masks[None], self.case.padded, mode="bilinear")[0]
         segments = masks.sigmoid() > 0.5
         images = self._normalised(CLIP_MEAN, CLIP_STD)[None] * segments[:, None]
@@ -112,12 +112,12 @@ class TorchPipeline:
         return torch.stack(crops), masks
 
     def encode(self, crops: torch.Tensor) -> torch.Tensor:
-        """CLIP's features [N, D]."""
+        """Returns CLIP's features [N, D]."""
         with self._autocast:
             return self.clip(crops).image_embeds.float()
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """The ensemble's scores [Q, C]."""
+        """Returns the ensemble's scores [Q, C]."""
         cosines = normalize(features) @ self.text.T
         logits = torch.cat(
             [np.exp(INITIAL_LOGIT_SCALE) * cosines, self.class_logits[:, -1:]], dim=1
@@ -129,14 +129,14 @@ class TorchPipeline:
         return torch.where(self.seen, seen, grouper ** (1 - weight) * clip**weight)
 
     def label_map(self, scores: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Every pixel's class at the original size."""
+        """Returns every pixel's class at the original size."""
         height, width = self.case.size
         maps = torch.einsum("qc,qhw->chw", scores, masks.sigmoid())[:, :height, :width]
         return interpolate(maps[None], self.case.original, mode="bilinear")[0].argmax(0)
 
     @torch.inference_mode()
     def __call__(self) -> dict[str, float]:
-        """Seconds of one picture by part and in all."""
+        """Returns the seconds of one image by part and in total."""
         start = self._now()
         self.group()
         grouped = self._now()
@@ -156,14 +156,14 @@ class TorchPipeline:
 
     @torch.inference_mode()
     def encode_seconds(self, count: int) -> float:
-        """Seconds of CLIP on so many crops at once."""
+        """Returns the seconds of CLIP on a batch of `count` crops."""
         crops = torch.randn(count, 3, *[VIT_B16.image_size] * 2, device=self.device)
         start = self._now()
         self.encode(crops)
         return self._now() - start
 
     def peak_bytes(self) -> float:
-        """The most memory that a picture takes besides the models."""
+        """Returns the peak memory of one image, in addition to the models."""
         if self.device == "cpu":
             return resident_peak(self)
         torch.cuda.reset_peak_memory_stats()
@@ -172,7 +172,7 @@ class TorchPipeline:
         return torch.cuda.max_memory_allocated() - held
 
     def multiply_seconds(self, side: int) -> float:
-        """Seconds of a matmul of large squares in the case's dtype."""
+        """Returns the seconds of a matmul of large square matrices in the case's dtype."""
         x = torch.randn(side, side, device=self.device, dtype=getattr(torch, self.case.dtype))
         start = self._now()
         torch.matmul(x, x)

@@ -1,8 +1,8 @@
 """The training step in PyTorch, for `train_step.py`: transformers' MaskFormer and its losses.
 
-It has the sizes, class logits, losses and weights of a config, SciPy's matching, torch's AdamW and
-clipping. Its images lie channels last, which is PyTorch's faster layout, and its targets are made
-beforehand, as its data loaders do.
+It has the sizes, class logits, losses and weights of a config, SciPy's matching, and torch's AdamW
+and clipping. Images have channels last, PyTorch's faster layout, and targets are made before the
+step, as in its data loaders.
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ import transformers
 from zegformer_jax.models.grouper import CLASS_LOGIT_SCALE
 from zegformer_jax.models.normalise import PIXEL_MEAN, PIXEL_STD
 
-BACKBONE_RATE = 0.1  # factor of its learning rate; configs/base.py
+BACKBONE_RATE = 0.1  # factor of the learning rate; configs/base.py
 
 
 class ClassLogits(torch.nn.Module):
-    """Cosines of the projected states and the text embeddings, as the grouper's."""
+    """Cosines of the projected states and the text embeddings, equal to the grouper's."""
 
     def __init__(self, width: int, text: np.ndarray):
         """Makes the projection to the size of text embeddings [C, D]."""
@@ -99,7 +99,7 @@ class TorchStep:
         self._optimiser, self._schedule = self._make_optimiser(config)
 
     def _make_optimiser(self, config: Any) -> tuple[Any, Any]:
-        """AdamW of the recipe's groups: backbone, norms and query embedding, and the rest."""
+        """Returns AdamW with the recipe's groups of parameters, and its schedule."""
         rates, groups = config.optimiser, {}
         norms = (torch.nn.GroupNorm, torch.nn.LayerNorm)
         for prefix, module in self.model.named_modules():
@@ -120,13 +120,13 @@ class TorchStep:
         return optimiser, torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, power)
 
     def _run(self, images: Any) -> tuple[Any, Any]:
-        """Class logits [L, B, Q, C + 1] and mask logits [L, B, Q, H/4, W/4] of all layers."""
+        """Returns all layers' class logits [L, B, Q, C + 1] and mask logits [L, B, Q, H/4, W/4]."""
         model = self.model
         mean, std = (images.new_tensor(x, dtype=torch.float32) for x in (PIXEL_MEAN, PIXEL_STD))
         pixels = (images - mean[:, None, None]) / std[:, None, None]
         with self._autocast:
             output = model.model(pixels, output_hidden_states=True)
-            # The first is what goes into the decoder; the last is normed.
+            # The first state is the decoder's input; the last is normalised already.
             *states, last = output.transformer_decoder_hidden_states[1:]
             norm = model.model.transformer_module.decoder.layernorm
             states = torch.stack([*map(norm, states), last])
@@ -158,7 +158,7 @@ class TorchStep:
             torch.cuda.synchronize()
 
     def memory(self) -> float:
-        """Bytes at the peak on a GPU; not known of a CPU."""
+        """Returns the peak memory in bytes on a GPU; NaN on a CPU."""
         if self.device == "cpu":
             return float("nan")
         return torch.cuda.max_memory_allocated() - self._held

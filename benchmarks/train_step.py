@@ -1,18 +1,19 @@
-"""Images a second of the training step: this project's beside one made of PyTorch's parts.
+"""Images per second of the training step: this project compared with PyTorch's parts.
 
     python benchmarks/train_step.py [--config=configs/pascal_voc.py:r50] [--batch 1 2]
         [--dtypes float32 bfloat16] [--rounds=3] [--seconds=20] [--peak=TFLOPS] [--compile]
         [--profile=DIR]
 
-Ours is the step that `./run.sh train` compiles, on one device: targets from the label map, grouper,
-matching and losses of all layers, optimiser, donated state. The other is that of `torch_step.py`,
-where torch, transformers and scipy are there. They take turns on the same synthetic batch.
+This project's step is the one that `./run.sh train` compiles, on one device: targets from the label
+map, grouper, matching and losses of all layers, optimiser, donated state. The other is that of
+`torch_step.py`, if torch, transformers and scipy are installed. They take turns on the same
+synthetic batch.
 
-FLOP are XLA's count of our compiled step (loops once) and serve for both; the peak is --peak, else
-what a large matmul of the dtype reaches in this run. Memory is the compiled step's peak, and what
-PyTorch allocated on a GPU. The matching's share is the time of matching all layers alone over that
-of our whole step. Where a machine has other work, PyTorch's threads wait for each
-other and lose far more than XLA's: there only the fastest rounds compare.
+FLOP are XLA's count of our compiled step (loops count once) and are used for both. The peak is
+--peak, else the speed of a large matmul of the dtype in this run. Memory is the compiled step's
+peak, and PyTorch's allocation on a GPU. The matching's share is the time of matching all layers
+alone over that of our whole step. On a machine with other work, PyTorch's threads wait for each
+other and lose far more than XLA's: compare the fastest rounds there.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, if not installed
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of the GPU's
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for PyTorch
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,9 @@ from ml_collections import ConfigDict
 
 from zegformer_jax.cli.config import load
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.runtime.mesh import make_mesh, replicate, replicated, to_devices
+from zegformer_jax.text.vocabulary import load_vocabulary
 from zegformer_jax.training import matching
 from zegformer_jax.training.loop import peak_bytes, step_of
 from zegformer_jax.training.objectives.grouper import GrouperObjective
@@ -47,7 +48,7 @@ from zegformer_jax.training.targets import first_targets, target_widths, targets
 
 OURS = "this project"
 EMBED_DIM = 512  # of CLIP ViT-B/16's text embeddings
-REGIONS = (2, 4)  # of a label map, rows and columns; each is of another class
+REGIONS = (2, 4)  # of a label map, rows and columns; each has another class
 WARM_UP, PROFILED, MATMULS = 2, 3, 10
 MATMUL_SIDE = {"cpu": 2048}  # of the matmul that measures the peak
 LARGE_MATMUL_SIDE = 8192  # on accelerators
@@ -56,10 +57,10 @@ DTYPES = ("float32", "bfloat16")
 
 
 def read_config(argument: str) -> Any:
-    """Reads `FILE[:VARIANT]`.
+    """Reads a config from the argument `FILE[:VARIANT]`.
 
     Raises:
-        ValueError: there is no such file or variant, or it is no grouper on a ResNet.
+        ValueError: there is no such file or variant, or the model is no grouper on a ResNet.
     """
     config = load(argument)
     if config.model.kind != "zegformer" or config.model.backbone.kind != "resnet":
@@ -68,7 +69,7 @@ def read_config(argument: str) -> Any:
 
 
 def make_batch(config: Any, size: int, classes: int) -> dict[str, np.ndarray]:
-    """Makes noise as images, and label maps of a few large regions of different classes."""
+    """Makes images of noise, and label maps of a few large regions of different classes."""
     rng = np.random.default_rng(0)
     rows, columns = REGIONS
     side = config.input.crop_size
@@ -86,7 +87,7 @@ def make_batch(config: Any, size: int, classes: int) -> dict[str, np.ndarray]:
 
 
 def make_text(classes: int) -> np.ndarray:
-    """Text embeddings, float32 [C, D] of unit length."""
+    """Makes text embeddings, float32 [C, D] of unit length."""
     text_cd = np.random.default_rng(0).normal(size=(classes, EMBED_DIM)).astype(np.float32)
     return text_cd / np.linalg.norm(text_cd, axis=-1, keepdims=True)
 
@@ -95,7 +96,7 @@ class OurStep:
     """The compiled step of this project, and its state."""
 
     def __init__(self, config: Any, dtype: str, batch: dict[str, np.ndarray], text: np.ndarray):
-        """Compiles the step."""
+        """Makes the state and compiles the step."""
         mesh = make_mesh(1)
         config = ConfigDict(config.to_dict())
         config.dtype = dtype
@@ -110,12 +111,12 @@ class OurStep:
         self.batch = to_devices(batch, mesh)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
         self._compiled = jitted.lower(self.state, self.constants, self.batch, self.key).compile()
-        # Of the compiled step: a step that is only lowered has no analysis on GPUs.
+        # On GPUs only compiled functions have an analysis, lowered ones have none.
         self.flops = self._compiled.cost_analysis()["flops"]
         self._metrics = {}
 
     def __call__(self) -> None:
-        """Starts a step and waits for the one before: as in a training, never far ahead."""
+        """Starts a step after the previous one ended, as the training does."""
         self.state, metrics = self._compiled(self.state, self.constants, self.batch, self.key)
         jax.block_until_ready(self._metrics)
         self._metrics = metrics
@@ -125,11 +126,11 @@ class OurStep:
         jax.block_until_ready(self.state)
 
     def memory(self) -> float:
-        """Returns the bytes at the peak."""
+        """Returns the peak memory in bytes."""
         return peak_bytes(self._compiled)
 
     def matching_seconds(self, seconds: float) -> float:
-        """Returns the seconds of matching all layers by itself, on the model's own output."""
+        """Returns the seconds of matching all layers alone, on the model's output."""
         loss, text_cd = self.loss, self.constants["text_cd"]
         variables = {"params": self.state.params, "constants": self.state.constants}
         images = normalise_images(self.batch["image"])
@@ -150,7 +151,7 @@ class OurStep:
 
 
 def rate(step: Callable[[], Any], seconds: float, wait: Callable[[], Any] = lambda: None) -> float:
-    """Calls a second over some seconds, at least one, after two to warm up."""
+    """Returns calls per second over some seconds, at least one, after two warm-up calls."""
     for _ in range(WARM_UP):
         step()
     wait()
@@ -163,7 +164,7 @@ def rate(step: Callable[[], Any], seconds: float, wait: Callable[[], Any] = lamb
 
 
 def measured_peak(dtype: str) -> float:
-    """FLOP/s of a matmul of two large squares."""
+    """Returns the FLOP/s of a matmul of two large square matrices."""
     side = MATMUL_SIDE.get(jax.default_backend(), LARGE_MATMUL_SIDE)
     x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(dtype))
     multiply = jax.jit(jnp.matmul)
@@ -176,12 +177,12 @@ def measured_peak(dtype: str) -> float:
 
 
 def attempt(make: Callable[[], Any]) -> Any:
-    """Makes a step and takes it; None where the memory does not suffice."""
+    """Makes a step and runs it once; returns None if the memory is too small."""
     try:
         step = make()
         step()
         step.wait()
-        step.peak = step.memory()  # now, before another allocates
+        step.peak = step.memory()  # before another step allocates
         return step
     except RuntimeError as error:  # jax's and torch's derive from it
         if "out of memory" not in str(error).lower():
@@ -190,7 +191,7 @@ def attempt(make: Callable[[], Any]) -> Any:
 
 
 def compare(options: argparse.Namespace, config: Any, dtype: str, size: int) -> None:
-    """Measures a batch size and a dtype, and prints what came out."""
+    """Measures one batch size and dtype, and prints the results."""
     vocabulary = load_vocabulary(config.dataset.vocabulary)
     text = make_text(len(vocabulary.seen_indices))
     arguments = (config, dtype, make_batch(config, size, len(text)), text)
@@ -218,7 +219,7 @@ def compare(options: argparse.Namespace, config: Any, dtype: str, size: int) -> 
 def report(
     options: argparse.Namespace, head: str, dtype: str, steps: dict, rates: dict[str, list[float]]
 ) -> None:
-    """Prints medians, memory, FLOP/s and the matching's share; leaves a profile where asked to."""
+    """Prints medians, memory, FLOP/s and the matching's share; writes the profile of --profile."""
     ours, size = steps[OURS], len(steps[OURS].batch["image"])
     peak = options.peak * 1e12 if options.peak else measured_peak(dtype)
     source = "--peak" if options.peak else "measured by a matmul"
@@ -246,7 +247,7 @@ def report(
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Reads the flags; wrong ones end the program with one line."""
+    """Parses the flags; errors end the program with one line."""
 
     def positive(kind: type) -> Callable[[str], Any]:
         def read(text: str) -> Any:
@@ -254,7 +255,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
             return number
 
-        read.__name__ = kind.__name__  # argparse says it
+        read.__name__ = kind.__name__  # named in argparse's message
         return read
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -262,16 +263,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=positive(int), nargs="+", default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--rounds", type=positive(int), default=3)
-    parser.add_argument("--seconds", type=positive(float), default=20, help="of each in a round")
+    parser.add_argument("--seconds", type=positive(float), default=20, help="per step and round")
     parser.add_argument("--peak", type=positive(float), help="TFLOP/s of the device")
-    parser.add_argument("--compile", action="store_true", help="torch.compile besides")
-    parser.add_argument("--profile", type=Path, help="where jax.profiler's traces go")
+    parser.add_argument("--compile", action="store_true", help="measures torch.compile, too")
+    parser.add_argument("--profile", type=Path, help="folder for jax.profiler's traces")
     parser.error = lambda message: sys.exit(f"benchmarks/train_step.py: {message}")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
-    """Measures and prints."""
+    """Measures all dtypes and batch sizes and prints the results."""
     options = parse(arguments)
     try:
         config = read_config(options.config)
@@ -281,7 +282,7 @@ def main(arguments: list[str]) -> None:
     for dtype in options.dtypes:
         for size in options.batch:
             compare(options, config, dtype, size)
-            gc.collect()  # the states go before the next are made
+            gc.collect()  # frees the states before the next are made
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """ADE20K-Full, 572 seen and 275 unseen classes.
 
-`configs/ade20k_full.py:r50` is the paper's; other backbones by their names; `per_pixel` is the
-baseline on ResNet-50.
+`configs/ade20k_full.py:r50` is the paper's model; the names of `base.BACKBONES` select others;
+`per_pixel` is the baseline on ResNet-50.
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from configs import base
 
 
 def get_config(variant: str = "r50") -> ConfigDict:
-    """Gives the recipe with one of the backbones, or the baseline's."""
+    """Returns the config of a model on one of the backbones, or of the baseline."""
     config = base.get_config().unlock()
     base.set_variant(config, variant, baseline_backbone="r50")
     config.dataset.update(name="ade20k_full", vocabulary="ade20k_full_847")

@@ -6,7 +6,7 @@ from zegformer_jax.models.backbones.resnet import BLOCKS
 from zegformer_jax.models.backbones.swin import SWIN
 from zegformer_jax.runtime.errors import UserError
 
-# Sections of `model` and their fields by the names that stand after a config file's colon.
+# Sections of `model` and their fields, by the variant after the colon of a config file.
 BACKBONES = {f"r{depth}": {"backbone": {"blocks": blocks}} for depth, blocks in BLOCKS.items()}
 BACKBONES |= {f"swin_{size[0]}": {"swin": sizes._asdict()} for size, sizes in SWIN.items()}
 
@@ -174,10 +174,15 @@ def get_config() -> ConfigDict:
 
 
 def set_variant(config: ConfigDict, name: str, baseline_backbone: str) -> None:
-    """Gives an unlocked config one of `BACKBONES`, or makes it the baseline's (`per_pixel`).
+    """Sets the backbone of an unlocked config, or makes it the baseline's config.
+
+    Args:
+        config: The config.
+        name: A name of `BACKBONES`, or `per_pixel` for the baseline.
+        baseline_backbone: A name of `BACKBONES`: the baseline's backbone.
 
     Raises:
-        UserError: the name is neither.
+        UserError: The name is unknown.
     """
     if name == "per_pixel":
         config.model.kind, name = name, baseline_backbone
@@ -186,5 +191,5 @@ def set_variant(config: ConfigDict, name: str, baseline_backbone: str) -> None:
     for section, fields in BACKBONES[name].items():
         config.model[section].update(fields)
     if "swin" in BACKBONES[name]:
-        config.model.backbone.kind = "swin"  # its positions' biases are not decayed
+        config.model.backbone.kind = "swin"  # position biases have no weight decay
         config.optimiser.groups += ((".*relative_position_bias", {"weight_decay": 0.0}),)

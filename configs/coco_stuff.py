@@ -1,8 +1,8 @@
 """COCO-Stuff, 156 seen and 15 unseen classes.
 
 `configs/coco_stuff.py:r101` is the published model; `r50`, `swin_t`, `swin_s`, `swin_b`, `swin_l`
-are other backbones; `per_pixel` is the baseline on ResNet-101. `r101,supervised` and its like train
-on all 171 classes: the model that the paper evaluates on other data sets.
+are other backbones; `per_pixel` is the baseline on ResNet-101. `r101,supervised`, and the same
+with other backbones, trains on all 171 classes: the paper evaluates it on other data sets.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ SIDE = 640  # pixels of a training crop
 
 
 def get_config(variant: str = "r101") -> ConfigDict:
-    """Gives the recipe with one of the backbones, or the baseline's."""
+    """Returns the config of a model on one of the backbones, or of the baseline."""
     name, _, labels = variant.partition(",")
     if labels not in ("", "supervised"):
         raise UserError(

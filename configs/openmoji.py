@@ -1,9 +1,9 @@
 """OpenMoji-VOC: the whole method on a laptop.
 
-`configs/openmoji.py` trains the grouper; `:clip` the small CLIP that names its segments;
-`:classifier` the backbone's start, which is ImageNet's part elsewhere; `:per_pixel` the baseline,
-from that start, whose backbone and pixel decoder the grouper starts from. `./run.sh` trains CLIP,
-classifier, baseline and grouper in that order.
+`configs/openmoji.py` trains the grouper and `:clip` the small CLIP that classifies its segments.
+`:classifier` trains the initial backbone, in place of pretraining on ImageNet. `:per_pixel` trains
+the baseline from this backbone; the grouper starts from its backbone and pixel decoder. `./run.sh`
+trains CLIP, classifier, baseline and grouper in this order.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from zegformer_jax.runtime.errors import UserError
 
 
 def get_config(kind: str = "zegformer") -> ConfigDict:
-    """Gives the configuration of one of the four trainings."""
+    """Returns the config of one of the four trainings."""
     config = base.get_config().unlock()
     config.model.kind = kind
     # ResNet and FPN for scenes of 96 pixels: 2.6 million parameters with the transformer.
@@ -66,7 +66,7 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
         config.input.batch_size = 128
         config.train.steps = 900
         config.optimiser.update(learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0, power=1.0)
-        # At 100, which the released CLIPs end at: the grouper's fixed temperature expects
+        # 100 is the final value of the released CLIPs: the grouper's fixed temperature expects
         # text embeddings that are as close to each other as theirs.
         config.clip.initial_logit_scale = 100.0
         config.optimiser.groups = (

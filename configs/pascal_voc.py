@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 with SBD, 15 seen and 5 unseen classes.
 
 `configs/pascal_voc.py:r101` is the published model, `r50,30k` trains three times as long, which
-the authors found stabler; `per_pixel` is the baseline.
+the authors found more stable; `per_pixel` is the baseline.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from zegformer_jax.runtime.errors import UserError
 
 
 def get_config(variant: str = "r101") -> ConfigDict:
-    """Gives the recipe with a backbone of `base.BACKBONES` (or `per_pixel`), and `,30k`."""
+    """Returns the config of a backbone in `base.BACKBONES` or `per_pixel`; `,30k` trains longer."""
     name, _, length = variant.partition(",")
     if length not in ("", "30k"):
         raise UserError(f"configs/pascal_voc.py:{variant}: after the comma comes 30k or nothing")

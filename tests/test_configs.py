@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from zegformer_jax.experiment.data import dataset_vocabulary, load_vocabulary
+from zegformer_jax.experiment.data import dataset_vocabulary
 from zegformer_jax.experiment.models import build_model
 from zegformer_jax.models.backbones.resnet import ResNet
 from zegformer_jax.models.backbones.swin import SwinTransformer
@@ -18,6 +18,7 @@ from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.transformer import TransformerDecoder
+from zegformer_jax.text.vocabulary import load_vocabulary
 from zegformer_jax.training.optim import group_factors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +86,7 @@ def test_two_calls_share_nothing():
     assert base.get_config().train.steps != 1
 
 
-def test_every_field_stands_beside_a_comment():
+def test_every_field_has_a_comment():
     lines = (ROOT / "configs" / "base.py").read_text().splitlines()
     for number, line in enumerate(lines):
         if re.match(r"\s+config\.[\w.]+ = (?!ConfigDict)", line):
@@ -99,7 +100,7 @@ def test_every_field_is_read_somewhere(path):
         return
     sources = "\n".join(file.read_text() for file in (ROOT / "zegformer_jax").rglob("*.py"))
     # `config.eval.gamma`, or `settings.gamma` and the like where the section has another name.
-    names = {"": r"config\.", "loss": r"weights\.", "eval": r"settings\.", "clip": r"prompts\."}
+    names = {"": r"config\.", "loss": r"weights\.", "eval": r"settings\.", "clip": r"(clip_)?settings\."}
     pattern = rf"\bconfig\.{re.escape(path)}\b"
     if section in names:
         pattern += rf"|\b{names[section]}{field}\b"

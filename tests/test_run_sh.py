@@ -1,4 +1,4 @@
-"""run.sh with a stand-in for Python that records its calls: nothing is ever installed."""
+"""run.sh with a fake Python that records its calls: nothing is installed."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ esac
 
 
 class Sandbox:
-    """A copy of run.sh beside a bin/ with the stand-in, and the calls that the stand-in got."""
+    """Copy of run.sh, a bin/ with the fake Python, and the calls that this records."""
 
     def __init__(self, folder: Path):
         self.folder, self.calls_file = folder, folder / "calls"
@@ -102,7 +102,7 @@ def test_a_ready_environment_costs_next_to_nothing(sandbox):
 @pytest.mark.parametrize(
     "changes", [{"ZEGFORMER_JAX": "tpu"}, {"FAKE_VERSION": "3.12"}, {"requirements": "changed"}]
 )
-def test_a_change_of_what_the_environment_was_made_from_makes_it_anew(sandbox, changes):
+def test_a_change_of_python_jax_or_requirements_reinstalls(sandbox, changes):
     sandbox.run()
     (sandbox.venv / "left over").touch()
     if changes.pop("requirements", None):
@@ -115,14 +115,14 @@ def test_a_change_of_what_the_environment_was_made_from_makes_it_anew(sandbox, c
     assert not sandbox.calls("-m pip")
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(sandbox):
+def test_an_environment_without_its_python_is_reinstalled(sandbox):
     sandbox.run()
     (sandbox.venv / "bin" / "python").unlink()
     assert sandbox.run().returncode == 0
     assert len(sandbox.calls("-m pip")) == 1
 
 
-def test_an_activated_environment_can_be_made_anew(sandbox):
+def test_an_activated_environment_can_be_reinstalled(sandbox):
     sandbox.run()
     shutil.copy(sandbox.venv / "bin" / "python", sandbox.venv / "bin" / "python3")
     done = sandbox.run(ZEGFORMER_JAX="tpu", PATH=f"{sandbox.venv}/bin:{sandbox.bin}")

@@ -1,4 +1,4 @@
-"""The Python API: any picture, any classes; and one clear line where that is impossible."""
+"""The Python API: any image and any classes; errors are one clear line."""
 
 import io
 
@@ -10,7 +10,7 @@ from PIL import Image
 import zegformer_jax
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.workdir import CONFIG_FILE, load_config, save_config
-from zegformer_jax.segmenter import Segmentation, Segmenter, read_picture
+from zegformer_jax.segmenter import Segmentation, Segmenter, read_image
 from zegformer_jax.text.vocabulary import Vocabulary
 
 CLASSES = ["sheep", "tvmonitor, couch", "cat"]
@@ -29,15 +29,15 @@ def saved(image, folder, name, **options):
 
 def test_grey_is_three_equal_channels(rgb, tmp_path):
     grey = rgb[..., 0]
-    actual = read_picture(saved(Image.fromarray(grey), tmp_path, "grey.png"))
+    actual = read_image(saved(Image.fromarray(grey), tmp_path, "grey.png"))
     np.testing.assert_array_equal(actual, np.stack([grey] * 3, -1))
 
 
 def test_transparent_pixels_become_white(rgb, tmp_path):
     alpha = np.full((40, 36, 1), 255, np.uint8)
     alpha[:20], alpha[20:25] = 0, 128
-    picture = Image.fromarray(np.concatenate([rgb, alpha], -1))
-    actual = read_picture(saved(picture, tmp_path, "rgba.png")).astype(int)
+    image = Image.fromarray(np.concatenate([rgb, alpha], -1))
+    actual = read_image(saved(image, tmp_path, "rgba.png")).astype(int)
     opacity = alpha / 255
     expected = rgb * opacity + 255 * (1 - opacity)
     assert np.abs(actual - expected).max() <= 1
@@ -45,10 +45,10 @@ def test_transparent_pixels_become_white(rgb, tmp_path):
 
 
 def test_a_palette_with_a_transparent_entry(tmp_path):
-    picture = Image.new("P", (36, 40), 1)
-    picture.putpalette([10, 20, 30, 200, 100, 50])
-    picture.paste(0, (0, 0, 36, 20))
-    actual = read_picture(saved(picture, tmp_path, "palette.png", transparency=0))
+    image = Image.new("P", (36, 40), 1)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.paste(0, (0, 0, 36, 20))
+    actual = read_image(saved(image, tmp_path, "palette.png", transparency=0))
     assert actual.shape == (40, 36, 3)
     assert np.all(actual[:20] == 255) and np.all(actual[20:] == [200, 100, 50])
 
@@ -56,14 +56,14 @@ def test_a_palette_with_a_transparent_entry(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_sixteen_bits_become_eight(tmp_path, suffix):
     wide = np.linspace(0, 65535, 40 * 36).astype(np.uint16).reshape(40, 36)
-    actual = read_picture(saved(Image.fromarray(wide), tmp_path, f"wide.{suffix}"))
+    actual = read_image(saved(Image.fromarray(wide), tmp_path, f"wide.{suffix}"))
     assert actual.dtype == np.uint8
     np.testing.assert_array_equal(actual[..., 1], np.round(wide / 257))
 
 
 def test_cmyk(tmp_path):
     ink = Image.new("CMYK", (36, 40), (0, 255, 0, 0))
-    actual = read_picture(saved(ink, tmp_path, "ink.tif"))
+    actual = read_image(saved(ink, tmp_path, "ink.tif"))
     assert np.all(actual == [255, 0, 255])
 
 
@@ -71,12 +71,12 @@ def test_the_cameras_orientation_is_applied(rgb, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
     path = saved(Image.fromarray(rgb), tmp_path, "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_picture(path), np.rot90(rgb, -1))
+    np.testing.assert_array_equal(read_image(path), np.rot90(rgb, -1))
 
 
 def test_a_missing_file():
-    with pytest.raises(FileNotFoundError, match="^nowhere/x.png: no such picture$"):
-        read_picture("nowhere/x.png")
+    with pytest.raises(FileNotFoundError, match="^nowhere/x.png: no such image$"):
+        read_image("nowhere/x.png")
 
 
 def test_a_truncated_file(rgb, tmp_path):
@@ -84,15 +84,15 @@ def test_a_truncated_file(rgb, tmp_path):
     Image.fromarray(np.tile(rgb, (4, 4, 1))).save(buffer, "jpeg")
     path = tmp_path / "half.jpg"
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    with pytest.raises(ValueError, match=r"half.jpg: damaged or cut off .*get a whole copy"):
-        read_picture(path)
+    with pytest.raises(ValueError, match=r"half.jpg: damaged or cut off .*get a complete copy"):
+        read_image(path)
 
 
-def test_a_file_that_is_no_picture(tmp_path):
+def test_a_file_that_is_no_image(tmp_path):
     path = tmp_path / "notes.png"
-    path.write_text("no picture")
-    with pytest.raises(ValueError, match="notes.png: not a picture"):
-        read_picture(path)
+    path.write_text("no image")
+    with pytest.raises(ValueError, match="notes.png: not an image"):
+        read_image(path)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_picture(tmp_path):
 )
 def test_an_array_of_another_kind(array):
     with pytest.raises(ValueError, match="^image is .*(needed|no pixels)$"):
-        read_picture(array)
+        read_image(array)
 
 
 @pytest.mark.parametrize("classes, mode", [(3, "L"), (256, "L"), (300, "I;16")])
@@ -134,8 +134,8 @@ def segmenter(finished):
 
 
 @pytest.mark.slow
-def test_path_picture_and_array_give_the_same(segmenter, rgb, tmp_path):
-    path = saved(Image.fromarray(rgb), tmp_path, "picture.png")
+def test_path_image_and_array_give_the_same(segmenter, rgb, tmp_path):
+    path = saved(Image.fromarray(rgb), tmp_path, "image.png")
     results = [segmenter(x, CLASSES) for x in (path, str(path), Image.fromarray(rgb), rgb)]
     for result in results:
         assert result.labels.shape == (40, 36) and result.labels.dtype == np.int32
@@ -150,7 +150,7 @@ def test_path_picture_and_array_give_the_same(segmenter, rgb, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (300, 5000)])
-def test_extreme_pictures(segmenter, size):
+def test_extreme_image_sizes(segmenter, size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     result = segmenter(image, CLASSES)
     assert result.labels.shape == size
@@ -171,7 +171,7 @@ def test_the_order_of_the_classes_does_not_matter(segmenter, rgb):
 
 @pytest.mark.slow
 def test_bfloat16_is_close_to_float32(finished, segmenter, rgb):
-    """Both halves compute in what the config says; logits are float32 either way."""
+    """Both halves compute in the dtype of the config; logits are float32 in either case."""
     config = load_config(finished.workdir).unlock()
     config.eval.dtype = "bfloat16"
     rough = Segmenter(Experiment(config.lock(), finished.workdir)).queries(rgb, CLASSES)

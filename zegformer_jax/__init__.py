@@ -1,7 +1,7 @@
 """Zero-shot semantic segmentation in JAX: a class-agnostic grouper, and CLIP that names segments.
 
 segmenter = zegformer_jax.load("runs/openmoji")
-segmenter("picture.png", ["sheep", "sofa, couch"]).overlay().save("overlay.png")
+segmenter("image.png", ["sheep", "sofa, couch"]).overlay().save("overlay.png")
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The Python API: a trained model that segments any picture into any classes."""
+"""The Python API: a trained model that segments any image into any classes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
 
 SHARE_OF_16_BITS = 257  # 65535 / 255
 
-Picture = str | Path | Image.Image | np.ndarray
+ImageLike = str | Path | Image.Image | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """A picture's classes.
+    """A segmented image.
 
     Attributes:
         image: uint8 RGB [H, W, 3].
-        labels: int32 [H, W], places in `vocabulary`.
-        vocabulary: the classes that were asked for; `seen` says which the grouper was trained on.
+        labels: int32 [H, W], indices of classes in `vocabulary`.
+        vocabulary: the requested classes; `seen` marks those that the grouper was trained on.
     """
 
     image: np.ndarray
@@ -38,50 +38,51 @@ class Segmentation:
     vocabulary: Vocabulary
 
     def overlay(self) -> Image.Image:
-        """Draws classes and their names over the picture."""
+        """Draws classes and their names over the image."""
         names, seen = self.vocabulary.names, self.vocabulary.seen
         return overlay.overlay(self.image, self.labels, names, seen=seen)
 
     def label_image(self) -> Image.Image:
-        """Gives the label map as an 8-bit picture, 16-bit for more than 256 classes."""
+        """Returns the label map as an 8-bit image, or 16-bit for more than 256 classes."""
         small = len(self.vocabulary) <= 256
         return Image.fromarray(self.labels.astype(np.uint8 if small else np.uint16))
 
     def areas(self) -> dict[str, float]:
-        """Gives the share of the pixels of every class that is there, largest first."""
+        """Returns the share of pixels of every class in the label map, largest first."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.vocabulary))
         order = np.argsort(-counts, kind="stable")
         names = self.vocabulary.names
         return {names[i]: float(counts[i] / self.labels.size) for i in order if counts[i]}
 
 
-def read_picture(picture: Picture) -> np.ndarray:
-    """Reads a picture as uint8 RGB [H, W, 3].
+def read_image(image: ImageLike) -> np.ndarray:
+    """Reads an image as uint8 RGB [H, W, 3].
 
-    Takes a path, a PIL image of any mode (transparent pixels become white, 16 bits become 8, EXIF
-    orientation is applied) or an array [H, W, 3] uint8.
+    Args:
+        image: A path, a PIL image of any mode (transparent pixels become white, 16 bits become 8,
+            EXIF orientation is applied) or an array, uint8 [H, W, 3].
 
     Raises:
         MissingFile: there is no such file.
-        ValueError: the file is not a whole picture, or the array has another shape or type.
+        ValueError: the file is not a complete image, or the array has another shape or type.
     """
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"image is {picture.dtype} {picture.shape}: uint8 [H, W, 3] is needed")
-        if not picture.size:
-            raise ValueError(f"image is {picture.shape}: it has no pixels")
-        return picture
-    if isinstance(picture, Image.Image):
-        return _to_rgb(picture)
-    if not Path(picture).is_file():
-        raise MissingFile(f"{picture}: no such picture")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image is {image.dtype} {image.shape}: uint8 [H, W, 3] is needed")
+        if not image.size:
+            raise ValueError(f"image is {image.shape}: it has no pixels")
+        return image
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    if not Path(image).is_file():
+        raise MissingFile(f"{image}: no such image")
     try:
-        with Image.open(picture) as file:
+        with Image.open(image) as file:
             return _to_rgb(file)
     except UnidentifiedImageError:
-        raise UserError(f"{picture}: not a picture that Pillow can read") from None
+        raise UserError(f"{image}: not an image that Pillow can read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{picture}: damaged or cut off ({error}): get a whole copy") from None
+        raise UserError(f"{image}: damaged or cut off ({error}): get a complete copy") from None
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -129,7 +130,7 @@ class Segmenter:
         """
         return mark_seen(Vocabulary.from_names(classes), self._experiment.vocabulary)
 
-    def __call__(self, image: Picture, classes: Sequence[str]) -> Segmentation:
+    def __call__(self, image: ImageLike, classes: Sequence[str]) -> Segmentation:
         """Segments an image: every pixel gets one of the classes.
 
         Args:
@@ -141,20 +142,20 @@ class Segmenter:
             ValueError: The image cannot be read, or the classes are not a vocabulary.
         """
         vocabulary = self.vocabulary(classes)
-        pixels = read_picture(image)
+        pixels = read_image(image)
         prediction = self._run_on(pixels, vocabulary)
         height, width = pixels.shape[:2]
         labels = np.asarray(prediction.maps[0])[0, 0, :height, :width]
         return Segmentation(pixels, labels, vocabulary)
 
-    def queries(self, image: Picture, classes: Sequence[str]) -> Queries:
+    def queries(self, image: ImageLike, classes: Sequence[str]) -> Queries:
         """Returns the per-query outputs of both halves of the method for the plain view.
 
         Args:
             image: A path, a PIL image or uint8 RGB [H, W, 3].
             classes: Class names, any words; commas in a name separate synonyms.
         """
-        return self._run_on(read_picture(image), self.vocabulary(classes)).outputs[0]
+        return self._run_on(read_image(image), self.vocabulary(classes)).outputs[0]
 
     def _run_on(self, pixels: np.ndarray, vocabulary: Vocabulary) -> Prediction:
         original = pixels.shape[:2]
@@ -178,7 +179,7 @@ class Segmenter:
         return images
 
     def _predict(self, weights, text, seen_c, images, original_size, out_size) -> Prediction:
-        """Segments one image; compiled for each shape."""
+        """Segments one image; jitted, so it is compiled once per shape."""
         question = Question(seen_c, (self._settings.scores,), (self._settings.gamma,))
         return predict(
             self._model,
@@ -194,7 +195,10 @@ class Segmenter:
 def load(workdir: str | Path) -> Segmenter:
     """Loads the trained model of a workdir.
 
+    Args:
+        workdir: Folder of a run, local or remote, or of converted weights.
+
     Raises:
-        MissingFile: The workdir holds none.
+        MissingFile: The workdir holds no trained model.
     """
     return Segmenter(Experiment.open(None, workdir))

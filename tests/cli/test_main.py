@@ -174,7 +174,7 @@ def test_an_empty_file_of_classes(finished, picture, tmp_path, capsys, here):
 @pytest.mark.slow
 def test_a_missing_and_a_damaged_picture(finished, picture, tmp_path, capsys, here):
     rest = ["--classes=cat", "--workdir", finished.workdir, "--output", "out"]
-    assert "none.png: no such picture" in error_of(["predict", "none.png", *rest], capsys, here)
+    assert "none.png: no such image" in error_of(["predict", "none.png", *rest], capsys, here)
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(picture.read_bytes()[:500])
     line = error_of(["predict", damaged, *rest], capsys, here)

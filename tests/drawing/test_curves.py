@@ -1,4 +1,4 @@
-"""Curves of the losses, a panel for each training."""
+"""Loss curves, one panel per training."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Overlays and sheets: sizes, colours where they belong, names, unseen marks, odd pictures."""
+"""Overlays and sheets: sizes, positions of colours, names, marks of unseen classes, odd images."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ NAMES = ["sheep", "sofa, couch", "train"]
 
 @pytest.fixture
 def written(monkeypatch):
-    """Collects every text that is drawn."""
+    """List of every text that is drawn."""
     texts = []
     draw_text = ImageDraw.ImageDraw.text
 
@@ -82,7 +82,7 @@ def test_overlay_stars_hatches_and_outlines_unseen_classes_only(written):
     np.testing.assert_array_equal(unseen[20, 201], [255, 255, 255])
 
 
-def test_a_name_stands_inside_the_largest_region_of_its_class(monkeypatch):
+def test_a_name_is_inside_the_largest_region_of_its_class(monkeypatch):
     places = []
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, xy, *a, **k: places.append(xy))
     labels = np.full((400, 600), 255)
@@ -98,11 +98,11 @@ def test_a_name_stands_inside_the_largest_region_of_its_class(monkeypatch):
     ("height", "width", "shown"),
     [(1, 1, (384, 384)), (96, 128, (384, 288)), (5000, 300, (300, 5000)), (1, 700, (700, 1))],
 )
-def test_overlay_works_at_any_size_and_enlarges_small_pictures(height, width, shown):
+def test_overlay_works_at_any_size_and_enlarges_small_images(height, width, shown):
     image, labels = halves(height, width)
-    picture = overlay(image, labels, NAMES, seen=[True, False, False])
-    assert picture.size == shown
-    assert picture.mode == "RGB"
+    drawn = overlay(image, labels, NAMES, seen=[True, False, False])
+    assert drawn.size == shown
+    assert drawn.mode == "RGB"
 
 
 @settings(max_examples=25)
@@ -119,7 +119,7 @@ def test_overlay_without_classes_is_the_image():
     np.testing.assert_array_equal(np.asarray(overlay(image, labels, [])), image)
 
 
-def test_overlay_says_what_does_not_fit():
+def test_overlay_names_the_argument_that_does_not_fit():
     image, labels = halves()
     with pytest.raises(ValueError, match=r"image is float64 \(96, 128, 3\)"):
         overlay(image / 255, labels, NAMES)
@@ -129,7 +129,7 @@ def test_overlay_says_what_does_not_fit():
         overlay(image, labels, NAMES, seen=[True, False])
 
 
-def test_sheet_has_a_column_for_each_picture_and_names_the_classes_in_it(written):
+def test_sheet_has_a_column_per_image_and_names_the_classes_in_it(written):
     image, truth = halves(left=0, right=255)
     prediction = np.full_like(truth, 1)
     page = sheet(

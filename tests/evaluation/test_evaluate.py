@@ -24,7 +24,6 @@ from zegformer_jax.evaluation.plan import ask, parse_sweep
 from zegformer_jax.evaluation.resume import ResumeFile
 from zegformer_jax.evaluation.subsets import load_subsets
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.experiment.workdir import load_config
 from zegformer_jax.input.transforms import resized_sides
 from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD
@@ -36,6 +35,7 @@ from zegformer_jax.segmentation.classifiers.one_pass import encode_in_one_pass
 from zegformer_jax.segmentation.label_maps import ClassScores
 from zegformer_jax.segmentation.zegformer import Queries, TextEmbeddings, ZegFormer
 from zegformer_jax.text.tokenizer import train_tokenizer
+from zegformer_jax.text.vocabulary import load_vocabulary
 
 HEADLINE = "pascal_voc_20"
 

@@ -153,7 +153,7 @@ def test_a_vocabulary_file_of_ones_own_gives_files_in_the_results_folder(tmp_pat
     vocabulary = Vocabulary.from_names(["a", "b"], [True, False])
     for file in files:
         file.parent.mkdir()
-        vocabulary.save(file)
+        file.write_text(vocabulary.to_json())
     subsets = load_subsets([str(files[0])], vocabulary, "folder")
     text = write(tmp_path / "out", make_evaluation(vocabulary, subsets, {}))
     assert text.splitlines()[1].split()[0] == "words"

@@ -9,14 +9,12 @@ import shrunk
 from etils import epath
 
 from configs import coco_stuff
-from zegformer_jax.evaluation.targets import NAMES, choose
+from zegformer_jax.evaluation.targets import choose
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.experiment.data import load_vocabulary
-from zegformer_jax.input import benchmarks, datasets
 from zegformer_jax.input.folder import Folder
 from zegformer_jax.input.openmoji import builder as openmoji_voc
 from zegformer_jax.input.records import write
-from zegformer_jax.text.vocabulary import mark_seen
+from zegformer_jax.text.vocabulary import load_vocabulary, mark_seen
 
 
 @pytest.fixture
@@ -177,8 +175,3 @@ def test_the_embedded_benchmark_is_a_data_set_as_others_are(finished, tmp_path, 
     vocabulary = target.experiment.vocabulary
     assert len(source) == shrunk.VALIDATION_SCENES and len(vocabulary) == 236
     assert np.isin(source[0]["label"], [*range(236), 255]).all()
-
-
-def test_the_names_are_those_that_there_are():
-    assert NAMES == datasets.NAMES
-    assert set(benchmarks.BENCHMARKS) < set(NAMES)

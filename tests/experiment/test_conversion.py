@@ -68,8 +68,8 @@ def converted(checkpoint, tmp_path_factory):
 
 def test_a_checkpoint_becomes_a_workdir_that_segments(checkpoint, converted):
     segmenter = zegformer_jax.load(converted)
-    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
-    result = segmenter(picture, ["sheep", "sofa, couch", "tree"])
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    result = segmenter(image, ["sheep", "sofa, couch", "tree"])
     assert result.labels.shape == (60, 80) and set(np.unique(result.labels)) <= {0, 1, 2}
     assert result.vocabulary.seen == (True, True, False)  # couch and sheep are COCO's seen classes
     config = load_config(converted)
@@ -215,10 +215,10 @@ def test_bad_sources_are_one_line(tmp_path, capsys, name, content, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_picture_file_is_no_source(tmp_path, capsys):
-    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
-    assert main.main(["convert", str(tmp_path / "picture.png"), str(tmp_path / "run")]) == 1
-    assert "picture.png" in capsys.readouterr().err
+def test_an_image_file_is_no_source(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    assert main.main(["convert", str(tmp_path / "image.png"), str(tmp_path / "run")]) == 1
+    assert "image.png" in capsys.readouterr().err
 
 
 FULL_SIZE = {"r50": (3, 4, 6, 3), "r101": (3, 4, 23, 3)}
@@ -263,8 +263,8 @@ def test_full_size_there_and_back(tmp_path, name, with_clip):
     assert converted.model.transformer.queries == 100
     if with_clip:
         segmenter = zegformer_jax.load(tmp_path / "run")
-        picture = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
-        result = segmenter(picture, ["sheep", "sofa, couch"])
+        image = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
+        result = segmenter(image, ["sheep", "sofa, couch"])
         assert result.labels.shape == (48, 64) and result.labels.max() <= 1
     convert(tmp_path / "run", tmp_path / "again.safetensors", config, with_clip=with_clip)
     again = read_tensors(tmp_path / "again.safetensors")
@@ -275,8 +275,8 @@ def test_full_size_there_and_back(tmp_path, name, with_clip):
 
 @pytest.fixture(scope="module")
 def small_config(converted, tmp_path_factory):
-    """Of the golden model's sizes, on a folder of small pictures."""
-    folder = make_folder(tmp_path_factory.mktemp("pictures"))
+    """Returns a config with the golden model's sizes, on a folder of small images."""
+    folder = make_folder(tmp_path_factory.mktemp("images"))
     config = load_config(converted).unlock()
     config.dataset.update(name="folder", directory=str(folder), vocabulary="")
     config.eval.update(vocabularies=(), batch_size=2, oracles=False)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from zegformer_jax.input import pipeline
 from zegformer_jax.input.datasets import FileSource
+from zegformer_jax.input.settings import InputSettings
 from zegformer_jax.text.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,10 +30,10 @@ def open_folder(folder: Path) -> FileSource:
 def digests(folder: Path, shard_index: int, shard_count: int, threads: int) -> list[list[str]]:
     """A digest of every row of every batch that a process reads."""
     source = open_folder(folder)
+    settings = InputSettings(BATCH, CROP, (30, 40, 50), max_long_side=80, threads=threads)
     batches = pipeline.train_batches(
-        source, source.vocabulary, batch_size=BATCH, crop_size=CROP, short_sides=(30, 40, 50),
-        max_long_side=80, seed=3, start_step=START, num_steps=STEPS, shard_index=shard_index,
-        shard_count=shard_count, threads=threads,
+        source, source.vocabulary, settings, seed=3, start_step=START, num_steps=STEPS,
+        shard_index=shard_index, shard_count=shard_count,
     )  # fmt: skip
     return [
         [

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from array_source import ArraySource
@@ -6,10 +8,11 @@ from PIL import Image
 from zegformer_jax.input import transforms
 from zegformer_jax.input.datasets import open_source
 from zegformer_jax.input.pipeline import eval_batches, train_batches
+from zegformer_jax.input.settings import InputSettings
 from zegformer_jax.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_names(list("abcdef"), [True, False, True, True, False, True])
-OPTIONS = dict(batch_size=4, crop_size=24, short_sides=(20, 28), max_long_side=60, seed=3)
+SETTINGS = InputSettings(batch_size=4, crop_size=24, short_sides=(20, 28), max_long_side=60)
 
 
 def make_source(count=11, sizes=((30, 40), (40, 30), (26, 26))):
@@ -23,9 +26,15 @@ def make_source(count=11, sizes=((30, 40), (40, 30), (26, 26))):
     return ArraySource(images, labels, [f"record {i}" for i in range(count)])
 
 
+def start(source, vocabulary=VOCABULARY, **options):
+    """Calls `train_batches` with changed settings or options."""
+    changes = {name: options.pop(name) for name in options.keys() & vars(SETTINGS).keys()}
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return train_batches(source, vocabulary, settings, **{"seed": 3, "num_steps": 5, **options})
+
+
 def train(source=None, vocabulary=VOCABULARY, **options):
-    options = {**OPTIONS, "num_steps": 5, **options}
-    return list(train_batches(source or make_source(), vocabulary, **options))
+    return list(start(source or make_source(), vocabulary, **options))
 
 
 def assert_equal_batches(first, second):
@@ -136,10 +145,10 @@ def test_leaving_pictures_out_is_as_deterministic():
 def test_nothing_left_to_train_on_is_an_error():
     source = make_source(1)
     source.labels[0][...] = 4
-    with pytest.raises(ValueError, match="no records with a pixel of a seen class"):
+    with pytest.raises(ValueError, match="no images with a pixel of a seen class"):
         train(source, skip_unseen_pictures=True)
-    with pytest.raises(ValueError, match="the source has no records$"):
-        train_batches(ArraySource([], [], []), VOCABULARY, num_steps=1, **OPTIONS)
+    with pytest.raises(ValueError, match="the source has no images$"):
+        start(ArraySource([], [], []))
 
 
 def test_16_bit_labels():
@@ -156,7 +165,7 @@ def test_16_bit_labels():
 def test_a_label_of_another_size_names_its_record(batches):
     source = make_source()
     source.labels[7] = source.labels[7][:-1]
-    with pytest.raises(ValueError, match=r"record 'record 7': the picture's shape is \(40, 30, 3"):
+    with pytest.raises(ValueError, match=r"record 'record 7': the image's shape is \(40, 30, 3"):
         batches(source)
 
 
@@ -182,7 +191,7 @@ def test_an_unknown_label_names_its_record(batches):
 )
 def test_options_that_do_not_fit_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
-        train_batches(make_source(), VOCABULARY, **{**OPTIONS, "num_steps": 1, **options})
+        start(make_source(), **options)
 
 
 def evaluate(source, **options):

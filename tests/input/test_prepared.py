@@ -18,9 +18,10 @@ from zegformer_jax.input.pipeline import train_batches
 from zegformer_jax.input.records import plan, read
 from zegformer_jax.input.records import write as records
 from zegformer_jax.input.records.read import PreparedSource
+from zegformer_jax.input.settings import InputSettings
 from zegformer_jax.text.vocabulary import Vocabulary
 
-BATCHES = dict(batch_size=3, crop_size=16, short_sides=(20,), max_long_side=60, seed=1, num_steps=4)
+SETTINGS = InputSettings(batch_size=3, crop_size=16, short_sides=(20,), max_long_side=60)
 
 
 def write(root, directory, **options):
@@ -66,7 +67,7 @@ def test_16_bit_ids_and_labels(tmp_path):
     names = [item["name"] for item in classes]
     ids = tuple(item["id"] for item in classes)
     vocabulary = Vocabulary(tuple(names), (True,) * 300, ids, 65535, ignored_ids=(12,))
-    vocabulary.save(root / "classes.json")
+    (root / "classes.json").write_text(vocabulary.to_json())
     rng = np.random.default_rng(0)
     label_hw = rng.permutation(np.append(np.arange(300), [65535] * 8)).reshape(14, 22)
     lookup = dict(enumerate(ids)) | {65535: 65535}
@@ -178,8 +179,9 @@ def test_training_batches_are_those_of_the_folder(folder, directory):
             train_batches(
                 open_source("folder", "train", data_dir=place, vocabulary=vocabulary),
                 vocabulary,
-                skip_unseen_pictures=option,
-                **BATCHES,
+                dataclasses.replace(SETTINGS, skip_unseen_pictures=option),
+                seed=1,
+                num_steps=4,
             )
             for place in (folder, directory)
         ]

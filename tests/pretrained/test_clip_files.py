@@ -32,7 +32,7 @@ def tokenizer():
 
 
 def assert_trees_equal(one, other):
-    """Same names, shapes and numbers."""
+    """Asserts equal names, shapes and values."""
     one, other = (traverse_util.flatten_dict(x, sep="/") for x in (one, other))
     assert one.keys() == other.keys()
     for name in one:
@@ -40,7 +40,7 @@ def assert_trees_equal(one, other):
 
 
 def open_clip_fields(**changes):
-    """The config of VIT as OpenCLIP writes it, with an MLP and heads of other sizes."""
+    """Returns OpenCLIP's config of VIT, with other sizes of MLP and heads."""
     model = {
         "embed_dim": 6,
         "vision_cfg": {
@@ -134,7 +134,7 @@ def test_open_clip_quick_gelu_and_openai_tokenizer(tmp_path):
         ({"text_cfg__mlp_ratio": 2}, "text_cfg.mlp_ratio is 2; only 4.0 is supported"),
         ({"text_cfg__pool_type": "last"}, "text_cfg.pool_type is last: not supported"),
         ({"vision_cfg__pool_type": "avg"}, "vision_cfg.pool_type is avg; only tok is supported"),
-        ({"vision_cfg__image_size": [24, 32]}, r"image_size is \[24, 32\]; images are square"),
+        ({"vision_cfg__image_size": [24, 32]}, r"image_size is \[24, 32\]; only square images"),
         ({"init_logit_bias": -10}, "model_cfg.init_logit_bias is -10: not supported"),
         ({"text_cfg__hf_tokenizer_name": "bert"}, "hf_tokenizer_name is bert, but no tokenizer"),
     ],
@@ -168,7 +168,7 @@ def test_openai_state_dict_file(tmp_path, config, suffix):
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("config", [OPENAI_VIT, OPENAI_RESNET], ids=["vit", "resnet"])
 def test_openai_torchscript_archive(tmp_path, config):
-    """As OpenAI publishes them: TorchScript with most tensors in half precision."""
+    """The file is like OpenAI's: TorchScript with most tensors in half precision."""
     torch = pytest.importorskip("torch")
     params = random_params(config)
     root = torch.nn.Module()
@@ -198,7 +198,7 @@ def test_openai_torchscript_archive(tmp_path, config):
 
 
 def make_snapshot(cache, name):
-    """The directory of a repository's snapshot in the Hub's cache."""
+    """Returns the directory of a repository's snapshot in the Hub's cache."""
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
@@ -221,7 +221,7 @@ def test_cached_snapshots_are_read_without_a_network(tmp_path, monkeypatch, toke
 
 
 def test_the_hub_is_asked_for_one_format_of_weights(tmp_path, monkeypatch, tokenizer):
-    """A repository in both layouts: transformers' weights are taken, and OpenCLIP's left there."""
+    """The repository has both layouts: only transformers' weights are downloaded."""
     import huggingface_hub
 
     save_clip(tmp_path / "hub", VIT, random_params(VIT), tokenizer)
@@ -295,7 +295,7 @@ def test_a_damaged_open_clip_config_is_named(tmp_path):
         load_clip(tmp_path)
 
 
-def test_a_clip_is_saved_and_loaded_without_pytorch_and_without_a_word(tmp_path, tokenizer):
+def test_a_clip_is_saved_and_loaded_silently_and_without_pytorch(tmp_path, tokenizer):
     save_clip(tmp_path / "one", VIT, random_params(VIT), tokenizer)
     code = f"""
 import sys
@@ -323,7 +323,7 @@ def test_files_that_need_a_config_beside_them_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="open_clip_config.json, which says .* beside it"):
         load_clip(tmp_path / "open_clip_model.safetensors")
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="model.safetensors: give the directory .* config.json"):
+    with pytest.raises(ValueError, match="model.safetensors: pass the directory .* config.json"):
         load_clip(tmp_path / "model.safetensors")
     save_file(tensors, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="no tensor 'token_embedding.weight': not a CLIP in"):

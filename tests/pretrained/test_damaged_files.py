@@ -43,7 +43,7 @@ TENSOR_FAULTS = {
     "conjugation": tensor("0", "FloatStorage", 24, (2,), (1,))[:-2]
     + dictionary(conj=b"\x88")
     + b"tR",
-    "another dtype than numbers": tensor("0", "FloatStorage", 24, (2,), (1,)).replace(
+    "a dtype that is damaged or not numeric": tensor("0", "FloatStorage", 24, (2,), (1,)).replace(
         b"_v2", b"_v3"
     ),
     "tensor without storage": b"ctorch._utils\n_rebuild_tensor_v3\n)R",
@@ -51,7 +51,7 @@ TENSOR_FAULTS = {
     "array without data": b"cnumpy.core.multiarray\n_reconstruct\n)R",
     "refuses an array of another": pickle.dumps(np.array([1, "a"], object), protocol=2)[2:-1],
     "strides are no": tensor("0", "FloatStorage", 24, (2, 3), (1,)),
-    "without storage or place": tensor("0", "FloatStorage", 24, (2,), (1,), offset=-1),
+    "without storage or offset": tensor("0", "FloatStorage", 24, (2,), (1,), offset=-1),
     "data/9": tensor("9", "FloatStorage", 24, (2,), (1,)),
     "data/../../x": tensor("../../x", "FloatStorage", 24, (2,), (1,)),
     "torch.QInt8Storage": tensor("0", "QInt8Storage", 24, (2,), (1,)),
@@ -61,7 +61,7 @@ TENSOR_FAULTS = {
 
 
 @pytest.mark.parametrize("message", TENSOR_FAULTS)
-def test_a_tensor_keeps_to_its_storage(tmp_path, message):
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, message):
     torch_zip(tmp_path / "x.pth", dictionary(a=TENSOR_FAULTS[message]))
     with pytest.raises(ValueError) as caught:
         read_archive(tmp_path / "x.pth")
@@ -84,14 +84,14 @@ def test_views_of_one_storage(tmp_path):
 
 
 @pytest.mark.parametrize("count", [25, 2**62, -1, -(2**63)])
-def test_a_legacy_storage_keeps_to_the_file(tmp_path, count):
+def test_a_legacy_storage_beyond_the_file_is_refused(tmp_path, count):
     storages = {key: (x.size, x.tobytes()) for key, _, x in TENSORS.values()}
     torch_legacy(tmp_path / "x.pth", storages=storages | {"2": (count, bytes(8))})
     with pytest.raises(ValueError, match="storage '2' is cut short"):
         read_archive(tmp_path / "x.pth")
 
 
-def test_a_legacy_tensor_keeps_to_its_storage(tmp_path):
+def test_a_legacy_tensor_beyond_its_storage_is_refused(tmp_path):
     views = {"K\x00": 24, "K\x14": 4}
     for start, size in views.items():
         view = text("v") + start.encode() + b"K" + bytes([size]) + b"\x87"
@@ -115,7 +115,7 @@ BROADCASTS = dictionary(
     ("change", "message"),
     [
         ({"compression": zipfile.ZIP_DEFLATED}, "is compressed"),
-        ({"extra": [("archive/data/0", "again")]}, "'archive/data/0' stands twice"),
+        ({"extra": [("archive/data/0", "again")]}, "'archive/data/0' is in the zip twice"),
         ({"extra": [("other/data.pkl", "again")]}, "2 files data.pkl"),
         ({"storages": {"0": b"", "1": b"", "2": b""}}, "is cut short"),
         ({"storages": {}}, "no entry 'archive/data/0'"),
@@ -171,14 +171,14 @@ def test_zips_of_other_methods_are_refused(tmp_path, kind, place, value):
         ("deep.safetensors", struct.pack("<Q", 90000) + b'{"a":' * 18000, "recursion limit"),
     ],
 )
-def test_what_is_no_file_of_arrays_is_told(tmp_path, name, content, message):
+def test_other_files_are_refused_with_the_reason(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         read_archive(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
 
 
-def test_there_must_be_a_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(FileNotFoundError, match="no such file"):
             read_tensors(path)
@@ -263,7 +263,7 @@ def sample(request, tmp_path):
 # --- damaged files ----------------------------------------------------------------------------
 
 
-def test_every_truncation_is_told(sample):
+def test_every_truncation_is_detected(sample):
     data = sample.read_bytes()
     for length in [*range(0, len(data), 5), len(data) - 1]:
         sample.write_bytes(data[:length])
@@ -272,7 +272,7 @@ def test_every_truncation_is_told(sample):
 
 
 def damage(rng, data):
-    """A byte or a few replaced, a piece removed or repeated."""
+    """Replaces a few bytes, or removes or repeats a part."""
     data, place = bytearray(data), int(rng.integers(len(data)))
     kind = rng.integers(4)
     if kind == 0:
@@ -287,7 +287,7 @@ def damage(rng, data):
 
 
 def test_any_damage_gives_an_error_or_arrays(sample):
-    """With checksums, an error or the very same arrays."""
+    """Formats with checksums give an error or the same arrays."""
     data = sample.read_bytes()
     rng = np.random.default_rng(zlib.crc32(sample.name.encode()))
     for _ in range(400):

@@ -42,7 +42,7 @@ def test_every_format_gives_the_same_arrays(sample):
     assert (archive.chosen, archive.ignored) == ("model" if wrapped else "", 0)
 
 
-def test_the_suffix_is_not_looked_at(sample):
+def test_the_suffix_is_ignored(sample):
     odd = sample.rename(sample.with_name("weights.bin"))
     assert_same(read_tensors(odd), ARRAYS)
 
@@ -64,7 +64,7 @@ def test_finds_the_state_dict(tmp_path, key):
     assert archive.chosen == key
 
 
-def test_counts_what_is_no_array(tmp_path):
+def test_counts_entries_that_are_not_arrays(tmp_path):
     value = ARRAYS | {"epoch": 3, "names": ["a"], "seen": {1, 2}, "best": None}
     value |= {"deep": collections.OrderedDict(a=WEIGHT), "none": collections.defaultdict(list)}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(value))
@@ -118,7 +118,7 @@ def test_reads_what_safetensors_writes(tmp_path):
 
 
 def test_reads_float8_of_safetensors(tmp_path):
-    """The library (0.8.0) writes them, and makes no NumPy arrays of them."""
+    """The library (0.8.0) writes float8, but cannot convert it to NumPy."""
     numpy = pytest.importorskip("safetensors.numpy")
     arrays = {
         "e4m3": WEIGHT.astype(ml_dtypes.float8_e4m3fn),
@@ -145,7 +145,7 @@ def test_safetensors_reads_what_is_written(tmp_path):
 
 @pytest.fixture(params=[".safetensors", ".npz", ".pth"])
 def suffix(request):
-    """Of a file to be written; PyTorch writes the last."""
+    """Suffixes of written files; the last needs PyTorch."""
     if request.param == ".pth":
         pytest.importorskip("torch")
     return request.param
@@ -195,7 +195,7 @@ def test_without_pytorch_another_format_is_named(tmp_path, monkeypatch):
     ("name", "arrays", "metadata", "message"),
     [
         ("x.bin", ARRAYS, None, "choose one of .safetensors, .npz, .pth"),
-        ("x.npz", ARRAYS, {"a": "b"}, "no place for metadata"),
+        ("x.npz", ARRAYS, {"a": "b"}, "cannot hold metadata"),
         ("x.npz", {"h": WEIGHT.astype(ml_dtypes.bfloat16)}, None, "'h' has dtype bfloat16"),
         ("x.pth", ARRAYS, {"model": "b"}, "'model'"),
         ("x.npz", {"o": np.array([{}])}, None, "'o' has dtype object"),
@@ -203,16 +203,14 @@ def test_without_pytorch_another_format_is_named(tmp_path, monkeypatch):
         ("x.safetensors", {"z": WEIGHT.astype(complex)}, None, "x.safetensors: .*complex128"),
     ],
 )
-def test_what_cannot_be_written_leaves_the_file_as_it_was(
-    tmp_path, name, arrays, metadata, message
-):
+def test_refused_arrays_leave_the_file_unchanged(tmp_path, name, arrays, metadata, message):
     (tmp_path / name).write_bytes(b"before")
     with pytest.raises(ValueError, match=message):
         write_tensors(tmp_path / name, arrays, metadata)
     assert [(x.name, x.read_bytes()) for x in tmp_path.iterdir()] == [(name, b"before")]
 
 
-def test_a_failure_while_writing_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+def test_a_failure_while_writing_leaves_the_file_unchanged(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     write_tensors(path, ARRAYS)
     before = path.read_bytes()
@@ -226,7 +224,7 @@ def test_a_failure_while_writing_leaves_the_file_as_it_was(tmp_path, monkeypatch
     assert [(x.name, x.read_bytes()) for x in tmp_path.iterdir()] == [(path.name, before)]
 
 
-def test_there_must_be_a_directory(tmp_path):
+def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such directory"):
         write_tensors(tmp_path / "none" / "x.npz", ARRAYS)
 
@@ -307,7 +305,7 @@ def test_reads_files_without_checksums(tmp_path):
 
 
 def test_reads_big_endian_files(tmp_path):
-    """Written by torch.save on a big-endian machine: its storages and its `byteorder`."""
+    """Storages and `byteorder` as torch.save writes them on a big-endian machine."""
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("x/data.pkl", b"\x80\x02" + state_dict() + b".")
         archive.writestr("x/byteorder", "big")

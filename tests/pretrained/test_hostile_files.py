@@ -1,4 +1,4 @@
-"""Files that would run something, or take all memory and time, where others read them."""
+"""Files that make other readers run code or exhaust memory and time."""
 
 import copyreg
 import io
@@ -40,7 +40,7 @@ def stack_global(module, name):
 
 
 def attacks(path):
-    """Pickles without start and end that would make a directory, by the message's name."""
+    """Returns pickles without start and end that try to make a directory, by their message."""
     argument = string(str(path)) + b"\x85R"
     body = pickle.dumps(Evil(path), protocol=2)[2:-1]
     objects = pickle.dumps(np.array([Evil(path)], dtype=object), protocol=2)[2:-1]
@@ -109,7 +109,7 @@ def test_nothing_is_executed(tmp_path, holder, attack):
     assert message.startswith(f"{path}: ") and "\n" not in message
     assert attack in message
     if "." in attack:
-        assert "only tensors and plain containers are admitted" in message
+        assert "only tensors and plain containers are allowed" in message
     torch_script(tmp_path / "good.pt")  # nothing is left behind
     assert_same(read_tensors(tmp_path / "good.pt"), {"a.weight": WEIGHT, "scale": ARRAYS["scale"]})
 
@@ -150,7 +150,7 @@ def test_extension_codes_are_refused_even_where_they_are_registered(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(pickles.NAMES))
 def test_what_is_found_is_inert(tmp_path, name):
-    """It can be called with anything and given any state, and changes nothing else."""
+    """It accepts any call and any state, and changes nothing else."""
     call = stack_global(*name.rsplit(".", 1)) + b"(" + string("rm -rf") + b"]N}tR"
     if name not in pickles.PASSED:  # these are their first argument
         call += string("state") + b"b"
@@ -164,7 +164,7 @@ SHARED_STRING += b"cnumpy\ndtype\n" + string("i1") + b"\x85R\x89h\x00tb"
 
 
 def test_small_files_do_not_take_long_or_much(tmp_path):
-    """What makes other readers recurse, copy without end or allocate by a length that is read."""
+    """Files that make other readers recurse, copy without end, or allocate a claimed length."""
     nested = b"\x80\x04}" + b")" + b"\x85" * 100_000 + b"Ns."  # a deep tuple as a key
     pairs = b"".join(text(f"key {i}") + b"N\x86" for i in range(10_000))
     shared = b"(" + pairs + b"l\x940"  # a long list, of which many dicts are made
@@ -262,7 +262,7 @@ def test_keys_that_are_small_tuples_are_read(tmp_path):
 
 
 def test_memory_follows_the_bytes_that_are_there(tmp_path):
-    """Not the lengths, places and shapes that are claimed."""
+    """Claimed lengths, offsets and shapes are not allocated."""
     huge = struct.pack("<Q", 2**33)
     header = io.BytesIO()
     shape = {"descr": "<f4", "fortran_order": False, "shape": (2**31,)}

@@ -1,4 +1,4 @@
-"""Checkpoints: which stay, and what becomes of damaged ones."""
+"""Checkpoints: which are kept, and how damaged ones are handled."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from zegformer_jax.experiment.workdir import load_variables
 from zegformer_jax.runtime.checkpoints import DAMAGED_FOLDER, FOLDER, Checkpoints, Damaged, sum_bits
 from zegformer_jax.runtime.mesh import make_mesh, replicate, shard_arrays
 
-# Where one of Orbax's reads fails, the others may end after its event loop.
+# If one of Orbax's reads fails, the others may end after its event loop.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
 
 
@@ -28,14 +28,14 @@ def save(workdir, steps, keep=2, scores=()):
 
 
 def spoil(workdir, step):
-    """Turns the bits of the middle byte of each file of data."""
+    """Inverts the middle byte of each data file."""
     for path in (workdir / FOLDER / str(step) / "state").rglob("d/*"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 255
         path.write_bytes(content)
 
 
-def test_the_last_ones_and_the_best_stay(tmp_path):
+def test_the_newest_and_the_best_are_kept(tmp_path):
     save(tmp_path, range(1, 8), scores={2: 0.5, 4: 0.3, 7: 0.4})
     kept = sorted(int(x.name) for x in (tmp_path / FOLDER).iterdir())
     assert kept == [2, 6, 7]
@@ -54,7 +54,7 @@ def test_without_a_validation_there_is_no_best(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["bits", "missing", "cut"])
-def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path, damage):
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(tmp_path, damage):
     save(tmp_path, [1, 2])
     files = list((tmp_path / FOLDER / "2" / "state").rglob("d/*"))
     if damage == "bits":
@@ -68,12 +68,12 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path, damage):
         checkpoints.save(2, make_state(2))
     jax.tree.map(np.testing.assert_array_equal, state, make_state(1))
     assert len(lines) == 1 and lines[0].startswith("checkpoint 2 is damaged (")
-    assert lines[0].endswith("going on from 1")
+    assert lines[0].endswith("resuming from 1")
     assert [x.name.split("_")[0] for x in (tmp_path / DAMAGED_FOLDER).iterdir()] == ["2"]
 
 
-def test_arrays_that_are_whole_but_not_what_was_saved_are_damaged(tmp_path):
-    """Another checkpoint's files in its place: nothing but the sums of the bits can tell."""
+def test_readable_arrays_that_differ_from_the_saved_ones_are_damaged(tmp_path):
+    """Another checkpoint's files in its place: only the sums of the bits reveal it."""
     save(tmp_path, [1, 2, 3])
     folders = [tmp_path / FOLDER / step / "state" for step in ("2", "3")]
     shutil.rmtree(folders[1])
@@ -82,10 +82,11 @@ def test_arrays_that_are_whole_but_not_what_was_saved_are_damaged(tmp_path):
     with Checkpoints(tmp_path, 2) as checkpoints:
         state = checkpoints.restore(make_state(), lines.append)
     jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
-    assert lines == ["checkpoint 3 is damaged (its arrays are not what was saved): going on from 2"]
+    reason = "its arrays differ from what was saved"
+    assert lines == [f"checkpoint 3 is damaged ({reason}): resuming from 2"]
 
 
-def test_where_none_is_sound_nothing_is_moved(tmp_path):
+def test_nothing_is_moved_if_no_checkpoint_is_intact(tmp_path):
     save(tmp_path, [1, 2])
     for step in (1, 2):
         spoil(tmp_path, step)
@@ -106,7 +107,7 @@ def test_a_changed_bit_changes_the_sums():
     assert sum_bits(tree) != sums
 
 
-def test_a_half_written_checkpoint_is_none(tmp_path):
+def test_a_partly_written_checkpoint_is_not_listed(tmp_path):
     save(tmp_path, [1])
     half = tmp_path / FOLDER / "2.orbax-checkpoint-tmp-7"
     (half / "state").mkdir(parents=True)
@@ -117,7 +118,7 @@ def test_a_half_written_checkpoint_is_none(tmp_path):
     assert load_variables(tmp_path)["params"]["scale"] == 2
 
 
-def test_a_checkpoint_comes_back_onto_other_devices(tmp_path):
+def test_a_checkpoint_is_restored_onto_other_devices(tmp_path):
     two = make_mesh(2)
     state = jax.device_put(make_state(3), shard_arrays(make_state(), two, "data"))
     assert not state["params"]["kernel"].is_fully_replicated

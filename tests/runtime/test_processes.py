@@ -1,4 +1,4 @@
-"""What several processes gather, with threads in place of processes."""
+"""Sums over several processes, with threads in place of processes."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from zegformer_jax.runtime.processes import sum_over_processes
 
 @pytest.fixture
 def together(monkeypatch):
-    """Runs a function in as many threads as there are arguments; each is as a process."""
+    """Runs a function in one thread per argument; each thread acts as a process."""
 
     def run(function, arguments):
         barrier, slots = threading.Barrier(len(arguments), timeout=60), {}
@@ -49,7 +49,7 @@ def together(monkeypatch):
 
 
 def test_processes_add_their_counts_in_64_bits(together):
-    """Whole numbers beyond 32 bits, fractions, NaN, numbers without axes, in a tree."""
+    """A tree of integers beyond 32 bits, fractions and scalars."""
     trees = [
         {"a": (np.full((2, 3), 2**40 + i), np.array([0.1 * i, 2.0**-40])), "n": np.int64(2**33 * i)}
         for i in range(3)
@@ -62,7 +62,7 @@ def test_processes_add_their_counts_in_64_bits(together):
         assert total["n"] == 3 * 2**33
 
 
-def test_one_process_has_the_sum(monkeypatch):
+def test_one_process_returns_its_own_tree(monkeypatch):
     monkeypatch.setattr(multihost_utils, "process_allgather", pytest.fail)
     tree = {"a": np.arange(3)}
     assert sum_over_processes(tree) is tree
@@ -71,7 +71,6 @@ def test_one_process_has_the_sum(monkeypatch):
 @pytest.mark.parametrize("order", [(0, 3), (3, 0)])
 def test_a_process_without_images_adds_nothing(together, order):
     """It starts with zeros of the same shapes, so that all processes gather the same tree."""
-
     experiment = ToyExperiment(Records(5))
     batches = list(loop.validation_batches(experiment, experiment.source))
 

@@ -1,4 +1,4 @@
-"""Text embeddings on disk: the computed ones bit for bit, and nothing that could be others'."""
+"""Text embeddings on disk: bit-identical to the computed ones, and never another experiment's."""
 
 import dataclasses
 import io
@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """How many classes were embedded, a number each time that it was done."""
+    """List of the number of classes of each computation."""
     counts, compute = [], LoadedClip.embed_tokens
 
     def count(self, tokens):
@@ -53,7 +53,7 @@ def computed(monkeypatch):
     return counts
 
 
-def test_they_are_computed_once_and_read_bit_for_bit(clip, folder, computed):
+def test_embeddings_are_computed_once_and_read_bit_for_bit(clip, folder, computed):
     module = clip.module()
     expected = embeddings.embed_tokens(
         lambda tokens: module.apply({"params": clip.params}, tokens, method=module.encode_text),
@@ -62,14 +62,14 @@ def test_they_are_computed_once_and_read_bit_for_bit(clip, folder, computed):
     first = clip.embed(NAMES, PROMPTS)
     np.testing.assert_allclose(first, expected, atol=1e-6)
     (path,) = folder.iterdir()
-    np.testing.assert_array_equal(np.load(path), first)  # a plain .npy file to others
+    np.testing.assert_array_equal(np.load(path), first)  # readable by NumPy alone
     again = clip.embed(NAMES, PROMPTS)
     assert computed == [2] and again.dtype == np.float32
     np.testing.assert_array_equal(again, first)
 
 
 def changed(clip, tower, path, **fields):
-    """The CLIP with one number of a tower changed by its last bit, or with other sizes."""
+    """Returns the CLIP with one weight of a tower changed by its last bit, or with other sizes."""
     params = {name: dict(tree) if name == tower else tree for name, tree in clip.params.items()}
     if path:
         params[tower][path] = np.array(params[tower][path])
@@ -79,13 +79,13 @@ def changed(clip, tower, path, **fields):
 
 
 @pytest.mark.slow
-def test_whatever_they_follow_from_counts(clip, folder, computed):
+def test_everything_that_determines_embeddings_changes_the_key(clip, folder, computed):
     clip.embed(NAMES, PROMPTS)
     others = [
         (changed(clip, "text", "projection"), NAMES, PROMPTS),
         (changed(clip, "text", "", activation="gelu"), NAMES, PROMPTS),
         (changed(clip, "text", "", eos_token_id=257), NAMES, PROMPTS),
-        (clip, ("sofa", "couch", "cat"), PROMPTS),  # the same texts, grouped otherwise
+        (clip, ("sofa", "couch", "cat"), PROMPTS),  # the same texts in other groups
         (clip, NAMES[::-1], PROMPTS),
         (clip, NAMES, "imagenet_select"),
         (dataclasses.replace(clip, tokenizer=train_tokenizer(
@@ -98,7 +98,7 @@ def test_whatever_they_follow_from_counts(clip, folder, computed):
     assert len(list(folder.iterdir())) == 1 + len(others)
 
 
-def test_images_do_not_count(clip, folder, computed):
+def test_the_image_tower_does_not_change_the_key(clip, folder, computed):
     clip.embed(NAMES, PROMPTS)
     changed(clip, "visual", "projection").embed(NAMES, PROMPTS)
     changed(clip, "text", "", vision_heads=2).embed(NAMES, PROMPTS)
@@ -124,7 +124,7 @@ def npy(array):
     ],
     ids=["start", "header", "cut off", "empty", "shape", "type", "pickle"],
 )
-def test_a_damaged_file_is_made_anew(clip, folder, computed, damage):
+def test_a_damaged_file_is_replaced(clip, folder, computed, damage):
     expected = clip.embed(NAMES, PROMPTS)
     (path,) = folder.iterdir()
     sound = path.read_bytes()
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning(clip, folder, computed, 
     assert str(folder.parent) in record.message and "ZEGFORMER_CACHE=DIR" in record.message
 
 
-def test_a_file_that_cannot_be_read_is_no_obstacle(clip, folder, computed):
+def test_embeddings_are_computed_if_the_file_cannot_be_read(clip, folder, computed):
     expected = clip.embed(NAMES, PROMPTS)
     (path,) = folder.iterdir()
     path.unlink()
@@ -152,6 +152,6 @@ def test_a_file_that_cannot_be_read_is_no_obstacle(clip, folder, computed):
     np.testing.assert_array_equal(clip.embed(NAMES, PROMPTS), expected)
 
 
-def test_where_they_are_kept(monkeypatch):
+def test_the_folder_follows_the_environment_variable(monkeypatch):
     monkeypatch.setenv("ZEGFORMER_CACHE", "gs://bucket/x")
     assert str(embeddings.cache_folder()) == "gs://bucket/x/embeddings"

@@ -40,7 +40,7 @@ def small():
 
 
 def hash_encoder(tokens):
-    """A stand-in for a text tower: a random vector that depends on the row's ids alone."""
+    """Replaces a text tower: a random vector that depends only on the row's ids."""
     rows = [np.random.default_rng([int(x) for x in row if x]).normal(size=8) for row in tokens]
     return np.array(rows, np.float32)
 
@@ -72,7 +72,7 @@ def test_random_texts_have_open_clips_ids(openai):
 
 @pytest.mark.parametrize("which", ["openai", "small"])
 def test_transformers_gives_the_same_ids(request, tmp_path, which):
-    """For texts that ftfy, which transformers does not use, leaves as they are."""
+    """Holds for texts that ftfy, which transformers does not use, leaves unchanged."""
     from transformers import AutoTokenizer, CLIPTokenizerFast
 
     tokenizer = request.getfixturevalue(which)
@@ -117,7 +117,7 @@ def test_trained_tokenizer_has_clips_layout(small):
 
 
 def test_the_same_texts_give_the_same_tokenizer():
-    """Also where pairs are as frequent as each other: nearly all of them here."""
+    """Nearly all pairs of these texts are equally frequent."""
     words = [f"{a}{b}{c}" for a in "cbdpt" for b in "aeiou" for c in "tnrgd"]
     tokens = [train_tokenizer(words, 560, 77)(words) for _ in range(6)]
     for others in tokens[1:]:

@@ -6,9 +6,9 @@ import shrunk
 
 from zegformer_jax.evaluation.loop import evaluate
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.experiment.models import embed_classes
 from zegformer_jax.experiment.workdir import load_variables
+from zegformer_jax.text.vocabulary import load_vocabulary
 from zegformer_jax.text.word_vectors import load_word_vectors
 from zegformer_jax.training.loop import train
 
@@ -17,7 +17,7 @@ WIDTH = 600  # fastText and word2vec, 300 each
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes an .npz and gives its path."""
+    """Writes an .npz file and returns its path."""
 
     def save(**arrays):
         np.savez(tmp_path / "words.npz", **arrays)

@@ -9,7 +9,7 @@ import pytest
 from zegformer_jax.training import losses, matching
 from zegformer_jax.training.targets import target_widths, targets_from_labels
 
-LABELS = np.array([[[0, 0, 2, 255], [4, 4, 2, 255]], [[255, 255, 255, 255], [3, 9, 3, 3]]])
+LABELS = np.array([[[0, 0, 2, 255], [4, 4, 2, 255]], [[255, 5, 255, 255], [3, 9, 3, 3]]])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -18,7 +18,7 @@ def test_every_class_in_the_map_is_a_target(dtype):
     targets = targets_from_labels(jnp.asarray(labels), 5, 4)
     np.testing.assert_array_equal(targets.valid_bn, [[1, 1, 1, 0], [1, 0, 0, 0]])
     np.testing.assert_array_equal(targets.ids_bn[0, :3], [0, 2, 4])
-    assert targets.ids_bn[1, 0] == 3, "9 is no class of 5"
+    assert targets.ids_bn[1, 0] == 3, "neither 5 nor 9 is a class of 5"
     np.testing.assert_array_equal(targets.overflow_b, [0, 0])
     for b in range(2):
         for n in range(4):

@@ -12,12 +12,12 @@ from PIL import Image
 from zegformer_jax.cli import demo_stages
 from zegformer_jax.evaluation.metrics.segment_fit import IOU
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.experiment.workdir import CONFIG_FILE, load_variables
 from zegformer_jax.input.openmoji import pairs
 from zegformer_jax.input.openmoji.rasters import load_pictures
 from zegformer_jax.runtime import checkpoints
 from zegformer_jax.runtime.mesh import make_mesh, replicate, shard_arrays, to_devices
+from zegformer_jax.text.vocabulary import load_vocabulary
 from zegformer_jax.training import loop as train
 from zegformer_jax.training.initialise import hand_over, start_from
 from zegformer_jax.training.log import read_metrics

@@ -9,6 +9,7 @@ from array_source import ArraySource
 
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.input.pipeline import train_batches
+from zegformer_jax.input.settings import InputSettings
 from zegformer_jax.text.vocabulary import Vocabulary
 from zegformer_jax.training.objectives.grouper import GrouperObjective
 from zegformer_jax.training.objectives.per_pixel import PerPixelObjective
@@ -42,8 +43,8 @@ def batches_of(labels):
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 256, (40, 40, 3), np.uint8) for _ in labels]
     source = ArraySource(images, labels, [str(i) for i in range(len(labels))])
-    options = dict(batch_size=2, crop_size=32, short_sides=(32, 40), max_long_side=80, seed=0)
-    return list(train_batches(source, VOCABULARY, **options, num_steps=4))
+    settings = InputSettings(batch_size=2, crop_size=32, short_sides=(32, 40), max_long_side=80)
+    return list(train_batches(source, VOCABULARY, settings, seed=0, num_steps=4))
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)

@@ -40,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Segments the image, writes two files, and prints the classes found."""
-    from zegformer_jax.segmenter import load, read_picture
+    from zegformer_jax.segmenter import load, read_image
 
     classes = read_classes(options)
     segmenter = load(options.workdir)
-    result = segmenter(read_picture(options.image), classes)
+    result = segmenter(read_image(options.image), classes)
     folder = Path(options.output or Path(options.workdir) / "predictions")
     folder.mkdir(parents=True, exist_ok=True)
     stem = Path(options.image).stem

@@ -11,17 +11,21 @@ Examples:
 import argparse
 import sys
 
-from zegformer_jax.input.benchmarks import BENCHMARKS
+from zegformer_jax.input import benchmarks
 from zegformer_jax.runtime.errors import UserError
 
-NAMES = ("folder", *BENCHMARKS)
 MOST_LINES = 100  # of a list of bad records
+
+
+def data_sets() -> tuple[str, ...]:
+    """Returns the names of the data sets that can be prepared."""
+    return (benchmarks.FOLDER, *benchmarks.BENCHMARKS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.set_defaults(command=parser.prog)
-    parser.add_argument("name", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("name", metavar="NAME", help=", ".join(data_sets()))
     parser.add_argument("--source", metavar="DIR", help="folder with the unpacked archives")
     parser.add_argument("--destination", metavar="DIR", help="a new directory, or gs://...")
     parser.add_argument(
@@ -34,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Writes the records, or prints the data set's guide."""
-    if options.name not in NAMES:
-        raise UserError(f"prepare: no data set '{options.name}'; there are {', '.join(NAMES)}")
+    if options.name not in data_sets():
+        known = ", ".join(data_sets())
+        raise UserError(f"prepare: no data set '{options.name}'; there are {known}")
     if not options.source and not options.destination:
         print(_guide(options.name))
         print(f"then: {options.command} {options.name} --source=DIR --destination=RECORDS")
@@ -48,17 +53,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _guide(name: str) -> str:
-    from zegformer_jax.input import benchmarks, folder
+    from zegformer_jax.input import folder
 
     return folder.GUIDE if name == "folder" else benchmarks.find(name).guide
 
 
 def _write_records(options: argparse.Namespace) -> None:
-    from zegformer_jax.input import benchmarks, folder
+    from zegformer_jax.input import folder
     from zegformer_jax.input.records import write as records
 
     splits = [split for split in options.splits.split(",") if split]
-    published = benchmarks.find(options.name) if options.name in BENCHMARKS else None
+    published = benchmarks.find(options.name) if options.name in benchmarks.BENCHMARKS else None
     try:
         report = records.prepare(
             published or folder.Folder.open(options.source, splits=splits or folder.SPLITS),

@@ -9,14 +9,14 @@ from zegformer_jax.drawing.palette import palette
 
 
 def loss_curves(histories: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]]) -> Image.Image:
-    """Plots training losses, one panel a stage.
+    """Plots training losses, one panel per stage.
 
     Args:
         histories: for each stage, (step, {name of the loss: value}) in order of the steps. Values
             that are not finite are left out.
 
     Returns:
-        A picture, RGB; an axis is logarithmic where all values are positive.
+        An RGB image; an axis is logarithmic if all its values are positive.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

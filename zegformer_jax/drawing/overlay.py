@@ -11,8 +11,8 @@ from zegformer_jax.drawing.palette import palette
 
 UNSEEN_MARK = "★"
 NO_LABEL = -1
-_SMALLEST_NAMED = 1 / 1000  # Of the picture: a smaller region's name would only hide it.
-_LABEL_SEARCH_SIDE = 512  # Where names go is worked out at this size: fast for any picture.
+_SMALLEST_NAMED = 1 / 1000  # Of the image: a smaller region's name would only hide it.
+_LABEL_SEARCH_SIDE = 512  # Names are placed at this size, to be fast for any image.
 INK, PAPER, GREY = (25, 25, 28), (255, 255, 255), (110, 110, 116)
 
 
@@ -28,22 +28,21 @@ def overlay(
 ) -> Image.Image:
     """Draws a label map over its image: colours, thin borders, and the name of every class.
 
-    A class's name (its first synonym) stands on its largest region, unless that is a mere speck
+    A class's name (its first synonym) is written on its largest region, unless the region is tiny
     or the name does not fit. Classes that were not seen in training are hatched, bordered in white
-    and starred. A picture whose longer side is under
-    ``min_side`` is enlarged by a whole factor.
+    and starred. An image whose longer side is under `min_side` is enlarged by an integer factor.
 
     Args:
         image: uint8 [h, w, 3], RGB.
         labels: integer [h, w]; values outside 0..c-1 are left as they are in the image.
         names: c class names.
         seen: c flags; None means all seen.
-        ignore: one more value that means no label.
+        ignore: an additional value that means no label.
         alpha: weight of the colours, 0..1.
         min_side: the least longer side of the result, in pixels.
 
     Returns:
-        A picture, RGB, of the image's size times a whole factor.
+        An RGB image, of the image's size times an integer factor.
 
     Raises:
         ValueError: if image, labels, names and seen do not fit together.
@@ -52,15 +51,15 @@ def overlay(
     seen = np.ones(len(names), bool) if seen is None else np.asarray(seen, bool)
     factor = max(1, math.ceil(min_side / max(labels.shape)))
     height, width = labels.shape[0] * factor, labels.shape[1] * factor
-    picture = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    enlarged = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
-    painted = Image.fromarray(paint(picture, labels, seen, alpha))
+    painted = Image.fromarray(paint(enlarged, labels, seen, alpha))
     _write_names(painted, labels, names, seen)
     return painted
 
 
 def check_drawing(image, labels, names, seen, ignore) -> tuple[np.ndarray, np.ndarray]:
-    """Gives image and labels as arrays, int32 labels with NO_LABEL for all that has none."""
+    """Returns image and labels as arrays; labels are int32, NO_LABEL for unlabelled pixels."""
     image, labels = np.asarray(image), np.asarray(labels)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image is {image.dtype} {image.shape}; it must be uint8 [h, w, 3]")
@@ -97,7 +96,7 @@ def paint(image: np.ndarray, labels: np.ndarray, seen: np.ndarray, alpha: float)
 
 
 def _border(labels: np.ndarray, thickness: int) -> np.ndarray:
-    """Marks the pixels within ``thickness`` of another label, across rows or columns."""
+    """Marks the pixels within `thickness` of another label, across rows or columns."""
     border = np.zeros(labels.shape, bool)
     for step in range(1, thickness + 1):
         down, right = labels[step:] != labels[:-step], labels[:, step:] != labels[:, :-step]
@@ -109,14 +108,14 @@ def _border(labels: np.ndarray, thickness: int) -> np.ndarray:
 
 
 def shown_name(name: str, seen: bool) -> str:
-    """Gives the first synonym, starred where the class is unseen."""
+    """Returns the first synonym, starred if the class is unseen."""
     first = name.split(",")[0].strip()
     return first if seen else f"{UNSEEN_MARK} {first}"
 
 
 @functools.lru_cache(maxsize=64)
 def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Loads DejaVu Sans, which matplotlib brings along: it has accents, Greek and Cyrillic."""
+    """Loads DejaVu Sans, which is part of matplotlib and has accents, Greek and Cyrillic."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -124,9 +123,9 @@ def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _region_centres(labels: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Gives (class, row, column, depth) of the largest region of each class, larger ones first.
+    """Returns (class, row, column, depth) of the largest region of each class, largest first.
 
-    The point is the one farthest from the region's edge, and the depth is how far that is.
+    The point is the one farthest from the region's edge; the depth is its distance to the edge.
     """
     from scipy import ndimage
 
@@ -149,40 +148,40 @@ def _region_centres(labels: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 
 def _write_names(
-    picture: Image.Image, labels: np.ndarray, names: Sequence[str], seen: np.ndarray
+    image: Image.Image, labels: np.ndarray, names: Sequence[str], seen: np.ndarray
 ) -> None:
-    """Writes the names of the classes onto the picture, moved apart where they would overlap."""
-    size = round(min(max(math.sqrt(picture.width * picture.height) / 34, 13), 64))
+    """Writes the names of the classes onto the image, moved apart if they would overlap."""
+    size = round(min(max(math.sqrt(image.width * image.height) / 34, 13), 64))
     colours = palette(len(names))
-    draw = ImageDraw.Draw(picture, "RGBA")
+    draw = ImageDraw.Draw(image, "RGBA")
     taken: list[tuple[int, int, int, int]] = []
     for index, *centre in _region_centres(labels):
         text = shown_name(names[index], seen[index])
-        font = fit_font(text, size, picture.width)
+        font = fit_font(text, size, image.width)
         if font is None:
             continue
-        box = _free_box(font, text, centre, picture.size, taken)
+        box = _free_box(font, text, centre, image.size, taken)
         if box is not None:
             taken.append(box)
             _draw_tag(draw, box, text, font, tuple(map(int, colours[index])), bool(seen[index]))
 
 
 def fit_font(text: str, size: int, width: int) -> ImageFont.FreeTypeFont | None:
-    """Gives the font at the size, or smaller so that the text fits the width; None under 8."""
+    """Returns the largest font up to `size` at which the text fits the width; None below 8."""
     for smaller in range(size, 7, -1):
         if load_font(smaller, bold=True).getlength(text) + smaller <= width:
             return load_font(smaller, bold=True)
     return None
 
 
-def _free_box(font, text, centre, picture_size, taken) -> tuple[int, int, int, int] | None:
-    """Finds a box (left, top, right, bottom) for a text that touches no taken one.
+def _free_box(font, text, centre, image_size, taken) -> tuple[int, int, int, int] | None:
+    """Finds a box (left, top, right, bottom) for a text that touches no taken box.
 
-    It lies on the region's centre, or below or above it where it would hide a small region.
+    It is on the region's centre, or below or above it if it would hide a small region.
     """
     row, column, depth = centre
     width, height = round(font.getlength(text) + font.size * 0.8), round(font.size * 1.45)
-    last_left, last_top = picture_size[0] - width - 1, picture_size[1] - height - 1
+    last_left, last_top = image_size[0] - width - 1, image_size[1] - height - 1
     if last_left < 0 or last_top < 0:
         return None
     away, line = depth + height // 2 + 3, height + 2

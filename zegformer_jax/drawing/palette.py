@@ -7,10 +7,10 @@ import numpy as np
 
 @functools.lru_cache(maxsize=8)
 def palette(n: int) -> np.ndarray:
-    """Gives n colours that are far apart; the first ones are the same whatever n is.
+    """Returns n colours that are far apart; a larger n only adds colours at the end.
 
-    Each colour is the one farthest, in the OKLab space, from all before it (for n beyond 3,000
-    or so the colours repeat).
+    Each colour is the one farthest, in the OKLab space, from all before it. Beyond about 3,000
+    colours they repeat.
 
     Args:
         n: number of colours, at least 0.
@@ -22,7 +22,7 @@ def palette(n: int) -> np.ndarray:
         ValueError: if n is negative.
     """
     if n < 0:
-        raise ValueError(f"palette: {n} colours were asked for; give 0 or more")
+        raise ValueError(f"palette: {n} colours requested; pass 0 or more")
     levels = np.linspace(0, 255, 18).round()
     candidates = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
     lab = _oklab(candidates / 255)

@@ -33,28 +33,29 @@ def sheet(
     show_ignored: bool = False,
     cell: int = 288,
 ) -> Image.Image:
-    """Draws scenes as rows of image, truth and predictions, with a legend of the classes in them.
+    """Draws rows of image, truth and predictions, with a legend of the classes in them.
 
     Args:
         rows: each (image uint8 [h, w, 3], truth integer [h, w], prediction [h, w], ...), with the
             same number of label maps in every row.
         names: c class names.
         seen: c flags; None means all seen.
-        titles: of the columns, at least one for each.
-        ignore: one more value that means no label.
+        titles: titles of the columns, at least one per column.
+        ignore: an additional value that means no label.
         show_ignored: draw predictions also where the truth has no label.
-        cell: longer side of one picture, in pixels.
+        cell: longer side of one image, in pixels.
 
     Returns:
-        A picture, RGB.
+        An RGB image.
 
     Raises:
         ValueError: if there are no rows, rows differ in length or their arrays do not fit.
     """
     if not rows or len({len(row) for row in rows}) != 1 or not 2 <= len(rows[0]) <= len(titles):
         raise ValueError(
-            f"sheet: rows have {sorted({len(row) for row in rows})} pictures for the titles "
-            f"{list(titles)}; every row needs an image and at least one label map, all alike"
+            f"sheet: rows have {sorted({len(row) for row in rows})} images for the titles "
+            f"{list(titles)}; every row needs an image and as many label maps as the others, "
+            "at least one"
         )
     seen = [True] * len(names) if seen is None else list(seen)
     scenes = [_scene(row, names, seen, ignore, show_ignored, cell) for row in rows]
@@ -81,7 +82,7 @@ def sheet(
 
 
 def _scene(row, names, seen, ignore, show_ignored, cell) -> tuple[list[Image.Image], np.ndarray]:
-    """Draws one row of a sheet; gives its pictures and how many pixels each class has in them."""
+    """Draws one row of a sheet; returns its images and the number of pixels of each class."""
     image, *maps = row
     maps = [check_drawing(image, labels, names, seen, ignore)[1] for labels in maps]
     if not show_ignored:
@@ -109,7 +110,7 @@ def _legend(names, seen, pixels, width, size, ignored_left_out, most=60) -> Imag
     line = round(size * 1.7)
     notes = [f"{UNSEEN_MARK} and hatching: unseen classes, whose labels no training uses"]
     if ignored_left_out:
-        notes.append("Pixels without a label in the truth are not evaluated and left as they are.")
+        notes.append("Pixels without a label in the truth are not evaluated and left unchanged.")
     if len(present) > most:
         notes.append(f"{len(present) - most} classes with fewer pixels are not listed.")
     lines = math.ceil(len(texts) / columns)

@@ -104,7 +104,7 @@ def _open_file(path: str, place: epath.Path, experiment: Experiment) -> Source:
 
 
 def _check_sizes(path: str, differing: dict[str, tuple[Any, Any]]) -> None:
-    """Raises a ValueError that names the fields in which a file differs from the experiment."""
+    """Raises a UserError that names the fields in which a file differs from the experiment."""
     if differing:
         first = ", ".join(f"{x} is {theirs}, not {ours}" for x, (ours, theirs) in differing.items())
         raise UserError(

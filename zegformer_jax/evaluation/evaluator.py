@@ -28,6 +28,7 @@ class Evaluator:
     """A model with its metrics on a data set.
 
     Attributes:
+        model: The model, without its arrays.
         plan: What is asked of the model.
         metrics: What is measured, by the keys of the states.
     """

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.zegformer import Question
 
 State = Any  # a pytree of arrays; states of several images are added leaf by leaf
@@ -95,13 +94,13 @@ def by_key(metrics: Iterable[Metric]) -> dict[str, Metric]:
     """Returns metrics by the keys of their states.
 
     Raises:
-        UserError: Two metrics have the same name and vocabulary.
+        ValueError: Two metrics have the same name and vocabulary.
     """
     found: dict[str, Metric] = {}
     for metric in metrics:
         key = f"{metric.vocabulary}/{metric.name}"
         if key in found:
-            raise UserError(f"two metrics are named '{metric.name}' in '{metric.vocabulary}'")
+            raise ValueError(f"two metrics are named '{metric.name}' in '{metric.vocabulary}'")
         found[key] = metric
     return found
 

@@ -10,10 +10,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from zegformer_jax.experiment.data import load_vocabulary
 from zegformer_jax.input import benchmarks
 from zegformer_jax.runtime.errors import UserError
-from zegformer_jax.text.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +95,10 @@ def load_subsets(names: Sequence[str], vocabulary: Vocabulary, dataset: str) -> 
 def _whole(vocabulary: Vocabulary, dataset: str) -> Subset:
     everything = np.arange(len(vocabulary))
     benchmark = benchmarks.find(dataset) if dataset in benchmarks.BENCHMARKS else None
-    if benchmark is None or not benchmark.merged_names:
+    table = benchmark.merge_table() if benchmark else None
+    if table is None:
         return Subset(dataset, vocabulary, everything)
-    merge = benchmark.merge_table()[everything].astype(np.int64)
+    merge = table[everything].astype(np.int64)
     return Subset(dataset, vocabulary, everything, benchmark.merged_names, merge)
 
 

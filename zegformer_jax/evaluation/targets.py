@@ -7,12 +7,10 @@ from typing import NamedTuple
 from etils import epath
 
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.experiment.data import FOLDER, GENERATED
 from zegformer_jax.input import benchmarks
+from zegformer_jax.input.benchmarks import FOLDER
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
-
-NAMES = (FOLDER, GENERATED, *benchmarks.BENCHMARKS)
 
 
 class Target(NamedTuple):
@@ -70,8 +68,9 @@ def _describe(target: Target) -> str:
 
 def _parse(entry: str, experiment: Experiment) -> Target:
     name, given, directory = (part.strip() for part in entry.partition("="))
-    if name not in NAMES:
-        raise UserError(f"--datasets: no data set '{name}'; there are {', '.join(NAMES)}")
+    names = benchmarks.names()
+    if name not in names:
+        raise UserError(f"--datasets: no data set '{name}'; there are {', '.join(names)}")
     if given and not directory:
         raise UserError(
             f"--datasets has '{entry}': give NAME=DIR, DIR with its records, or NAME alone for the "

@@ -1,4 +1,4 @@
-"""An experiment: a config and a workdir, and the objects that they name, each made once."""
+"""An experiment: a config and a workdir, and the objects that they define, each made once."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from zegformer_jax.experiment import data, models, settings, workdir
 from zegformer_jax.experiment.models import LoadedClip
+from zegformer_jax.input.settings import InputSettings
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.classifiers import CLASSIFIERS
 from zegformer_jax.segmentation.skipping import Skipping
@@ -32,15 +33,15 @@ __all__ = ["Experiment", "LoadedClip"]
 class Experiment:
     """A config and a workdir, opened once and passed on; nothing else reads a config.
 
-    The sections of the config are typed values, see `settings`; files are read when they are
-    first asked for.
+    The sections of the config are the typed values of `settings`. Files are read when they are
+    first needed.
 
     Attributes:
         workdir: Folder of the run, local or remote.
-        kind: What is trained, `model.kind`.
-        seed: Seed of parameters, dropout, order and augmentation of the examples.
-        dtype: What the training computes in.
-        start_from: What the training starts from, `model.start_from`.
+        kind: Kind of model, `model.kind`.
+        seed: Seed of parameters, dropout, and order and augmentation of the images.
+        dtype: Compute dtype of the training.
+        start_from: Path of the weights that the training starts from, `model.start_from`.
         clip_settings: Section `clip`.
         dataset: Section `dataset`.
         input: Section `input`.
@@ -67,7 +68,7 @@ class Experiment:
         read = settings.read_section
         self.clip_settings = read(settings.ClipSettings, config.clip)
         self.dataset = read(settings.DatasetSettings, config.dataset)
-        self.input = read(settings.InputSettings, config.input)
+        self.input = read(InputSettings, config.input)
         self.loss = read(settings.LossSettings, config.loss)
         self.optimiser = read(settings.OptimiserSettings, config.optimiser)
         self.train = read(settings.TrainSettings, config.train)
@@ -76,10 +77,14 @@ class Experiment:
 
     @classmethod
     def open(cls, config: ConfigDict | None, folder: epath.PathLike) -> "Experiment":
-        """Opens a workdir with a config, None for the workdir's own.
+        """Opens an experiment.
+
+        Args:
+            config: The complete config; None reads the workdir's.
+            folder: The workdir.
 
         Raises:
-            MissingFile: The workdir holds no config, and none is given.
+            MissingFile: No config is given, and the workdir holds none.
         """
         return cls(workdir.load_config(folder) if config is None else config, folder)
 
@@ -89,7 +94,7 @@ class Experiment:
         return self._config.to_json_best_effort()
 
     def check(self, change: bool = False) -> None:
-        """Compares the config with the workdir's, if it has one; see `workdir.check_config`."""
+        """Compares the config with the workdir's, if it has one, by `workdir.check_config`."""
         workdir.check_config(self._config, self.workdir, change)
 
     def save(self) -> None:
@@ -102,12 +107,12 @@ class Experiment:
 
     @functools.cached_property
     def dataset_directory(self) -> str | Path:
-        """Where the data set is: a local path, or a remote one as it stands in the config."""
+        """Directory of the data set: a local path, or a URL."""
         return data.dataset_directory(self._config, self.workdir)
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary of the data set's labels."""
+        """Vocabulary of the data set's labels."""
         return data.dataset_vocabulary(self._config, self.workdir)
 
     def open_split(self, split: str) -> Any:
@@ -115,9 +120,15 @@ class Experiment:
         return data.open_split(self._config, self.workdir, split)
 
     def on_dataset(self, name: str, directory: str) -> "tuple[Experiment, Vocabulary | None]":
-        """Returns the experiment on another data set, and the vocabulary that it was trained on.
+        """Returns the experiment on another data set, by `data.on_dataset`.
 
-        The vocabulary is None where it is the experiment's own data set. See `data.on_dataset`.
+        Args:
+            name: Name of the data set.
+            directory: Directory of its records, or of a folder of images and labels.
+
+        Returns:
+            The experiment there, and the vocabulary of its training; None for the experiment's own
+            data set.
         """
         config, is_own = data.on_dataset(self._config, self.workdir, name, directory)
         there = Experiment(config, self.workdir)
@@ -127,29 +138,29 @@ class Experiment:
 
     @functools.cached_property
     def clip(self) -> LoadedClip | None:
-        """The CLIP that takes part; None in a baseline on word vectors."""
+        """The CLIP of the experiment; None for a baseline on word vectors."""
         return models.load_clip_of(self._config, self.workdir)
 
     @property
     def uses_clip(self) -> bool:
-        """Whether CLIP takes part: not in a baseline on word vectors."""
+        """True unless the model is a baseline on word vectors."""
         return models.needs_clip(self._config)
 
     @property
     def heads(self) -> int:
-        """Attention heads of the model, which a checkpoint's tensors do not tell."""
+        """Number of the model's attention heads, which cannot be inferred from a checkpoint."""
         return models.attention_heads(self._config.model)
 
     def compare_sizes(self, sizes: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Returns the fields in which a checkpoint differs; see `models.compare_sizes`."""
+        """Returns the fields in which a checkpoint's sizes differ, by `models.compare_sizes`."""
         return models.compare_sizes(self._config.model, sizes)
 
     def embed_classes(self, names: tuple[str, ...], prompts: str = "") -> np.ndarray:
-        """Returns what the model compares with: float32 [C, D] of unit length.
+        """Returns the embeddings of class names for the grouper, float32 [C, D] of unit length.
 
         Args:
             names: Class names; commas separate synonyms.
-            prompts: Prompt set; "" for the training's, `clip.grouper_prompts`.
+            prompts: Prompt set; "" takes the training's, `clip.grouper_prompts`.
         """
         return models.embed_classes(self._config, self.workdir, self.clip, names, prompts)
 
@@ -166,7 +177,7 @@ class Experiment:
 
         Args:
             embed_dim: Size of the text embeddings.
-            dtype: What to compute in; None: as the training does.
+            dtype: Compute dtype; None takes the training's.
         """
         return models.build_model(self._config, embed_dim, dtype)
 
@@ -179,7 +190,7 @@ class Experiment:
 
     @functools.cached_property
     def segmentation_model(self) -> Model:
-        """The model that `segmentation.predict` takes, without its arrays.
+        """The model for `segmentation.zegformer.predict`, without its arrays.
 
         Raises:
             UserError: A field of the section `eval` is unknown or does not fit.
@@ -189,7 +200,7 @@ class Experiment:
             return PerPixelBaseline(module, self.eval.resize)
         if self.kind != "zegformer":
             raise UserError(
-                f"{self.workdir}: holds a model of kind '{self.kind}', which segments nothing"
+                f"{self.workdir}: a model of kind '{self.kind}' does not segment images"
             )
         return ZegFormer(
             module,
@@ -211,14 +222,14 @@ class Experiment:
         return kind(self.clip.module(self.eval.dtype), **options)
 
     def variables(self, checkpoint: str = "latest") -> dict[str, Any]:
-        """Reads the model's variables, on the host; see `workdir.load_variables`."""
+        """Reads the model's variables to the host, by `workdir.load_variables`."""
         return workdir.load_variables(self.workdir, checkpoint)
 
     def weights(self, variables: Any = None) -> Weights:
-        """Returns the arrays that `segmentation.predict` takes, on the host.
+        """Returns the arrays for `segmentation.zegformer.predict`, on the host.
 
         Args:
-            variables: The model's; None reads the checkpoint that `eval.checkpoint` names.
+            variables: The model's variables; None reads the checkpoint of `eval.checkpoint`.
         """
         if variables is None:
             variables = self.variables(self.eval.checkpoint)

@@ -55,15 +55,15 @@ def convert(
         source: a file, a directory or a name on the Hub.
         destination: a file or a directory that does not exist yet.
         config: the config of a new workdir; the checkpoint's sizes replace its own.
-        heads: attention heads of a checkpoint, which its tensors do not tell; None: one in 32
-            channels, as published.
+        heads: number of attention heads of a checkpoint, which cannot be inferred from its
+            tensors; None takes one per 32 channels, as published.
         with_clip: also writes CLIP into a checkpoint, as the authors do.
 
     Returns:
-        A table of what became of every tensor, in plain text.
+        A table in plain text of the tensors that were used, left out and are new.
 
     Raises:
-        MissingFile: there is no source.
+        MissingFile: the source does not exist.
         UserError: the source is none of these or incomplete, or the destination exists.
     """
     path, destination = Path(source), Path(destination)
@@ -131,7 +131,7 @@ def _convert_backbone(tensors: tables.Tensors, where: str, destination: Path) ->
 
 
 def backbone_tensors(sizes: Mapping[str, Any], variables: Mapping) -> dict[str, np.ndarray]:
-    """Returns a backbone's tensors in detectron2's names, those that `variables` hold."""
+    """Returns the tensors of a backbone's variables in detectron2's names."""
     arrays = tables.flatten(variables)
     rows = [row for row in backbone_table(sizes) if row.paths[0] in arrays]
     tensors = tables.write(rows, arrays)

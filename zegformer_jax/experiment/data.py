@@ -10,28 +10,20 @@ from ml_collections import ConfigDict
 
 from zegformer_jax.experiment.workdir import resolve
 from zegformer_jax.input import benchmarks
-from zegformer_jax.runtime.assets import DATA
-from zegformer_jax.text.vocabulary import Vocabulary
-
-FOLDER, GENERATED = "folder", "openmoji_voc"  # data sets that are no published benchmarks
-
-
-def load_vocabulary(name: str) -> Vocabulary:
-    """Reads a vocabulary by its name in data/vocabularies, or a file by its path."""
-    path = Path(name) if name.endswith(".json") else DATA / "vocabularies" / f"{name}.json"
-    return Vocabulary.load(path)
+from zegformer_jax.input.benchmarks import FOLDER
+from zegformer_jax.text.vocabulary import Vocabulary, load_vocabulary
 
 
 def dataset_directory(config: ConfigDict, workdir: epath.PathLike) -> str | Path:
-    """Where the experiment's data set lies: a local path, or a remote one as it is."""
+    """Returns the directory of the experiment's data set: a local path, or a URL unchanged."""
     directory = config.dataset.directory
     return directory if "://" in directory else resolve(directory, workdir)
 
 
 def dataset_vocabulary(config: ConfigDict, workdir: epath.PathLike) -> Vocabulary:
-    """Gives the vocabulary of the experiment's labels; the data set's own where none is named.
+    """Returns the vocabulary of the experiment's labels.
 
-    All its classes are seen where the experiment trains on all of them.
+    It is the config's, else the data set's own. With `dataset.all_seen` all its classes are seen.
     """
     vocabulary = _labels_vocabulary(config, workdir)
     if config.dataset.all_seen:
@@ -53,7 +45,7 @@ def _labels_vocabulary(config: ConfigDict, workdir: epath.PathLike) -> Vocabular
 
 
 def open_split(config: ConfigDict, workdir: epath.PathLike, split: str) -> Any:
-    """Opens a split of the experiment's data set: a `zegformer_jax.input.datasets.Source`."""
+    """Opens a split of the experiment's data set, a `zegformer_jax.input.datasets.Source`."""
     from zegformer_jax.input import datasets
 
     return datasets.open_source(
@@ -70,8 +62,8 @@ def on_dataset(
 ) -> tuple[ConfigDict, bool]:
     """Returns the config of an experiment's model on another data set.
 
-    As the cross-dataset tables have it: gamma is 0. On the experiment's own data set, in any
-    directory, nothing else changes.
+    On the experiment's own data set only the directory changes. On others gamma is 0, as in the
+    published cross-dataset tables.
 
     Args:
         config: The experiment's config.
@@ -80,15 +72,13 @@ def on_dataset(
         directory: Directory of its records, or of a folder of images and labels.
 
     Returns:
-        The config there, and whether it is the experiment's own data set.
+        The config there, and True if it is the experiment's own data set.
     """
     there = ConfigDict(config.to_dict()).unlock()
     there.dataset.directory = directory
     if _is_own(config, workdir, name, directory):
         return there.lock(), True
-    vocabulary = benchmarks.find(name).vocabulary if name in benchmarks.BENCHMARKS else ""
-    if name == GENERATED:
-        vocabulary = GENERATED
+    vocabulary = benchmarks.vocabulary_name(name)
     there.dataset.update(name=name, vocabulary=vocabulary, all_seen=False)
     there.dataset.options = ConfigDict()
     there.eval.update(vocabularies=(), gamma=0.0)
@@ -96,7 +86,7 @@ def on_dataset(
 
 
 def _is_own(config: ConfigDict, workdir: epath.PathLike, name: str, directory: str) -> bool:
-    """Whether the experiment is on this data set; folders of one name are different data sets."""
+    """Compares names; two folders of images are the same data set if their paths are equal."""
     if name != FOLDER or config.dataset.name != FOLDER:
         return name == config.dataset.name
     own, other = config.dataset.directory, directory

@@ -39,8 +39,8 @@ def compare_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> dict[str, tupl
     """Returns the fields in which a checkpoint's sizes differ from a config's section `model`.
 
     Args:
-        model: The section.
-        sizes: The checkpoint's sizes, see `set_sizes`.
+        model: The section `model` of the config.
+        sizes: The checkpoint's sizes, which have the names of the section's fields.
 
     Returns:
         The config's and the checkpoint's values by name, such as `model.transformer.queries`.
@@ -56,7 +56,7 @@ def compare_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> dict[str, tupl
 
 
 def attention_heads(model: ConfigDict) -> int:
-    """Returns the number of attention heads, which a checkpoint's tensors do not tell."""
+    """Returns the number of attention heads, which cannot be inferred from a checkpoint."""
     if model.kind == "per_pixel":
         return model.pixel_decoder.encoder_heads
     return model.transformer.heads
@@ -73,7 +73,7 @@ class LoadedClip:
     Attributes:
         config: its sizes.
         params: its parameters.
-        tokenizer: texts to token ids.
+        tokenizer: its tokenizer, from texts to token ids.
     """
 
     config: ClipConfig
@@ -81,18 +81,18 @@ class LoadedClip:
     tokenizer: Tokenizer
 
     def module(self, dtype: str = "float32") -> CLIP:
-        """The Flax module, that computes in a dtype."""
+        """Returns the Flax module, which computes in `dtype`."""
         return CLIP(self.config, jnp.dtype(dtype))
 
     @functools.cached_property
     def text_digest(self) -> str:
-        """Stands for the text tower's numbers; see `text.embeddings`."""
+        """Hash of the text tower's weights and sizes."""
         return embeddings.tower_digest(self.config, self.params["text"])
 
     def embed(self, names: tuple[str, ...], prompts: str) -> np.ndarray:
         """Returns text embeddings of class names with a prompt set, float32 [C, D] of unit length.
 
-        They are computed once, and then read from where `text.embeddings` keeps them.
+        They are computed once, and then read from the cache of `text.embeddings`.
         """
         tokens = embeddings.tokenize_classes(self.tokenizer, names, load_templates(prompts))
         return embeddings.load_or_compute(
@@ -102,7 +102,7 @@ class LoadedClip:
         )
 
     def embed_tokens(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
-        """Embeds classes of given token ids; see `text.embed_tokens`."""
+        """Embeds classes from their token ids, by `text.embeddings.embed_tokens`."""
         encode = jax.jit(
             lambda params, tokens: self.module().apply(
                 {"params": params}, tokens, method=CLIP.encode_text
@@ -112,7 +112,7 @@ class LoadedClip:
 
 
 def load_clip_of(config: ConfigDict, workdir: epath.PathLike) -> LoadedClip | None:
-    """Reads the experiment's CLIP from a folder or from the Hub; None where none takes part."""
+    """Reads the experiment's CLIP from a folder or the Hub; returns None if it uses no CLIP."""
     if not needs_clip(config):
         return None
     source = config.clip.source
@@ -129,18 +129,27 @@ def embed_classes(
     names: tuple[str, ...],
     prompts: str = "",
 ) -> np.ndarray:
-    """What the model compares its pixels or queries with: float32 [C, D] of unit length.
+    """Returns the embeddings that the model compares its pixels or queries with.
 
-    CLIP's text embeddings, or word vectors where the baseline's config names a file of them.
-    `prompts` names another prompt set than the training's.
+    They are CLIP's text embeddings, or word vectors if the baseline's config names a file of them.
+
+    Args:
+        config: The experiment's config.
+        workdir: Its workdir.
+        clip: Its CLIP; None takes word vectors.
+        names: C class names; commas separate synonyms.
+        prompts: Prompt set; "" takes the training's.
+
+    Returns:
+        float32 [C, D], rows of unit length.
 
     Raises:
         UserError: word vectors are asked for in another model than the baseline.
     """
     if config.model.word_vectors and config.model.kind != "per_pixel":
         raise UserError(
-            f"model.word_vectors: for model.kind 'per_pixel', not '{config.model.kind}': what "
-            "CLIP names needs CLIP's text embeddings"
+            f"model.word_vectors: for model.kind 'per_pixel', not '{config.model.kind}': that "
+            "kind needs CLIP's text embeddings"
         )
     if clip is None:
         return load_word_vectors(resolve(config.model.word_vectors, workdir), names)
@@ -148,12 +157,12 @@ def embed_classes(
 
 
 def needs_clip(config: ConfigDict) -> bool:
-    """Whether CLIP takes part: not in the per-pixel baseline on word vectors."""
+    """Returns False for the per-pixel baseline on word vectors, else True."""
     return config.model.kind != "per_pixel" or not config.model.word_vectors
 
 
 def model_sizes(config: ConfigDict) -> dict[str, Any]:
-    """The sizes of the experiment's model, as `models.build` takes them."""
+    """Returns the sizes of the experiment's model in the layout of `models.build`."""
     sizes = config.model.to_dict()
     swin = sizes.pop("swin")
     if config.model.backbone.kind == "swin":
@@ -164,7 +173,13 @@ def model_sizes(config: ConfigDict) -> dict[str, Any]:
 def build_model(
     config: ConfigDict, embed_dim: int, dtype: str | None = None
 ) -> models.Grouper | models.PerPixel:
-    """Makes the experiment's model; `dtype` is what to compute in, None: as the training does."""
+    """Makes the experiment's model.
+
+    Args:
+        config: The experiment's config.
+        embed_dim: Size of the text embeddings.
+        dtype: Compute dtype; None takes the training's.
+    """
     return models.build(
         config.model.kind,
         model_sizes(config),

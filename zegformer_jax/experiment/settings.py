@@ -9,7 +9,7 @@ from zegformer_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ClipSettings:
-    """The section `clip`: which CLIP, its prompts, and the sizes of one that is trained here."""
+    """The section `clip`: source and prompts of the CLIP, and sizes of one that is trained here."""
 
     source: str
     input_size: int
@@ -38,19 +38,6 @@ class DatasetSettings:
     vocabulary: str
     all_seen: bool
     options: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class InputSettings:
-    """The section `input`."""
-
-    batch_size: int
-    crop_size: int
-    short_sides: tuple[int, ...]
-    max_long_side: int
-    skip_unseen_pictures: bool
-    threads: int
-    prefetch: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,27 +14,27 @@ from zegformer_jax.runtime.errors import MissingFile, UserError, reading
 
 CONFIG_FILE = "experiment.json"
 SECTIONS = ("model", "clip", "dataset", "input", "loss", "optimiser", "train", "sharding", "eval")
-CONVERTED_FILE = "converted.txt"  # in a workdir of converted weights: what became of every tensor
+CONVERTED_FILE = "converted.txt"  # list of tensors, in workdirs of converted weights
 
 
 def check_config(config: ConfigDict, workdir: epath.Path, change: bool = False) -> None:
     """Compares the config with the workdir's, if there is one.
 
     Args:
-        config: the experiment.
-        workdir: of a run, perhaps.
-        change: whether they may differ.
+        config: the experiment's config.
+        workdir: folder of the run; it may hold no run yet.
+        change: allows them to differ.
 
     Raises:
-        UserError: the workdir holds another experiment, the message names the fields; or
-            converted weights.
+        UserError: the workdir holds converted weights, or a run with another config; the message
+            lists the fields.
     """
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
     if (workdir / CONVERTED_FILE).exists():
         raise UserError(
-            f"{workdir}: holds converted weights, no run to go on with: train in another --workdir "
+            f"{workdir}: holds converted weights, not a run to resume: train in another --workdir "
             f"with --config.model.start_from={workdir}"
         )
     old = traverse_util.flatten_dict(_read_fields(path), sep=".")
@@ -44,7 +44,7 @@ def check_config(config: ConfigDict, workdir: epath.Path, change: bool = False) 
         first = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
         raise UserError(
             f"{path}: the run in this workdir has another config ({first}): take another "
-            "--workdir, remove this one, or go on with the new config by --change-config"
+            "--workdir, remove this one, or resume with the new config by --change-config"
         )
 
 
@@ -61,7 +61,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     """Reads a workdir's config.
 
     Raises:
-        MissingFile: there is none.
+        MissingFile: the workdir has no config.
     """
     path = epath.Path(workdir) / CONFIG_FILE
     if not path.exists():
@@ -82,28 +82,30 @@ def _read_fields(path: epath.Path) -> dict[str, Any]:
 
 
 def resolve(path: str, workdir: epath.PathLike) -> Path:
-    """Takes a local path relative to the workdir if it exists there or nowhere else.
+    """Resolves a local path, relative to the workdir or else to the current folder.
 
-    A workdir in a bucket holds nothing else than its run: what is beside it is local.
+    A path that exists in neither is relative to the workdir. If the workdir is in a bucket, all
+    paths are relative to the current folder, as a bucket holds only the run.
     """
     if "://" in str(workdir):
         return Path(path)
-    inside = Path(os.path.normpath(Path(workdir) / path))  # "../clip" also where it is yet to be
+    # Without normpath "../clip" is not found before the workdir exists.
+    inside = Path(os.path.normpath(Path(workdir) / path))
     return Path(path) if not inside.exists() and Path(path).exists() else inside
 
 
 def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[str, Any]:
     """Reads `params` and `constants` of a checkpoint in a workdir.
 
-    The parameters are their averages where the run kept such.
+    The parameters are their moving averages if the run has these.
 
     Args:
-        workdir: of a run.
-        checkpoint: `latest` or `best`, the one whose validation was.
+        workdir: folder of the run.
+        checkpoint: `latest`, or `best` for the one with the best validation score.
 
     Raises:
         MissingFile: there is no checkpoint, or none was validated.
-        UserError: `checkpoint` is neither.
+        UserError: `checkpoint` has another value.
     """
     if checkpoint not in ("latest", "best"):
         raise UserError(f"eval.checkpoint '{checkpoint}': choose latest or best")
@@ -122,7 +124,7 @@ def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[
 
 
 def load_step(workdir: epath.PathLike, step: int) -> dict[str, Any]:
-    """Reads the variables of one step's checkpoint, as `load_variables` does."""
+    """Reads `params` and `constants` of the checkpoint of one step."""
     with Checkpoints(workdir) as checkpoints:
         return _read_variables(checkpoints, step)
 

@@ -11,11 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from zegformer_jax.input import benchmarks, folder
+from zegformer_jax.input.benchmarks import FOLDER, GENERATED
 from zegformer_jax.input.records import read
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
-
-NAMES = ("folder", "openmoji_voc", *benchmarks.BENCHMARKS)
 
 
 class Source(Protocol):
@@ -46,10 +45,10 @@ class FileSource:
     """Pictures and label pictures in folders.
 
     Attributes:
-      image_files: one path a record.
-      label_files: one path a record; the pixel values are ids of the annotation.
-      vocabulary: says which pixel values are classes and which are ignored; others are errors.
-      ids: one a record; none at all means the stems of `image_files`.
+        image_files: One path a record.
+        label_files: One path a record; the pixel values are ids of the annotation.
+        vocabulary: Says which pixel values are classes and which are ignored; others are errors.
+        ids: One a record; none at all means the stems of `image_files`.
     """
 
     image_files: Sequence[Path]
@@ -65,9 +64,9 @@ class FileSource:
         """Reads a record; see `Source`.
 
         Raises:
-          MissingFile: a file is missing.
-          UserError: a file is damaged, the label picture has several channels, another size than
-            its picture or an id that is neither a class's nor ignored; the message names the file.
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged, the label picture has several channels, another size than
+                its image, or an id that is neither a class's nor ignored; the message names it.
         """
         image_file, label_file = self.image_files[index], self.label_files[index]
         image_hw3, label_hw = folder.read_files(image_file, label_file, self.vocabulary)
@@ -97,25 +96,26 @@ def open_source(
     """Opens a data set by name.
 
     Args:
-      name: a published benchmark, whose records are prepared in `data_dir`;
-        "folder", of one's own, prepared or as it is, see `folder.GUIDE`; or "openmoji_voc",
-        generated under `data_dir` where it is not there yet.
-      split: "train" or "validation"; for a "folder" the name of its sub-folder or list.
-      data_dir: the data set's directory; that of prepared records may be gs://...
-      vocabulary: gives the meaning of the annotation's ids, and of prepared labels.
-      **builder_options: for "openmoji_voc": train_scenes, validation_scenes, side, seed.
+        name: A published benchmark, whose records are prepared in `data_dir`;
+            "folder", of one's own, prepared or as it is, see `folder.GUIDE`; or "openmoji_voc",
+            generated under `data_dir` where it is not there yet.
+        split: "train" or "validation"; for a "folder" the name of its sub-folder or list.
+        data_dir: The data set's directory; that of prepared records may be gs://...
+        vocabulary: Gives the meaning of the annotation's ids, and of prepared labels.
+        **builder_options: For "openmoji_voc": train_scenes, validation_scenes, side, seed.
 
     Raises:
-      MissingFile: a folder is missing or has no pictures, or nothing is prepared there.
-      UserError: no such data set or split, other classes than the prepared ones, or options for a
-        data set that takes none.
+        FileNotFoundError: A folder is missing or has no pictures, or nothing is prepared there.
+        ValueError: No such data set or split, other classes than prepared, or options for a
+            data set that takes none.
     """
-    if name == "openmoji_voc":
+    if name == GENERATED:
         from zegformer_jax.input.openmoji.builder import prepare
 
         return read.RecordSource(prepare(data_dir, **builder_options), split)
-    if name not in NAMES:
-        raise UserError(f"no data set {name!r}; there are {', '.join(NAMES)}")
+    names = benchmarks.names()
+    if name not in names:
+        raise UserError(f"no data set {name!r}; there are {', '.join(names)}")
     if builder_options:
         options = ", ".join(builder_options)
         raise UserError(f"data set {name!r} takes no options, got {options}")
@@ -124,7 +124,7 @@ def open_source(
         if found != name:
             raise UserError(f"{data_dir}: holds the data set '{found}', not '{name}'")
         return read.PreparedSource(data_dir, split, vocabulary=vocabulary)
-    if name == "folder":
+    if name == FOLDER:
         return _open_folder(Path(data_dir), split, vocabulary)
     raise MissingFile(
         f"{data_dir}: no records of '{name}' are prepared here (dataset.directory): "

@@ -22,8 +22,8 @@ def read_file(path: Path) -> bytes:
     """Reads a whole file.
 
     Raises:
-      MissingFile: there is none; the message starts with the path.
-      UserError: it cannot be read, likewise.
+        FileNotFoundError: There is none; the message starts with the path.
+        ValueError: It cannot be read, likewise.
     """
     try:
         return path.read_bytes()
@@ -37,12 +37,12 @@ def decode_image(data: bytes, where: object, *, upright: bool = False) -> np.nda
     """Decodes a picture to uint8 RGB [h, w, 3].
 
     Args:
-      data: a file's content, of any kind that Pillow reads.
-      where: the file; error messages start with it.
-      upright: turn it as its EXIF orientation says, as viewers and annotation tools do.
+        data: A file's content, of any kind that Pillow reads.
+        where: The file; error messages start with it.
+        upright: Turn it as its EXIF orientation says, as viewers and annotation tools do.
 
     Raises:
-      UserError: not a picture, damaged, cut off, or with more than 8 bits a channel.
+        ValueError: Not a picture, damaged, cut off, or with more than 8 bits a channel.
     """
     picture, _ = _open(data, where)
     if picture.mode in WIDE_MODES:
@@ -58,7 +58,7 @@ def is_storable(data: bytes, where: object) -> bool:
     and of an EXIF orientation.
 
     Raises:
-      UserError: not a picture.
+        ValueError: Not a picture.
     """
     picture, raw_mode = _open(data, where)
     turned = picture.getexif().get(ExifTags.Base.Orientation) in TURNED
@@ -69,13 +69,13 @@ def decode_label(data: bytes, where: object) -> np.ndarray:
     """Decodes a label picture to its pixel values: uint8 or uint16 [h, w].
 
     Args:
-      data: a PNG of one channel, 8 or 16 bits (or 1), or with a palette, whose places are the
-        values.
-      where: the file; error messages start with it.
+        data: A PNG of one channel, 8 or 16 bits (or 1), or with a palette, whose places are the
+            values.
+        where: The file; error messages start with it.
 
     Raises:
-      UserError: not a PNG, damaged, cut off, in colour, or grey with 2 or 4 bits, whose values
-        Pillow does not give.
+        ValueError: Not a PNG, damaged, cut off, in colour, or grey with 2 or 4 bits, whose values
+            Pillow does not give.
     """
     picture, raw_mode = _open(data, where)
     if picture.format != "PNG":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zegformer_jax.input import decoding
-from zegformer_jax.input.benchmarks import files
+from zegformer_jax.input.benchmarks import FOLDER, files
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
@@ -33,8 +33,8 @@ class Folder(Benchmark):
     """A user's folder, as a benchmark: it can be read as it is, and prepared.
 
     Attributes:
-      root: the folder; `examples` takes no other one.
-      classes: the meaning of the label pictures' ids.
+        root: The folder; `examples` takes no other one.
+        classes: The meaning of the label pictures' ids.
     """
 
     root: Path
@@ -50,14 +50,14 @@ class Folder(Benchmark):
         """Finds the splits of a folder.
 
         Args:
-          root: the folder; see `GUIDE`.
-          classes: None reads `classes.json` in the folder.
-          splits: which ones to look for.
+            root: The folder; see `GUIDE`.
+            classes: None reads `classes.json` in the folder.
+            splits: Which ones to look for.
 
         Raises:
-          MissingFile: the folder or a part of it is missing or empty; the message names it.
-          UserError: `classes.json` or a list is not as it should be, or one stem names two
-            pictures.
+            FileNotFoundError: The folder or a part of it is missing or empty; the message names it.
+            ValueError: `classes.json` or a list is not as it should be, or one stem names two
+                pictures.
         """
         root = Path(root)
         if not root.is_dir():
@@ -66,7 +66,7 @@ class Folder(Benchmark):
         counts = {split: len(list_examples(root, split)) for split in splits if _find(root, split)}
         if not counts:
             raise _no_split(root, splits[0])
-        return cls("folder", str(root / CLASSES_FILE), counts, GUIDE, root, classes)
+        return cls(FOLDER, str(root / CLASSES_FILE), counts, GUIDE, root, classes)
 
     def examples(self, source: Path, split: str) -> list[Example]:
         """Lists a split's records; see `Benchmark.examples` and `list_examples`."""
@@ -92,8 +92,8 @@ def read_classes(root: Path) -> Vocabulary:
     """Reads a folder's `classes.json`.
 
     Raises:
-      MissingFile: it is missing.
-      UserError: it is not as it should be; the message starts with its path.
+        FileNotFoundError: It is missing.
+        ValueError: It is not as it should be; the message starts with its path.
     """
     path = root / CLASSES_FILE
     if not path.is_file():
@@ -105,11 +105,11 @@ def read_files(image: Path, label: Path, classes: Vocabulary) -> tuple[np.ndarra
     """Reads a picture and its label picture.
 
     Returns:
-      uint8 RGB [h, w, 3], and the label as `read_label` gives it.
+        uint8 RGB [h, w, 3], and the label as `read_label` gives it.
 
     Raises:
-      MissingFile: a file is missing; the message starts with its path.
-      UserError: a file is not what it should be, or their sizes differ; likewise.
+        FileNotFoundError: A file is missing; the message starts with its path.
+        ValueError: A file is not what it should be, or their sizes differ; likewise.
     """
     image_hw3 = decoding.decode_image(_image_bytes(image), image, upright=True)
     label_hw = read_label(label, classes)
@@ -123,15 +123,15 @@ def read_label(path: Path, classes: Vocabulary) -> np.ndarray:
     """Reads a label picture.
 
     Args:
-      path: of the label picture.
-      classes: the meaning of its ids.
+        path: Of the label picture.
+        classes: The meaning of its ids.
 
     Returns:
-      uint8 or uint16 [h, w], in the order of the classes or their ignore label.
+        uint8 or uint16 [h, w], in the order of the classes or their ignore label.
 
     Raises:
-      MissingFile: there is no such file; the message starts with the path.
-      UserError: not such a picture, or an id is neither a class's nor ignored; likewise.
+        FileNotFoundError: There is no such file; the message starts with the path.
+        ValueError: Not such a picture, or an id is neither a class's nor ignored; likewise.
     """
     ids_hw = files.read_ids(path)
     try:
@@ -154,13 +154,13 @@ def list_examples(root: Path, split: str) -> list[Example]:
     what lies among the pictures and is none: such a file becomes a record, hidden files apart.
 
     Args:
-      root: the folder.
-      split: the name of a sub-folder or of a list; "val" and "validation" are one.
+        root: The folder.
+        split: The name of a sub-folder or of a list; "val" and "validation" are one.
 
     Raises:
-      MissingFile: there is no such split, or a folder is missing or without pictures.
-      UserError: two pictures share a stem, or a list is empty, names a picture twice, or is no
-        list of names.
+        FileNotFoundError: There is no such split, or a folder is missing or without pictures.
+        ValueError: Two pictures share a stem, or a list is empty, names a picture twice, or is no
+            list of names.
     """
     place = _find(root, split)
     if place is None:

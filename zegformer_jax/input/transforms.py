@@ -45,16 +45,16 @@ def resized_sides(height: int, width: int, short_side: int, max_long_side: int) 
     """Sides after scaling the shorter one to `short_side`, the longer at most `max_long_side`.
 
     Args:
-      height: pixels.
-      width: pixels.
-      short_side: the wished shorter side.
-      max_long_side: where the longer side would exceed it, it becomes this.
+        height: Pixels.
+        width: Pixels.
+        short_side: The wished shorter side.
+        max_long_side: Where the longer side would exceed it, it becomes this.
 
     Returns:
-      (height, width), each `int(x + 0.5)` of the exact side x, at least 1.
+        (height, width), each `int(x + 0.5)` of the exact side x, at least 1.
 
     Raises:
-      UserError: `short_side` or `max_long_side` is not an integer above 0.
+        ValueError: `short_side` or `max_long_side` is not an integer above 0.
     """
     for name, side in (("short side", short_side), ("longest side", max_long_side)):
         if not isinstance(side, int | np.integer) or side < 1:
@@ -90,12 +90,12 @@ def resize_image(
     """Resizes by Pillow's bilinear filter, which is antialiased when shrinking.
 
     Args:
-      image_hw3: uint8 [h, w, 3].
-      size: the new height and width.
-      window: only this part of the resized picture is computed and returned. None: all of it.
+        image_hw3: uint8 [h, w, 3].
+        size: The new height and width.
+        window: Only this part of the resized picture is computed and returned. None: all of it.
 
     Returns:
-      uint8 [H, W, 3], or the window.
+        uint8 [H, W, 3], or the window.
     """
     top, left, height, width = window or Window(0, 0, *size)
     rows, columns = (old / new for old, new in zip(image_hw3.shape, size, strict=False))
@@ -115,12 +115,12 @@ def resize_label(
     floating-point steps may take the other one.
 
     Args:
-      label_hw: integers [h, w].
-      size: the new height and width.
-      window: as in `resize_image`.
+        label_hw: Integers [h, w].
+        size: The new height and width.
+        window: As in `resize_image`.
 
     Returns:
-      Integers [H, W] of the same type, or the window.
+        Integers [H, W] of the same type, or the window.
     """
     top, left, height, width = window or Window(0, 0, *size)
     rows = _nearest(label_hw.shape[0], size[0], top, height)
@@ -140,12 +140,12 @@ def colour_jitter(image_hw3: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     after each step; hue and saturation are OpenCV's (hue in 0..179, saturation in 0..255).
 
     Args:
-      image_hw3: uint8 RGB [h, w, 3].
-      uniform: float [9] in [0, 1): whether and how much for brightness, contrast, saturation
-        and hue, and at index 2 the coin for contrast first.
+        image_hw3: uint8 RGB [h, w, 3].
+        uniform: float [9] in [0, 1): whether and how much for brightness, contrast, saturation
+            and hue, and at index 2 the coin for contrast first.
 
     Returns:
-      uint8 RGB [h, w, 3].
+        uint8 RGB [h, w, 3].
     """
     chance = uniform < JITTER_PROBABILITY
     brightness = MAX_BRIGHTNESS * (2 * uniform[1] - 1)
@@ -201,16 +201,16 @@ def augment(
     """Training augmentation: resize, crop, colour jitter, flip, pad (the published order).
 
     Args:
-      image_hw3: uint8 RGB [h, w, 3].
-      label_hw: integers [h, w].
-      uniform: float [NUM_RANDOM] in [0, 1), the only source of randomness.
-      crop_size: side s of the result.
-      short_sides: the shorter side is drawn from these.
-      max_long_side: limit of the longer side after resizing.
-      ignore_label: padding of the label.
+        image_hw3: uint8 RGB [h, w, 3].
+        label_hw: Integers [h, w].
+        uniform: float [NUM_RANDOM] in [0, 1), the only source of randomness.
+        crop_size: Side s of the result.
+        short_sides: The shorter side is drawn from these.
+        max_long_side: Limit of the longer side after resizing.
+        ignore_label: Padding of the label.
 
     Returns:
-      image uint8 [s, s, 3], padded at the bottom and right with 128, and label [s, s].
+        image uint8 [s, s, 3], padded at the bottom and right with 128, and label [s, s].
     """
     short_side = short_sides[int(uniform[0] * len(short_sides))]
     size = resized_sides(*label_hw.shape, short_side, max_long_side)

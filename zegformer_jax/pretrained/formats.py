@@ -1,7 +1,7 @@
-"""Files of named arrays: safetensors, npz, and what PyTorch, detectron2 and CLIP publish.
+"""Reads and writes files of named arrays: safetensors, npz, PyTorch's and NumPy pickles.
 
-No PyTorch, and nothing that a file asks for is ever executed. The format is told by a file's
-content; its suffix is not looked at.
+Reading needs no PyTorch and never executes what a file asks for. The format is recognised by the
+content of a file, not by its suffix.
 """
 
 import io
@@ -25,14 +25,15 @@ from zegformer_jax.pretrained.pickles import short
 from zegformer_jax.pretrained.torch_files import plain, read_arrays
 from zegformer_jax.runtime.errors import MissingFile, UserError
 
-WRAPPER = "module."  # what DataParallel puts before every name
+WRAPPER = "module."  # DataParallel's prefix of every name
 MAX_MESSAGE = 300  # characters; a damaged file can put anything into an error
 ZIP_START = b"PK\x03\x04"
-ZIP_END = struct.Struct("<4s6xH10x")  # of its directory, before a comment: signature, entries
+ZIP_END = struct.Struct("<4s6xH10x")  # last record before the comment: signature, entries
 ENCRYPTED = 1  # a zip entry's flag
-MANY = 0xFFFF  # entries, which only zip64 counts
+MANY = 0xFFFF  # replaces the number of entries if zip64 has it
 MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # zlib's manual
-# What damaged zips raise besides ValueError, and headers of arrays, which Python's parser reads.
+# Raised for damaged zips, in addition to ValueError, and for damaged headers of arrays, which
+# Python's parser reads.
 ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError)
 NPY_DAMAGE = (ValueError, MemoryError, RecursionError, SyntaxError, TypeError, tokenize.TokenError)
 # Protocols 2 to 5; a dict, a dict with a mark, and an OrderedDict in protocols 0 and 1.
@@ -45,8 +46,8 @@ class Archive(NamedTuple):
 
     Attributes:
         tensors: arrays by their names, read-only; bfloat16 and float8 as float32.
-        chosen: the key under which the arrays are, "" where the file itself holds them.
-        ignored: how many entries beside them are no arrays.
+        chosen: key of the dict of arrays in the file, "" if there is no such key.
+        ignored: number of entries of this dict that are not arrays.
     """
 
     tensors: dict[str, np.ndarray]
@@ -55,24 +56,27 @@ class Archive(NamedTuple):
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the named arrays of a file, see `read_archive`."""
+    """Reads the named arrays of a file, by `read_archive`."""
     return read_archive(path).tensors
 
 
 def read_archive(path: str | Path) -> Archive:
     """Reads a file of named arrays, without PyTorch and without executing anything.
 
-    Formats: safetensors, npz, torch.save's (the zips since 1.6 and the older files),
-    torch.jit.save's (as OpenAI publishes CLIP), pickles of NumPy arrays (as detectron2 and
-    Detectron publish backbones). The state dict is what is under the first of
-    `torch_files.STATE_DICTS` that holds arrays, else the object itself; of a TorchScript module
-    all attributes that are tensors, their names joined by dots. A "module." before every name is
-    taken off.
+    The formats are safetensors, npz, torch.save's (zips since 1.6, and older files),
+    torch.jit.save's (in which OpenAI publishes CLIP) and pickles of NumPy arrays (in which
+    detectron2 and Detectron publish backbones). The state dict is the entry of the first of
+    `torch_files.STATE_DICTS` that holds arrays, else the object itself. Of a TorchScript module it
+    has all attributes that are tensors, with names joined by dots. A "module." before every name
+    is removed.
+
+    Args:
+        path: the file.
 
     Raises:
         MissingFile: there is no such file.
-        ValueError: it has no known format, is cut short or damaged, wants anything that is not
-            a tensor or a plain container, or holds no arrays; one line that names the file.
+        ValueError: the format is unknown, the file is cut short or damaged, asks for anything but
+            tensors and plain containers, or holds no arrays; one line that names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,17 +99,17 @@ def write_tensors(
 ) -> None:
     """Writes named arrays as `.safetensors`, `.npz` or `.pth`, by the suffix.
 
-    The file is there as a whole or not at all: it is written beside its place and then renamed.
+    The write is atomic: the data goes to a temporary file, which is then renamed.
 
     Args:
-        path: the file; its directory exists.
-        tensors: arrays of numbers by their names; bfloat16 not in `.npz`.
-        metadata: strings that go with them. In `.pth`, which PyTorch writes,
-            `{"model": tensors} | metadata`; not in `.npz`.
+        path: the file, in an existing directory.
+        tensors: numeric arrays by their names; `.npz` cannot hold bfloat16.
+        metadata: strings to store with the arrays; `.npz` cannot hold them. A `.pth`, which PyTorch
+            writes, holds `{"model": tensors} | metadata`.
 
     Raises:
-        ValueError: the suffix is not known, an array is not of numbers that the format has,
-            metadata has no place there, or PyTorch is not installed.
+        ValueError: the suffix is unknown, the format cannot hold an array or the metadata, or
+            PyTorch is needed and not installed.
         MissingFile: there is no such directory.
     """
     path = Path(path)
@@ -120,7 +124,7 @@ def write_tensors(
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except (ValueError, TypeError) as error:  # PyTorch's for a dtype that it has not
+    except (ValueError, TypeError) as error:  # PyTorch raises TypeError for unknown dtypes
         raise UserError(f"{path}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
@@ -131,7 +135,7 @@ def _read(path: Path) -> Archive:
         start = file.read(64)
         if start.startswith(ZIP_START):
             return _read_zip(path)
-        if start[4:9] == b"\0\0\0\0{":  # a header of less than 4 GiB
+        if start[4:9] == b"\0\0\0\0{":  # a header shorter than 4 GiB
             return Archive(_read_safetensors(path))
         if start.startswith(PICKLE_STARTS):
             is_legacy = start.startswith(torch_files.LEGACY_START)
@@ -151,7 +155,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}
             small = {name for name, dtype in dtypes.items() if dtype.startswith(("F8", "F4"))}
             tensors = {x: plain(file.get_tensor(x)) for x in dtypes if x not in small}
-        # Of these the library makes no NumPy arrays (0.8.0), but it gives their bytes.
+        # The library (0.8.0) returns types of fewer than 16 bits only as bytes.
         for name, entry in safetensors.deserialize(path.read_bytes()) if small else ():
             if name in small:
                 tensors[name] = plain(_float8(name, **entry))
@@ -173,7 +177,7 @@ def _read_zip(path: Path) -> Archive:
             infos = _entries(archive, size)
             if any(name.endswith("/data.pkl") for name in infos):
                 return Archive(*read_arrays(torch_files.read_zip(archive, infos, size)))
-            # Each entry is read in whole, so that its checksum is compared.
+            # Each entry is read completely, so that zipfile compares its checksum.
             arrays = {name: _read_npy(name, archive.read(x)) for name, x in infos.items()}
             return Archive({name.removesuffix(".npy"): x for name, x in arrays.items()})
     except ZIP_DAMAGE as error:
@@ -181,18 +185,19 @@ def _read_zip(path: Path) -> Archive:
 
 
 def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Lists a zip's entries by their names, if what its directory says of them is possible."""
+    """Lists a zip's entries by name, and refuses impossible sizes."""
     archive.fp.seek(-ZIP_END.size - len(archive.comment), io.SEEK_END)
     signature, count = ZIP_END.unpack(archive.fp.read(ZIP_END.size))
     listed = archive.infolist()
-    # zipfile does not compare them: a damaged length of the directory or comment hides entries.
+    # zipfile does not compare these numbers: damaged lengths of the directory or the comment can
+    # hide entries.
     if signature != b"PK\5\6" or count not in (len(listed), MANY):
-        raise ValueError(f"a zip of {len(listed)} entries, where another number is announced")
+        raise ValueError(f"a zip of {len(listed)} entries whose directory claims another number")
     infos: dict[str, zipfile.ZipInfo] = {}
     for info in listed:
         name = short(info.filename)
         if info.filename in infos:
-            raise ValueError(f"entry {name} stands twice in the zip")
+            raise ValueError(f"entry {name} is in the zip twice")
         if info.flag_bits & ENCRYPTED or info.compress_type not in MAX_RATIO:
             raise ValueError(f"entry {name} is encrypted, or compressed by an unknown method")
         size -= info.compress_size
@@ -206,7 +211,7 @@ def _read_npy(name: str, data: bytes) -> np.ndarray:
     if not name.endswith(".npy"):
         raise ValueError(f"a zip with {short(name)}: neither npz nor PyTorch's")
     file = io.BytesIO(data)
-    try:  # as np.load does, which does not notice what is left over
+    try:  # np.load does not detect surplus bytes
         array = np.lib.format.read_array(file, allow_pickle=False)
     except NPY_DAMAGE as error:
         raise ValueError(f"entry {short(name)} is damaged: {error}") from error
@@ -226,7 +231,7 @@ def _contiguous(path: Path, name: str, array: np.ndarray) -> np.ndarray:
 
 def _write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> None:
     if "__metadata__" in tensors:
-        raise ValueError("'__metadata__' has no place in safetensors")
+        raise ValueError("safetensors cannot hold a tensor named '__metadata__'")
     path.touch(exist_ok=False)
     mode = path.stat().st_mode
     try:
@@ -238,9 +243,9 @@ def _write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dic
 
 def _write_npz(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> None:
     if metadata:
-        raise ValueError("npz has no place for metadata")
+        raise ValueError("npz cannot hold metadata")
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
-        for name, array in tensors.items():  # numpy.savez takes no array of the name "file"
+        for name, array in tensors.items():  # numpy.savez takes no array named "file"
             if array.dtype == ml_dtypes.bfloat16:
                 raise ValueError(f"'{name}' has dtype {array.dtype}, which npz cannot hold")
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
@@ -249,7 +254,7 @@ def _write_npz(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> No
 
 def _write_pth(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> None:
     if "model" in metadata:
-        raise ValueError("metadata has a key 'model', which is the tensors' own")
+        raise ValueError("metadata has a key 'model', which is the key of the tensors")
     try:
         import torch
     except ImportError as error:
@@ -263,7 +268,7 @@ def _write_pth(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> No
             saved[name] = torch.tensor(array.view(np.int16)).view(torch.bfloat16)
         else:
             saved[name] = torch.tensor(array)
-    with path.open("xb") as file:  # of a path torch.save would write the name into the file
+    with path.open("xb") as file:  # given a path, torch.save writes its name into the file
         torch.save({"model": saved} | metadata, file)
 
 

@@ -1,8 +1,8 @@
-"""Pickles of arrays, read by `pickle.Unpickler` without running anything that they name.
+"""Reads pickles of arrays by `pickle.Unpickler` without running anything that they name.
 
-Only `NAMES` are found, and what is found does no more than record its call. The unpickler's C code
-trusts the numbers in a file, so `_inspect` follows the operations first and refuses those that
-would exhaust it.
+The unpickler finds only `NAMES`, as objects that record calls without making them. Its C code
+trusts the numbers in a file, so `_inspect` reads the operations first and refuses those that would
+exhaust memory or time.
 """
 
 import pickle
@@ -15,7 +15,7 @@ MAX_HASHED = 3_000  # objects in all keys that are tuples
 MAX_ARGUMENTS = 1_000  # objects in the arguments of a call
 FRAME_HEADER = 9  # bytes
 DICTS = frozenset("collections.OrderedDict collections.defaultdict".split())
-# Calls in whose place their first argument can be; `encode` is of text in place of bytes.
+# Calls that are replaced by their first argument; `encode` makes bytes of a text.
 PASSED = frozenset(
     "_codecs.encode torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state "
     "torch.jit._pickle.restore_type_tag".split()
@@ -25,7 +25,7 @@ ARRAYS = frozenset(
     "numpy.core.numeric._frombuffer torch._utils._rebuild_tensor "
     "torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3".split()
 )
-# PyTorch's dtypes and classes of storages, by the names of NumPy's dtypes.
+# PyTorch's dtypes and storage classes, mapped to the names of NumPy's dtypes.
 DTYPES = "bool complex64 complex128 float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8"
 STORAGES = "Bool ComplexFloat ComplexDouble Half Float Double BFloat16 Char Short Int Long Byte"
 TORCH_DTYPES = {
@@ -43,17 +43,17 @@ OTHERS = frozenset(
     "torch.serialization._get_layout".split()
 )
 NAMES = DICTS | PASSED | ARRAYS | TORCH_DTYPES.keys() | OTHERS
-# What the unpickler raises for damaged pickles, besides ValueError.
+# Raised by the unpickler for damaged pickles, in addition to ValueError.
 DAMAGE = (pickle.UnpicklingError, AttributeError, EOFError, LookupError, MemoryError, TypeError)
 DAMAGE += (DeprecationWarning, OverflowError, RecursionError)
-# Objects from elsewhere, and calls that no file of arrays makes.
+# Operations for external objects, and calls that no file of arrays makes.
 REFUSED = frozenset("EXT1 EXT2 EXT4 NEWOBJ_EX NEXT_BUFFER OBJ PERSID READONLY_BUFFER".split())
 PUTS = frozenset("PUT BINPUT LONG_BINPUT MEMOIZE".split())
 GETS = frozenset("GET BINGET LONG_BINGET".split())
 CALLS = frozenset("REDUCE NEWOBJ INST BINPERSID".split())
 NESTS = frozenset("TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET".split()) | CALLS
 CHANGES = frozenset("APPEND APPENDS SETITEM SETITEMS ADDITEMS BUILD DUP".split())
-HASHED = {  # which operands are hashed
+HASHED = {  # operands that are hashed, by operation
     "SETITEM": slice(1, None, 2),
     "SETITEMS": slice(1, None, 2),
     "DICT": slice(0, None, 2),
@@ -63,12 +63,12 @@ HASHED = {  # which operands are hashed
 
 
 class Call:
-    """A call that a pickle asks for: it is not made.
+    """A call that a pickle asks for and that is not made.
 
     Attributes:
-        name: what would be called.
-        arguments: of the call.
-        state: that the result would be given.
+        name: full name of the function or class.
+        arguments: arguments of the call.
+        state: state that the pickle sets on the result, or None.
     """
 
     __slots__ = __match_args__ = ("name", "arguments", "state")
@@ -81,7 +81,7 @@ class Call:
 
 
 class Named:
-    """Something that a pickle finds by its name, and can call but not change."""
+    """An object that a pickle finds by its name, and can call but not change."""
 
     __slots__ = __match_args__ = ("name",)
 
@@ -99,12 +99,12 @@ class Named:
 
 
 class Module:
-    """An object of one of TorchScript's classes: nothing but its attributes."""
+    """The attributes of an object of a TorchScript class."""
 
     __slots__ = ("attributes",)
 
     def __new__(cls, *_: Any):
-        """Makes one without attributes; a pickle need not call `__init__`."""
+        """Makes an object without attributes; pickles may skip `__init__`."""
         made = super().__new__(cls)
         made.attributes = {}
         return made
@@ -115,7 +115,7 @@ class Module:
 
 
 class _Dict(dict):
-    """A dict without the attributes that torch sets (`_metadata`); Python 2 makes it of pairs."""
+    """Dict that ignores the attributes that torch sets (`_metadata`); Python 2 passes pairs."""
 
     __slots__ = ()
 
@@ -123,17 +123,17 @@ class _Dict(dict):
         for pairs in arguments:
             if type(pairs) is list:
                 self.update((key, value) for key, value in pairs if type(key) is str)
-                pairs.clear()  # read once, or a small file could ask for endless copies
+                pairs.clear()  # else a small file could ask for endless copies
 
     def __setstate__(self, _: Any) -> None:
         pass
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds nothing but stand-ins.
+    """Unpickler that finds only the inert classes of this module.
 
-    A pickle can set the state of everything that it has: all of it has a `__setstate__` or no
-    attribute that can be set, and none is shared with another pickle.
+    A pickle can set the state of all objects that it has. So each of them has a `__setstate__` or
+    no attribute that can be set, and none is shared with another pickle.
     """
 
     def __init__(self, file: BinaryIO, persistent: Callable[[Any], Any]):
@@ -144,11 +144,11 @@ class _Unpickler(pickle.Unpickler):
         if module == "__torch__" or module.startswith("__torch__."):  # TorchScript's own classes
             return Module
         full = f"{module}.{name}"
-        # Names of NumPy since its version 2, and of Python 2.
+        # Names of NumPy 2 and of Python 2.
         known = full.replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
         if known not in NAMES:
             raise ValueError(
-                f"refuses to load {short(full)}: only tensors and plain containers are admitted"
+                f"refuses to load {short(full)}: only tensors and plain containers are allowed"
             )
         return Named(known)
 
@@ -161,18 +161,18 @@ def _no_persistent_ids(_: Any) -> None:
 
 
 def load(file: BinaryIO, persistent: Callable[[Any], Any] = _no_persistent_ids) -> Any:
-    """Reads one pickle, up to its end, and leaves the file there.
+    """Reads one pickle and leaves the file at its end.
 
     Args:
-        file: a `BytesIO` or `mmap` at the start of the pickle: these have no `peek`, and read no
-            more than there is, where other files first allocate what they are asked for.
-        persistent: returns what is in place of a persistent id, or raises ValueError.
+        file: a `BytesIO` or `mmap` at the start of the pickle. Unlike other files, these have no
+            `peek` and never allocate more bytes than the file has.
+        persistent: returns the object of a persistent id, or raises ValueError.
 
     Returns:
-        Plain values and containers, `Call`, `Named` and `Module`.
+        Plain values and containers, and objects of `Call`, `Named` and `Module`.
 
     Raises:
-        ValueError: the pickle is damaged or asks for what is not admitted.
+        ValueError: the pickle is damaged, or asks for something that is not allowed.
     """
     start = file.tell()
     try:
@@ -184,14 +184,14 @@ def load(file: BinaryIO, persistent: Callable[[Any], Any] = _no_persistent_ids) 
 
 
 def short(value: Any) -> str:
-    """Returns a value of any size and depth as a short text, for messages."""
+    """Returns a short text for a value of any size and depth, for messages."""
     return repr(value[:80]) if type(value) is str else f"of type {type(value).__name__}"
 
 
 def _inspect(file: BinaryIO) -> None:
-    """Refuses what takes the unpickler more memory or time than the file's size justifies.
+    """Refuses pickles that need more memory or time than their size justifies.
 
-    Lengths that reach beyond the file are an error of `pickletools`.
+    `pickletools` itself raises for lengths beyond the end of the file.
     """
     costs = _Costs()
     previous = frame_end = 0
@@ -200,8 +200,8 @@ def _inspect(file: BinaryIO) -> None:
             raise ValueError(f"a pickle of more than {MAX_OPERATIONS:,} operations")
         if opcode.name in REFUSED:
             raise ValueError(f"refuses the pickle operation {opcode.name}")
-        # The C code drops the rest of a frame that an operation crosses, and would go on with
-        # other operations than those that are inspected here.
+        # If an operation crosses the end of a frame, the C code drops the rest of the frame, and
+        # then reads other operations than those inspected here.
         if previous < frame_end < place or (opcode.name == "FRAME" and place < frame_end):
             raise ValueError("damaged pickle: an operation crosses the end of a frame")
         if opcode.name == "FRAME":
@@ -211,15 +211,15 @@ def _inspect(file: BinaryIO) -> None:
 
 
 class _Costs:
-    """A pickle's stack, where an object is the number of objects that hashing it visits.
+    """A pickle's stack, with each object replaced by the number of objects that its hash visits.
 
-    Tuples do not keep their hash: where they share tuples it takes exponential time, deep ones
-    overflow the C stack, and equal hashes are easily made.
+    Tuples do not cache their hash: hashing tuples that share tuples takes exponential time, deep
+    tuples overflow the C stack, and collisions are easily made.
     """
 
     def __init__(self):
         self._stack: list[int] = []
-        self._below: list[list[int]] = []  # the stacks under the marks
+        self._below: list[list[int]] = []  # the stacks below the marks
         self._memo: dict[int, int] = {}
         self._hashed = 0
 
@@ -234,7 +234,7 @@ class _Costs:
             self._stack.append(self._memo[argument])
         elif name in PUTS:
             index = len(self._memo) if argument is None else argument
-            if index > MAX_OPERATIONS:  # the C code makes a list of twice that length
+            if index > MAX_OPERATIONS:  # the C code allocates a list of twice that length
                 raise ValueError(f"damaged pickle: a memo of {index:,} objects")
             self._memo[index] = self._stack[-1]
         else:
@@ -260,7 +260,7 @@ class _Costs:
                 raise ValueError("refuses large or nested tuples as keys")
         if name in CHANGES:
             return operands[0]
-        if name not in NESTS:  # an integer of more than 64 bits can have another's hash
+        if name not in NESTS:  # integers of more than 64 bits can collide
             return 1 + (argument.bit_length() // 65 if type(argument) is int else 0)
         cost = min(1 + sum(operands), MAX_HASHED + 1)
         if name in CALLS and cost > MAX_ARGUMENTS:

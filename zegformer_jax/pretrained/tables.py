@@ -1,8 +1,8 @@
-"""Tables of names: published tensors become our arrays, and back, and nothing is lost unseen.
+"""Tables of names, which convert published tensors to our arrays and back.
 
-A table is a list of entries, made for one model of known sizes. Reading is strict: every
-published tensor is used or left out for a named reason, every array of ours is filled or named as
-new, and every shape is checked. Our arrays go by their paths, `params/backbone/stem/conv/kernel`.
+A table is a list of entries for one model of known sizes. Reading is strict: every published tensor
+is used or left out for a given reason, every array is filled or listed as new, and every shape is
+checked. The name of an array is its path, such as `params/backbone/stem/conv/kernel`.
 """
 
 import re
@@ -24,8 +24,8 @@ class Layout(NamedTuple):
     """The order of an array's axes, ours and PyTorch's.
 
     Attributes:
-        to_ours: from a published array and our shape to our array.
-        to_published: back.
+        to_ours: converts a published array to our array of the given shape.
+        to_published: converts our array to the published one.
     """
 
     to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
@@ -45,15 +45,15 @@ LINEAR_HEADS_IN = Layout(
 
 
 class Entry(NamedTuple):
-    """Arrays of ours and the published tensors that hold them.
+    """Our arrays and the published tensors that hold them.
 
     Several tensors are joined along their first axis to make one array; one tensor is cut along
     its first axis, in equal parts, to make several arrays.
 
     Attributes:
-        paths: of our arrays.
-        names: of the published tensors; one, or one path.
-        layout: of each array.
+        paths: paths of our arrays; one, if there are several names.
+        names: names of the published tensors; one, if there are several paths.
+        layout: layout of each array.
     """
 
     paths: tuple[str, ...]
@@ -62,12 +62,12 @@ class Entry(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What became of every tensor and every array.
+    """Use of every published tensor and source of every array.
 
     Attributes:
-        used: published name to the paths that it fills.
-        left_out: published name to the reason.
-        new: path of ours that nothing published fills, to the reason.
+        used: the paths that a tensor fills, by its published name.
+        left_out: the reason why a tensor is not used, by its published name.
+        new: the reason why no tensor fills an array, by its path.
     """
 
     used: Mapping[str, tuple[str, ...]]
@@ -76,17 +76,17 @@ class Summary(NamedTuple):
 
 
 def entry(path: str, name: str, layout: Layout = SAME) -> Entry:
-    """One array of ours that one published tensor holds."""
+    """Returns the entry of one array that is in one published tensor."""
     return Entry((path,), (name,), layout)
 
 
 def shapes_of(variables: Mapping) -> dict[str, tuple[int, ...]]:
-    """Gives the shape of every array (or `jax.ShapeDtypeStruct`) of nested Flax variables."""
+    """Returns the shapes of the arrays (or `jax.ShapeDtypeStruct`) of Flax variables by path."""
     return {path: tuple(x.shape) for path, x in flatten(variables).items()}
 
 
 def flatten(variables: Mapping) -> dict[str, jax.Array]:
-    """Gives the arrays of nested Flax variables by their paths."""
+    """Returns the arrays of nested Flax variables by their paths."""
     return traverse_util.flatten_dict(dict(variables), sep="/")
 
 
@@ -104,18 +104,18 @@ def read(
     left_out: Iterable[tuple[str, str]] = (),
     new: Iterable[tuple[str, str]] = (),
 ) -> tuple[dict[str, np.ndarray], Summary]:
-    """Makes our arrays of published tensors.
+    """Converts published tensors to our arrays.
 
     Args:
-        table: an entry for everything that the model has in common with the source.
-        tensors: all that the source holds.
-        shapes: of our arrays, all that are to be filled.
+        table: entries of all arrays that the model and the source share.
+        tensors: all tensors of the source.
+        shapes: shapes of all our arrays.
         where: the source's name, for messages.
-        left_out: (regular expression of a whole published name, reason) of what is not used.
-        new: (regular expression of a whole path, reason) of what the source need not have.
+        left_out: (regular expression of a whole published name, reason) of unused tensors.
+        new: (regular expression of a whole path, reason) of arrays that the source may lack.
 
     Returns:
-        our arrays, float32, by their paths, and what became of everything.
+        Our arrays, float32, by their paths; and a summary.
 
     Raises:
         ValueError: a tensor is missing, has no place or has another shape; it is named.
@@ -153,7 +153,11 @@ def read(
 
 
 def write(table: Sequence[Entry], arrays: Arrays) -> dict[str, np.ndarray]:
-    """Makes the published tensors, float32, of our arrays: the inverse of `read`.
+    """Converts our arrays to published tensors, float32: the inverse of `read`.
+
+    Args:
+        table: entries of all arrays.
+        arrays: our arrays by their paths.
 
     Raises:
         ValueError: an array is missing or has no place in the table; it is named.
@@ -175,7 +179,7 @@ def write(table: Sequence[Entry], arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def describe(summary: Summary, tensors: Tensors) -> str:
-    """Gives a table in plain text: the groups of tensors that were used, left out, and are new."""
+    """Returns a table in plain text of the groups of tensors: used, left out and new."""
     rows = {}
     for name, paths in summary.used.items():
         group = "/".join(paths[0].split("/")[:2])
@@ -220,7 +224,7 @@ def _to_ours(row: Entry, tensors: Tensors, shapes: Shapes, where: str) -> dict[s
 
 
 def _published_shapes(row: Entry, shapes: Shapes) -> list[tuple[int, ...]]:
-    """The shapes that the published tensors of an entry must have."""
+    """Returns the shapes that the published tensors of an entry must have."""
     parts = [row.layout.to_published(np.empty(shapes[path], np.bool_)).shape for path in row.paths]
     if len(parts) > 1:
         return [(sum(part[0] for part in parts), *parts[0][1:])]

@@ -1,8 +1,8 @@
-"""Files of torch.save and torch.jit.save and pickles of NumPy arrays, read without PyTorch.
+"""Reads files of torch.save and torch.jit.save and pickles of NumPy arrays, without PyTorch.
 
-Since 1.6 torch writes a zip with a pickle of the objects and each storage as an entry of its own;
-before, five pickles and the storages one after the other. TorchScript's zip holds code too, which
-is never looked at: its modules are read as trees of attributes.
+Since 1.6 torch writes a zip: a pickle of the objects, and one entry per storage. Earlier versions
+write five pickles followed by the storages. TorchScript's zip also holds code, which is never
+read: modules are read as trees of attributes.
 """
 
 import functools
@@ -21,12 +21,12 @@ from zegformer_jax.pretrained import pickles
 from zegformer_jax.pretrained.pickles import Call, Module, Named, short
 
 MAX_AXES = 32  # NumPy's limit, before its version 2
-MAX_SIZE = 2**48  # of one axis; far beyond what fits, so that products stay small
+MAX_SIZE = 2**48  # of one axis; beyond any real array, but products stay small
 MAX_KEY = 1_000  # characters
-MAX_COPIES = 8  # times the file's size; float8 as float32 takes 4, a second name twice as much
-MAX_ATTRIBUTES = 100_000  # of a TorchScript file; CLIP's have some thousand
-NUMBERS = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")  # NumPy's dtypes that are admitted
-# Where a checkpoint may hold its state dict, the first that does; else it is one itself.
+MAX_COPIES = 8  # times the file's size: float8 as float32 takes 4, with a second name 8
+MAX_ATTRIBUTES = 100_000  # of a TorchScript file; CLIP's have a few thousand
+NUMBERS = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")  # NumPy's dtypes that are allowed
+# Keys that may hold the state dict of a checkpoint, by priority; else it is the object itself.
 STATE_DICTS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # its pickle
@@ -34,22 +34,22 @@ LEGACY_PROTOCOL = 1001
 
 
 class Storage(NamedTuple):
-    """A run of numbers, which begins with number `start` of a file's storage `key`."""
+    """A range of `size` numbers, from number `start` of a file's storage `key`."""
 
     key: str
     dtype: np.dtype
     size: int
-    start: int  # not 0 where it is a view of another (before 1.0)
+    start: int  # not 0 in a view of another storage (before 1.0)
 
 
 class Contents(NamedTuple):
-    """What a file holds.
+    """Contents of a file.
 
     Attributes:
-        root: what was saved.
-        size: of the file.
-        order: of the bytes of storages, "little" or "big".
-        stored: returns the bytes of a storage, while the file is open; raises ValueError.
+        root: the saved object.
+        size: size of the file in bytes.
+        order: byte order of the storages, "little" or "big".
+        stored: returns a storage's bytes by its key while the file is open; raises ValueError.
     """
 
     root: Any
@@ -59,24 +59,24 @@ class Contents(NamedTuple):
 
 
 def read_pickle(mapped: mmap.mmap) -> Contents:
-    """Reads a pickle of NumPy arrays; raises ValueError as `pickles.load`."""
+    """Reads a pickle of NumPy arrays; raises ValueError like `pickles.load`."""
     return Contents(pickles.load(mapped), len(mapped))
 
 
 def read_zip(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo], size: int) -> Contents:
-    """Reads what torch.save has written since 1.6, or torch.jit.save.
+    """Reads a file of torch.save since 1.6, or of torch.jit.save.
 
     Args:
         archive: the zip.
         infos: its entries by their names.
-        size: of the file, in bytes.
+        size: size of the file in bytes.
 
     Raises:
-        ValueError: the zip is none of torch's, or its pickle asks for what is not admitted.
+        ValueError: torch did not write the zip, or its pickle asks for something not allowed.
     """
     names = [name for name in infos if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(names) != 1:
-        raise ValueError(f"a zip with {len(names)} files data.pkl, where torch writes one")
+        raise ValueError(f"a zip with {len(names)} files data.pkl instead of one")
     prefix = names[0].removesuffix("data.pkl")
 
     @functools.cache
@@ -86,7 +86,7 @@ def read_zip(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo], siz
         info = infos[prefix + name]
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"entry {short(info.filename)} is compressed, which torch never does")
-        info.CRC = info.CRC or None  # 0 for no checksum: torch.serialization.set_crc32_options
+        info.CRC = info.CRC or None  # 0: no checksum; torch.serialization.set_crc32_options
         return archive.read(info)
 
     order = entry("byteorder").decode() if f"{prefix}byteorder" in infos else "little"
@@ -97,10 +97,10 @@ def read_zip(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo], siz
 
 
 def read_legacy(mapped: mmap.mmap) -> Contents:
-    """Reads what torch.save wrote before 1.6.
+    """Reads a file of torch.save before 1.6.
 
     Raises:
-        ValueError: the file is damaged or asks for what is not admitted.
+        ValueError: the file is damaged, or asks for something not allowed.
     """
     itemsizes: dict[str, int] = {}
     storages: dict[str, bytes] = {}
@@ -117,7 +117,7 @@ def read_legacy(mapped: mmap.mmap) -> Contents:
 
     magic, protocol, system = (pickles.load(mapped) for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or type(system) is not dict:
-        raise ValueError("not a file of torch.save, or of a version that is not known")
+        raise ValueError("not a file of torch.save, or of an unknown version")
     order = "little" if system.get("little_endian", True) is True else "big"
     root = pickles.load(mapped, persistent)
     keys = pickles.load(mapped)
@@ -132,17 +132,17 @@ def read_legacy(mapped: mmap.mmap) -> Contents:
 
 
 def read_arrays(contents: Contents) -> tuple[dict[str, np.ndarray], str, int]:
-    """Finds the state dict in what was saved and makes its arrays.
+    """Finds the state dict in a file's contents and makes its arrays.
 
-    Views of a storage take no memory. What is copied is counted, since a small file could ask for
-    the same numbers under any number of names.
+    Views of a storage take no memory. Copies are counted, since a small file could ask for the same
+    numbers under any number of names.
 
     Returns:
-        The arrays by their names, read-only, the key under which they are, "" for the object
-        itself, and how many entries beside them are no arrays.
+        The arrays by their names, read-only; the key of the state dict, "" for the object itself;
+        the number of its entries that are not arrays.
 
     Raises:
-        ValueError: there are no arrays, or one does not fit its numbers.
+        ValueError: there are no arrays, or the shape of one does not fit its data.
     """
     chosen, entries = _state_dict(contents.root)
     arrays: dict[str, np.ndarray] = {}
@@ -161,7 +161,7 @@ def read_arrays(contents: Contents) -> tuple[dict[str, np.ndarray], str, int]:
 
 
 def plain(array: np.ndarray) -> np.ndarray:
-    """Makes float32 of the dtypes that NumPy has not, and the byte order native; read-only."""
+    """Converts dtypes that NumPy lacks to float32, and to native byte order; read-only."""
     if array.dtype.type.__module__ != "numpy":  # ml_dtypes
         array = array.astype(np.float32)
     elif not array.dtype.isnative:
@@ -180,7 +180,7 @@ def _state_dict(root: Any) -> tuple[str, dict[str, Any]]:
         if isinstance(found, dict) and any(map(_is_array, found.values())):
             return key, {name: value for name, value in found.items() if type(name) is str}
     keys = ", ".join(short(key) for key in list(root)[:8])
-    raise ValueError(f"holds no arrays: under its keys ({keys or 'none'}) there is no state dict")
+    raise ValueError(f"holds no arrays: none of its keys ({keys or 'none'}) is a state dict")
 
 
 def _is_array(value: Any) -> bool:
@@ -188,7 +188,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _attributes(root: Module) -> dict[str, Any]:
-    """Returns the attributes of a tree of modules that are no modules, by their dotted names."""
+    """Returns the attributes of a tree of modules, except modules, by their dotted names."""
     found: dict[str, Any] = {}
     left, count = [("", root)], 0
     while left:
@@ -196,7 +196,7 @@ def _attributes(root: Module) -> dict[str, Any]:
         for name, value in module.attributes.items():
             count += 1
             if type(name) is not str or count > MAX_ATTRIBUTES or len(prefix + name) > MAX_KEY:
-                raise ValueError("modules or names within names without end")
+                raise ValueError("modules or names nested without end")
             if type(value) is Module:
                 left.append((f"{prefix}{name}.", value))
             else:
@@ -212,7 +212,7 @@ def _storage(identity: Any) -> Storage:
         case ("storage", dtype, key, _, _, (_, start, size)):
             pass
         case _:
-            raise ValueError("refuses a persistent id that names no storage")
+            raise ValueError("refuses a persistent id that is not a storage")
     if type(key) is not str or len(key) > MAX_KEY or not _are_sizes((start, size)):
         raise ValueError("damaged pickle: a storage without name or size")
     return Storage(key, _dtype(dtype), size, start)
@@ -227,7 +227,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _dtype(value: Any) -> np.dtype:
-    """Reads a dtype of numbers, never of objects, or a class of storages."""
+    """Reads a numeric dtype, never one of objects, or a storage class."""
     match value:
         case Named(name) if name in pickles.TORCH_DTYPES:
             name = pickles.TORCH_DTYPES[name]
@@ -237,11 +237,11 @@ def _dtype(value: Any) -> np.dtype:
         case Call("numpy.dtype", (str(code), *_), (_, order, None, None, None, *_)):  # no structure
             if NUMBERS.fullmatch(code) and order in ("<", ">", "|", "="):
                 return np.dtype(code).newbyteorder(order)
-    raise ValueError("refuses an array of another dtype than numbers, or a damaged one")
+    raise ValueError("refuses an array of a dtype that is damaged or not numeric")
 
 
 def _array(call: Call) -> np.ndarray:
-    """Makes a NumPy array, without a copy where the pickle holds bytes."""
+    """Makes a NumPy array, without a copy if the pickle holds bytes."""
     match call:
         case Call("numpy.core.multiarray._reconstruct", _, (_, shape, dtype, fortran, data)):
             order = "F" if fortran else "C"
@@ -268,18 +268,18 @@ def _array(call: Call) -> np.ndarray:
 
 
 def _tensor(call: Call, contents: Contents) -> np.ndarray:
-    """Lays a tensor over its storage; of no more bytes than the file, as strides can be 0."""
+    """Makes a view of a storage, of at most the file's bytes, as strides can be 0."""
     nothing = [None] * 7
     storage, offset, shape, strides, _gradient, _hooks, last, *_ = (*call.arguments, *nothing)
     if type(storage) is not Storage or not _are_sizes((offset,)):
-        raise ValueError("damaged pickle: a tensor without storage or place")
+        raise ValueError("damaged pickle: a tensor without storage or offset")
     if not _are_sizes(shape) or not _are_sizes(strides) or len(shape) != len(strides):
         raise ValueError("damaged pickle: a tensor's shape or strides are no tuple of sizes")
     dtype, key, shape = storage.dtype, short(storage.key), list(shape)
-    if call.name.endswith("_v3"):  # its storage is of bytes
+    if call.name.endswith("_v3"):  # its storage has bytes
         dtype = _dtype(last)
     elif last:
-        raise ValueError("a tensor with a conjugation or negation to be done: not supported")
+        raise ValueError("a tensor with a pending conjugation or negation: not supported")
     data = contents.stored(storage.key)
     begin = storage.start * storage.dtype.itemsize
     end = begin + storage.size * storage.dtype.itemsize

@@ -1,6 +1,7 @@
-"""Checkpoints of training states: written asynchronously, atomic; the last few and the best stay.
+"""Checkpoints of training states, written asynchronously and atomically.
 
-Each has the sums of its arrays' bits beside it, so that a damaged one is known, not trained on.
+The newest few and the best are kept. Each stores sums of its arrays' bits, so that damage is
+detected when it is read.
 """
 
 import time
@@ -19,19 +20,24 @@ from zegformer_jax.runtime.processes import is_first, wait_for_all
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
-SCORE = "harmonic"  # of the validation; the largest is the best
-BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # unsigned types by bytes
+SCORE = "harmonic"  # name of the validation score; the best checkpoint has the largest
+BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # unsigned types by their size in bytes
 
 
 class Damaged(UserError):
-    """A checkpoint is not what was saved."""
+    """Raised for a checkpoint that differs from what was saved."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir; close it before the program ends."""
 
     def __init__(self, workdir: epath.PathLike, keep: int | None = None):
-        """Opens `workdir`/checkpoints; `keep` is how many stay besides the best (None: all)."""
+        """Opens the checkpoints of a workdir.
+
+        Args:
+            workdir: Folder of the run, local or remote.
+            keep: Number of newest checkpoints to keep, in addition to the best; None keeps all.
+        """
         self._workdir = epath.Path(workdir)
         best = managers.BestN(
             get_metric_fn=_score, n=1 if keep else None, keep_checkpoints_without_metrics=False
@@ -44,11 +50,10 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
-        """Gives itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits until everything is written."""
+        """Waits until all checkpoints are written, and closes the manager."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -59,12 +64,12 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step, or None."""
+        """Step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best checkpoint that was validated, or None."""
+        """Step of the checkpoint with the best validation score, or None."""
         validated = [s for s in self._manager.all_steps() if self._manager.metrics(s)]
         return max(validated, key=lambda s: _score(self._manager.metrics(s)), default=None)
 
@@ -75,13 +80,13 @@ class Checkpoints:
         notes: Mapping[str, Any] | None = None,
         score: float | None = None,
     ) -> None:
-        """Begins to write a state; it may be donated or changed at once.
+        """Starts to write a state, whose arrays may be donated or changed immediately.
 
         Args:
-            step: its number.
-            state: a tree of arrays.
-            notes: JSON that is kept beside it.
-            score: of its validation.
+            step: Number of the training step.
+            state: Tree of arrays.
+            notes: JSON values to store with the state.
+            score: Validation score; None if the state was not validated.
         """
         notes = {**(notes or {}), "bit_sums": sum_bits(state)}
         self._manager.save(
@@ -93,27 +98,35 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Waits until what was saved is written."""
+        """Waits until all saved states are written."""
         self._manager.wait_until_finished()
 
     def restore(self, like: Any, say: Callable[[str], None] = print) -> Any:
-        """Reads the newest sound checkpoint into the shapes and shardings of `like`.
+        """Reads the newest intact checkpoint into the shapes and shardings of `like`.
 
-        Damaged ones are reported, and moved aside where an older one is sound.
+        Damaged checkpoints are reported. If an older one is intact, they are moved to another
+        folder.
+
+        Args:
+            like: State of the wanted structure, shapes and shardings.
+            say: Takes one line of text for each damaged checkpoint.
+
+        Returns:
+            The state.
 
         Raises:
-            Damaged: none is sound.
+            Damaged: No checkpoint is intact.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         damaged: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self._restore(step, abstract)
-            except Exception as error:  # whatever Orbax and TensorStore meet in damaged files
+            except Exception as error:  # Orbax's and TensorStore's errors have many types
                 damaged[step] = error
                 continue
             for number, error in damaged.items():
-                say(f"checkpoint {number} is damaged ({_reason(error)}): going on from {step}")
+                say(f"checkpoint {number} is damaged ({_reason(error)}): resuming from {step}")
             if damaged:
                 self._move_aside(list(damaged))
             return state
@@ -122,12 +135,17 @@ class Checkpoints:
         raise Damaged(f"{place}: cannot be restored: {_reason(error)}") from error
 
     def read(self, parts: Sequence[str], step: int | None = None) -> dict[str, Any]:
-        """Reads parts of the newest checkpoint, or of another, as NumPy trees; {} for missing ones.
+        """Reads parts of a checkpoint as trees of NumPy arrays, independent of any devices.
 
-        Whatever devices it was saved on.
+        Args:
+            parts: Names of the parts, such as `params`.
+            step: Step of the checkpoint; None reads the newest.
+
+        Returns:
+            The parts by name; {} for a part that the checkpoint lacks.
 
         Raises:
-            Damaged: it is not what was saved.
+            Damaged: The checkpoint differs from what was saved.
         """
         step = self.latest_step if step is None else step
         try:
@@ -159,11 +177,11 @@ class Checkpoints:
             ),
         )
         if restored["notes"]["bit_sums"] != sum_bits(restored["state"]):
-            raise Damaged("its arrays are not what was saved")
+            raise Damaged("its arrays differ from what was saved")
         return restored["state"]
 
     def _move_aside(self, steps: Sequence[int]) -> None:
-        """Takes damaged checkpoints out of the way of those that will be saved."""
+        """Moves damaged checkpoints away, as the resumed run saves the same steps again."""
         if is_first():
             aside = self._workdir / DAMAGED_FOLDER
             aside.mkdir(parents=True, exist_ok=True)
@@ -175,7 +193,10 @@ class Checkpoints:
 
 
 def sum_bits(tree: Any) -> list[int]:
-    """Sums the bits of each array as whole numbers, modulo 2^32, wherever its parts lie."""
+    """Returns the sum of each array's bits as unsigned integers modulo 2^32.
+
+    The sum is exact and independent of the order of its terms, hence of the array's sharding.
+    """
     return np.asarray(_sum_bits(jax.tree.leaves(tree))).tolist()
 
 

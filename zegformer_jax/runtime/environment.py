@@ -12,6 +12,9 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> str:
 
     It is $ZEGFORMER_CACHE, else $XDG_CACHE_HOME/zegformer_jax, else ~/.cache/zegformer_jax.
 
+    Args:
+        environment: The environment variables.
+
     Raises:
         RuntimeError: neither variable is set, and the user has no home.
     """
@@ -22,10 +25,14 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def missing_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Returns the variables that are not set: fewer notices, and compiled programs on disk."""
+    """Returns defaults of unset variables: fewer notices, and compiled programs on disk.
+
+    Args:
+        environment: The environment variables.
+    """
     defaults = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "TF_ENABLE_ONEDNN_OPTS": "0",  # spares a notice; TensorFlow only reads files here
+        "TF_ENABLE_ONEDNN_OPTS": "0",  # avoids a notice; TensorFlow only reads files here
     }
     try:
         defaults["JAX_COMPILATION_CACHE_DIR"] = f"{cache_folder(environment)}/xla"

@@ -1,4 +1,4 @@
-"""Errors that the user can mend; every other exception is a bug and keeps its traceback."""
+"""Errors that the user can correct; all other exceptions are bugs and keep their traceback."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,25 +7,25 @@ MAX_REASON = 300  # characters; a damaged file can put anything into an error
 
 
 class UserError(ValueError):
-    """A mistake in a command, a config or a file; its text says what, where and what to do."""
+    """Error in a command, config or file; its line says what is wrong, where, and what to do."""
 
 
 class MissingFile(UserError, FileNotFoundError):
-    """A file or folder that is needed and not there."""
+    """Error of a required file or folder that does not exist."""
 
 
 @contextlib.contextmanager
 def reading(path: object, advice: str) -> Iterator[None]:
-    """Turns the errors of parsing a file into a `UserError` that names the file.
+    """Turns errors while parsing a file into a `UserError` that names the file.
 
-    Only parsing belongs inside, since a bug there would be reported as damage, too.
+    The context must contain only the parsing, since it also reports bugs as damage.
 
     Args:
         path: the file.
         advice: what to do if it is damaged.
 
     Raises:
-        UserError: the content cannot be parsed, or is not of the expected structure.
+        UserError: the content cannot be parsed, or has another structure.
         OSError: the file cannot be read.
     """
     try:

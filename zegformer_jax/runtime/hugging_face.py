@@ -1,4 +1,4 @@
-"""transformers without PyTorch: imported when needed, its errors as one line."""
+"""Imports transformers when needed, without PyTorch, and turns its errors into one line."""
 
 import contextlib
 import logging
@@ -25,7 +25,7 @@ def errors_in_one_line(path: Path, what: str) -> Iterator[None]:
 
     Args:
         path: the file or directory that is read.
-        what: is read from it, for the message.
+        what: the object that is read, such as "tokenizer"; named in the message.
 
     Raises:
         UserError: transformers raised; its errors have many types and span many lines.
@@ -40,5 +40,5 @@ def errors_in_one_line(path: Path, what: str) -> Iterator[None]:
 
 
 def _is_not_about_pytorch(record: logging.LogRecord) -> bool:
-    """Returns False for the notice that models are missing: only files are read through it."""
+    """Returns False for the notice that no models are available, as only files are read."""
     return "PyTorch was not found" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""The mesh of devices and what lies where on it."""
+"""Meshes of devices and the shardings of arrays on them."""
 
 import math
 from collections.abc import Mapping
@@ -11,15 +11,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zegformer_jax.runtime.errors import UserError
 
-LEAST_SHARDED = 2**14  # numbers; what is smaller is whole on every device
+LEAST_SHARDED = 2**14  # elements; smaller arrays are replicated
 
 
 def make_mesh(devices: int | None = None, model: int = 1) -> Mesh:
-    """A (data, model) mesh of all devices, or of the first few: batches are split over `data`.
+    """Makes a (data, model) mesh of all devices or of the first few.
 
     Args:
-        devices: how many; None: all.
-        model: how many of them share a batch's rows; the others' number is what `data` has.
+        devices: Number of devices; None takes all.
+        model: Size of the axis `model`: devices that share the rows of a batch. Batches are split
+            over the axis `data`, of size devices / model.
 
     Raises:
         UserError: `model` does not divide the number of devices.
@@ -36,37 +37,40 @@ def make_mesh(devices: int | None = None, model: int = 1) -> Mesh:
 
 
 def make_local_mesh(count: int | None = None) -> Mesh:
-    """A mesh of this process's devices alone, or of the first few, along `data`."""
+    """Makes a mesh along `data` of this process's devices, or of the first `count` of them."""
     devices = jax.local_devices()[:count]
     types = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((len(devices), 1), ("data", "model"), axis_types=types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis is split over `data`."""
+    """Returns the sharding that splits the first axis over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def split_parts(mesh: Mesh) -> NamedSharding:
-    """The second axis is split over `data`: of parts of a batch, stacked along the first."""
+    """Returns the sharding that splits the second axis over `data`.
+
+    It is for the parts of a batch, stacked along the first axis.
+    """
     return NamedSharding(mesh, PartitionSpec(None, "data"))
 
 
 def shard_arrays(tree: Any, mesh: Mesh, axis: str) -> Any:
-    """The shardings of a training state's arrays, by one rule for all of them.
+    """Returns the shardings of a training state's arrays, by one rule for all arrays.
 
-    An array of at least `LEAST_SHARDED` numbers is split along its longest side that the mesh's
-    axis divides; others are whole everywhere. Parameters, their averages and the optimiser's
-    moments have the same shapes and so lie alike.
+    An array of at least `LEAST_SHARDED` elements is split along its longest side that is divisible
+    by the size of the mesh's axis; all others are replicated. Parameters, their averages and the
+    optimiser's moments have the same shapes, hence the same shardings.
 
     Args:
-        tree: arrays, or their shapes.
-        mesh: of the devices.
+        tree: Arrays or their shapes.
+        mesh: Mesh of the devices.
         axis: `data`, which is FSDP (Zhao et al., 2023), or `model`; "" replicates everything.
 
     Raises:
@@ -86,13 +90,11 @@ def shard_arrays(tree: Any, mesh: Mesh, axis: str) -> Any:
 
 
 def to_devices(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Joins the parts of a batch that the mesh's processes have to global arrays.
-
-    They are split over `data`.
+    """Makes global arrays, split over `data`, of the parts of a batch that the processes hold.
 
     Args:
-        batch: Arrays with a row for each example, or trees of such arrays, by name.
-        mesh: The mesh.
+        batch: This process's arrays by name, or trees of arrays; one row per example.
+        mesh: Mesh of the devices.
 
     Raises:
         UserError: The batch does not divide by the number of devices.
@@ -112,12 +114,12 @@ def to_devices(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts every leaf whole on every device; each process has them all."""
+    """Puts every array on every device; each process passes the same arrays."""
     return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Lays arrays out by their shardings; each process has them all, and keeps its parts."""
+    """Puts arrays on devices by their shardings; each process passes the same whole arrays."""
 
     def place_one(array: Any, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable:
@@ -131,6 +133,6 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any, mesh: Mesh) -> Any:
-    """Gives every array whole as NumPy's, wherever its parts lie; all processes take part."""
+    """Returns whole NumPy arrays of sharded ones; every process must call it."""
     whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), whole)

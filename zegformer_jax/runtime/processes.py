@@ -1,4 +1,4 @@
-"""Several processes that train or evaluate together, and being asked to stop."""
+"""Processes that train or evaluate together, and requests to stop them."""
 
 import os
 import signal
@@ -12,28 +12,31 @@ from jax.experimental import multihost_utils
 
 from zegformer_jax.runtime.errors import UserError
 
-# What tells how many processes there are: set by hand, by SLURM's srun, by Open MPI.
+# Variables with the number of processes: set by the user, SLURM's srun and Open MPI.
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a Cloud TPU slice, by commas
+TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # hosts of a Cloud TPU slice, separated by commas
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def count_processes(environment: Mapping[str, str]) -> int:
-    """How many processes the environment speaks of; 1 where it says nothing."""
+    """Returns the number of processes that the environment variables name, 1 if they name none."""
     counts = [int(environment[name]) for name in COUNTS if environment.get(name, "").isdecimal()]
     slice_hosts = [host for host in environment.get(TPU_HOSTS, "").split(",") if host]
     return max([1, len(slice_hosts), *counts])
 
 
 def join(environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the other processes, where the environment says that there are any.
+    """Connects to the other processes, if the environment variables name any.
 
-    On a TPU slice and under SLURM or Open MPI nothing needs to be set. Elsewhere each process gets
+    On a TPU slice and under SLURM or Open MPI nothing needs to be set. Elsewhere each process needs
     JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Args:
+        environment: The environment variables.
 
     Raises:
         UserError: only a part of these is set.
-        RuntimeError: the others did not come in time.
+        RuntimeError: the others did not connect in time.
     """
     given = [name for name in BY_HAND if environment.get(name)]
     if given and len(given) < len(BY_HAND):
@@ -49,12 +52,12 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Returns True in the process that writes and prints."""
     return jax.process_index() == 0
 
 
 def wait_for_all(reason: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process makes this call, with the same `reason`."""
     multihost_utils.sync_global_devices(reason)
 
 
@@ -66,7 +69,7 @@ def sum_over_processes(tree: Any) -> Any:
     """
     if jax.process_count() == 1:
         return tree
-    # The bytes travel, as devices may have no 64-bit numbers.
+    # Bytes are sent, as devices may have no 64-bit numbers.
     parts = jax.tree.map(lambda x: np.ascontiguousarray(x).reshape(-1).view(np.uint8), tree)
     gathered = multihost_utils.process_allgather(parts)
 
@@ -78,33 +81,33 @@ def sum_over_processes(tree: Any) -> Any:
 
 
 class StopRequest:
-    """Whether the run was asked to stop (SIGTERM, as at a preemption); a context.
+    """Context that receives requests to stop: SIGTERM, as before a preemption.
 
-    Of several processes all learn of it at the same step, whichever got the signal.
+    If one of several processes gets the signal, all of them stop after the same step.
     """
 
     def __init__(self) -> None:
-        """Knows of nothing yet."""
+        """Makes it without a request; signals are received inside the context."""
         self._asked = threading.Event()
         self._before: Any = None
 
     def __enter__(self) -> "StopRequest":
-        """Begins to listen, where signals can be listened to: in a process's main thread."""
+        """Starts to handle the signal, which Python allows in the main thread only."""
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leaves signals to who had them before."""
+        """Restores the previous signal handler."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
     def asked(self) -> bool:
-        """Whether this process got the signal; where it is one of several it does not listen."""
+        """Returns True if this process got the signal; always False if it is one of several."""
         return self._asked.is_set()
 
     def came(self, step: int) -> bool:
-        """Whether to stop after this step."""
+        """Returns True if all processes must stop after this step."""
         if jax.process_count() == 1:
             return self._asked.is_set()
         return multihost_utils.reached_preemption_sync_point(step)

@@ -1,7 +1,7 @@
 """Text embeddings of class names, and their cache on disk.
 
-A cached file is named by a hash of everything that its embeddings follow from. Whatever is wrong
-with the folder or with a file costs time, and never changes a result.
+The name of a cached file is a hash of everything that determines its embeddings. Faults of the
+folder or of a file cost time, but never change a result.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from zegformer_jax.runtime.files import write_bytes
 from zegformer_jax.text.prompts import class_prompts
 from zegformer_jax.text.tokenizer import Tokenizer
 
-BATCH_SIZE = 256  # texts that the tower encodes at a time
-LENGTH_STEP = 16  # token arrays are cut to a multiple of this: few shapes to compile for
-ROW_STEP = 32  # and a short batch is filled to a multiple of this
+BATCH_SIZE = 256  # texts that the tower encodes at once
+LENGTH_STEP = 16  # lengths of token arrays are multiples of this, so that few shapes are compiled
+ROW_STEP = 32  # rows of a short batch are padded to a multiple of this
 
 CACHE_FOLDER = "embeddings"
-RECIPE = 1  # to be raised when embeddings are computed in another way
+RECIPE = 1  # increase it when embeddings are computed in another way
 TEXT_FIELDS = ("vocab_size", "context_length", "embed_dim", "activation", "eos_token_id")
 _warned: list[Exception] = []
 
@@ -39,7 +39,7 @@ def tokenize_classes(
     """Returns the token ids of each class: all its synonyms in all templates.
 
     Args:
-        tokenizer: texts to token ids.
+        tokenizer: converts texts to token ids.
         names: C class names; "sofa, couch" is two synonyms.
         templates: prompts with `{}` where a synonym goes.
 
@@ -60,12 +60,12 @@ def embed_tokens(
 ) -> np.ndarray:
     """Embeds classes: the normalised mean of a class's normalised text features.
 
-    See CLIP (Radford et al. 2021), section 3.1.4.
+    The source is CLIP (Radford et al. 2021), section 3.1.4.
 
     Args:
-        encode_text: token ids int32 [N, T], T <= context length, to features [N, D].
+        encode_text: maps token ids int32 [N, T], T <= context length, to features [N, D].
         tokens: each class's token ids, from `tokenize_classes`.
-        batch_size: the largest N; a short batch is filled up to a multiple of 32.
+        batch_size: the largest N; a short batch is padded to a multiple of 32.
 
     Returns:
         float32 [C, D], rows of length 1.
@@ -90,7 +90,7 @@ def tower_digest(config: ClipConfig, text_params: Mapping[str, Any]) -> str:
     """Returns a hash of the text tower's sizes and weights.
 
     Args:
-        config: sizes of the CLIP; those of its image tower do not count.
+        config: sizes of the CLIP; the image tower's are ignored.
         text_params: the text tower's parameters.
     """
     fields = dataclasses.asdict(config).items()
@@ -100,11 +100,12 @@ def tower_digest(config: ClipConfig, text_params: Mapping[str, Any]) -> str:
 
 
 def embedding_key(tower: str, tokens: Sequence[np.ndarray]) -> str:
-    """Returns a hash of all that text embeddings follow from.
+    """Returns a hash of everything that determines text embeddings.
 
     Args:
         tower: the text tower's hash, from `tower_digest`.
-        tokens: each class's token ids, from `tokenize_classes`: names, prompts and tokenizer.
+        tokens: each class's token ids, from `tokenize_classes`; they include the effect of names,
+            prompts and tokenizer.
     """
     # Devices differ in the precision of float32 products.
     device = (jax.default_backend(), jax.config.jax_default_matmul_precision)
@@ -118,13 +119,13 @@ def load_or_compute(
 
     Args:
         key: the embeddings' hash, from `embedding_key`.
-        shape: of the embeddings, [C, D].
-        compute: returns them, float32 [C, D].
+        shape: shape of the embeddings, [C, D].
+        compute: computes the embeddings, float32 [C, D].
     """
     try:
         path = cache_folder() / f"{key}.npy"
         cached_cd = _read(path, shape)
-    except Exception as error:  # of the file system or of a bucket's client
+    except Exception as error:  # file systems and buckets' clients raise many types
         _warn_once(error)
         return compute()
     if cached_cd is not None:
@@ -134,7 +135,7 @@ def load_or_compute(
         content = io.BytesIO()
         np.save(content, embeddings_cd)
         write_bytes(path, content.getvalue())
-    except Exception as error:  # of the file system or of a bucket's client
+    except Exception as error:  # file systems and buckets' clients raise many types
         _warn_once(error)
     return embeddings_cd
 
@@ -149,7 +150,7 @@ def _class_tokens(tokenizer: Tokenizer, name: str, prompts: list[str]) -> np.nda
 def _encode_in_batches(
     encode_text: Callable[[np.ndarray], np.ndarray], tokens_nt: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """Encodes rows of tokens in batches of one shape, without the common padding."""
+    """Encodes rows of tokens in batches of one shape, without the padding that all rows share."""
     used = int(np.flatnonzero(tokens_nt.any(axis=0))[-1]) + 1
     tokens_nt = tokens_nt[:, : _round_up(used, LENGTH_STEP)]
     rows = min(batch_size, _round_up(len(tokens_nt), ROW_STEP))
@@ -174,7 +175,7 @@ def _digest(facts: Any, arrays: Iterable[Any]) -> str:
 
 
 def _read(path: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """Reads embeddings; returns None where there is no file or a damaged one."""
+    """Reads embeddings; returns None if the file is missing or damaged."""
     if not path.exists():
         return None
     content = io.BytesIO(path.read_bytes())
@@ -187,11 +188,11 @@ def _read(path: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 
 def _warn_once(error: Exception) -> None:
-    """Logs, the first time, why nothing is cached."""
+    """Logs once per process why nothing is cached."""
     if not _warned:
         text = " ".join(str(error).split())
         logging.getLogger(__name__).warning(
-            f"text embeddings are not kept: {text}: "
-            f"name another folder, {environment.CACHE_VARIABLE}=DIR"
+            f"text embeddings are not cached: {text}: "
+            f"set another folder, {environment.CACHE_VARIABLE}=DIR"
         )
     _warned.append(error)

@@ -1,4 +1,4 @@
-"""Prompt templates, and the prompts of a class."""
+"""Prompt templates and the prompts of a class."""
 
 import json
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ def load_templates(name: str) -> tuple[str, ...]:
     """Reads a set of prompt templates of `data/prompts.json`.
 
     Args:
-        name: of the set.
+        name: name of the set, such as "single".
 
     Returns:
-        Templates with `{}` where the class name goes.
+        Templates with `{}` in place of the class name.
 
     Raises:
-        UserError: there is no such set; the message names those that exist.
+        UserError: there is no such set; the message lists the existing ones.
     """
     path = DATA / "prompts.json"
     sets = json.loads(path.read_text(encoding="utf-8"))
@@ -27,16 +27,16 @@ def load_templates(name: str) -> tuple[str, ...]:
 
 
 def class_prompts(name: str, templates: Sequence[str]) -> list[str]:
-    """Fills every synonym of a class into every template.
+    """Returns the prompts of a class: every synonym in every template.
 
     Args:
         name: the class name; "sofa, couch" is two synonyms.
-        templates: prompts with `{}` where a synonym goes.
+        templates: prompts with `{}` in place of a synonym.
 
     Raises:
         UserError: there is no name or no template.
     """
     synonyms = [x.strip() for x in name.split(",") if x.strip()]
     if not synonyms or not templates:
-        raise UserError(f"class '{name}': nothing to embed, there must be a name and a template")
+        raise UserError(f"class '{name}': nothing to embed: give a name and a template")
     return [template.format(synonym) for synonym in synonyms for template in templates]

@@ -19,8 +19,8 @@ CONTEXT_LENGTH = 77  # openai/CLIP clip.py, tokenize
 OPENAI_MERGES = 49152 - 256 - 2  # openai/CLIP simple_tokenizer.py
 BYTES = 256
 END_OF_WORD = "</w>"
-# openai/CLIP simple_tokenizer.py; a word is letters, or one digit, or other signs. That pattern
-# ignores case; of lower-case texts this concerns the long s, and U+0345, which it never matches.
+# openai/CLIP simple_tokenizer.py; a word is letters, one digit, or other signs. The original
+# ignores case. In lower-case texts this matters for the long s and for U+0345, which never matches.
 WORD_PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'[sſ]|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
@@ -31,11 +31,11 @@ VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 class Tokenizer:
     """CLIP's byte-level BPE tokenizer: texts to rows of token ids.
 
-    transformers' CLIPTokenizer reads, makes and writes the vocabulary. It does not encode, since
-    its ids are not OpenAI's for every text: it does not repair texts by ftfy (wrongly decoded
-    text, curly quotes, ligatures, control characters) nor unescape HTML entities, and its word
-    pattern minds the case. So texts are cleaned here as in openai/CLIP's `basic_clean` and
-    `whitespace_clean`, and split by its pattern.
+    transformers' CLIPTokenizer reads, makes and writes the vocabulary. It is not used to encode,
+    since its ids differ from OpenAI's for some texts: it neither repairs texts with ftfy (wrongly
+    decoded text, curly quotes, ligatures, control characters) nor unescapes HTML entities, and its
+    word pattern is case-sensitive. Texts are therefore cleaned as by openai/CLIP's `basic_clean`
+    and `whitespace_clean`, and split by its pattern.
 
     Attributes:
         context_length: the length of a row.
@@ -45,7 +45,10 @@ class Tokenizer:
     """
 
     def __init__(self, published: Any):
-        """Wraps a `transformers.CLIPTokenizer`.
+        """Wraps a tokenizer of transformers.
+
+        Args:
+            published: a `transformers.CLIPTokenizer`.
 
         Raises:
             UserError: its vocabulary lacks one of CLIP's two special tokens.
@@ -56,7 +59,7 @@ class Tokenizer:
         if self.start_id is None or self.end_id is None:
             where = published.name_or_path or "tokenizer"
             raise UserError(
-                f"{where}: its vocabulary lacks {START_TOKEN} or {END_TOKEN}: not CLIP's"
+                f"{where}: its vocabulary lacks {START_TOKEN} or {END_TOKEN}: not CLIP's tokenizer"
             )
         self._published = published
         self._backend = _backend(model)
@@ -68,12 +71,12 @@ class Tokenizer:
         """Reads a Hugging Face directory: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
         Args:
-            directory: where the files are.
+            directory: the directory that holds the files.
             context_length: the length of a row.
 
         Raises:
-            MissingFile: neither is there.
-            UserError: they cannot be read, or are not of CLIP's tokenizer.
+            MissingFile: both are missing.
+            UserError: the files cannot be read, or belong to another tokenizer than CLIP's.
         """
         directory = Path(directory)
         if not any(all((directory / x).is_file() for x in names) for names in VOCABULARY_FILES):
@@ -122,7 +125,7 @@ class Tokenizer:
         """Writes the files that transformers' CLIPTokenizer and `from_directory` read.
 
         Args:
-            directory: gets the files; it is made where it is missing.
+            directory: receives the files; it is made if it is missing.
         """
         self._published.save_pretrained(directory)
         self._published.backend_tokenizer.model.save(str(directory))  # vocab.json, merges.txt
@@ -131,13 +134,13 @@ class Tokenizer:
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, context_length: int = CONTEXT_LENGTH
 ) -> Tokenizer:
-    """Makes a tokenizer of CLIP's kind from texts, for a small CLIP. The same from the same texts.
+    """Trains a tokenizer of CLIP's kind, for a small CLIP. Equal texts give equal tokenizers.
 
-    The ids are laid out as OpenAI's: 256 bytes, 256 bytes that end a word, merges, start, end.
+    The ids are in OpenAI's order: 256 bytes, 256 bytes that end a word, merges, start, end.
 
     Args:
-        texts: to count pairs of tokens in.
-        vocab_size: the number of tokens; there are fewer where the texts have no more pairs.
+        texts: the texts whose pairs of tokens are counted.
+        vocab_size: the number of tokens; fewer if the texts have no more pairs.
         context_length: the length of a row.
 
     Raises:
@@ -154,8 +157,8 @@ def train_tokenizer(
         vocab_size=vocab_size - 2,
         show_progress=False,
         initial_alphabet=characters,
-        # Of pairs that are as frequent the one with the smaller ids is merged first. Characters
-        # that end a word would get theirs in the random order of a hash table.
+        # Of equally frequent pairs, the one with the smaller ids is merged first. Without this,
+        # characters that end a word get their ids in the random order of a hash table.
         special_tokens=[character + END_OF_WORD for character in characters],
         end_of_word_suffix=END_OF_WORD,
     )
@@ -165,7 +168,7 @@ def train_tokenizer(
 
 
 def _clean(text: str) -> str:
-    if not text.isascii() or not text.isprintable() or "&" in text:  # else ftfy changes nothing
+    if not text.isascii() or not text.isprintable() or "&" in text:  # ftfy changes no other text
         import ftfy
 
         text = ftfy.fix_text(text)
@@ -173,13 +176,13 @@ def _clean(text: str) -> str:
 
 
 def _byte_characters() -> str:
-    """Returns the character for each byte, in CLIP's order (that of GPT-2)."""
+    """Returns the character of each byte, in the order of CLIP and GPT-2."""
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return "".join(chr(x) for x in (*visible, *range(BYTES, 2 * BYTES - len(visible))))
 
 
 def _published(merges: Sequence[tuple[str, str]], context_length: int) -> Any:
-    """Makes transformers' CLIPTokenizer of merges, with ids in OpenAI's order."""
+    """Makes transformers' CLIPTokenizer from merges, with ids in OpenAI's order."""
     characters = _byte_characters()
     tokens = [*characters, *(x + END_OF_WORD for x in characters)]
     tokens += ["".join(pair) for pair in merges]
@@ -191,7 +194,7 @@ def _published(merges: Sequence[tuple[str, str]], context_length: int) -> Any:
 
 
 def _backend(model: Any) -> Any:
-    """Makes the `tokenizers.Tokenizer` of cleaned texts that splits them as OpenAI does."""
+    """Makes a `tokenizers.Tokenizer` that splits cleaned texts as OpenAI's does."""
     from tokenizers import Regex, Tokenizer, pre_tokenizers
 
     backend = Tokenizer(model)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import MissingFile, UserError
 
 IGNORE_LABEL_8BIT = 255
@@ -19,14 +20,15 @@ class Vocabulary:
 
     Attributes:
         names: C names; commas separate synonyms ("sofa, couch").
-        seen: C flags; True where the class may appear in training labels.
+        seen: C flags; True if the class may appear in training labels.
         ids: C pixel values of the classes in the original annotation files.
-        ignore_label: the label that counts nowhere, 255 (uint8 labels) or 65535 (uint16 labels).
+        ignore_label: the label of ignored pixels, 255 (uint8 labels) or 65535 (uint16 labels).
         ignored_ids: further pixel values of annotation files that mean no label.
 
     Raises:
         ValueError: empty list, empty or repeated name, repeated id, lengths that differ, or more
-            classes than the label type holds; an ignored id that is a class's or no pixel value.
+            classes than the label type holds; an ignored id that belongs to a class or is no pixel
+            value.
     """
 
     names: tuple[str, ...]
@@ -49,7 +51,7 @@ class Vocabulary:
                 and `ignored_ids` (none).
 
         Returns:
-            The vocabulary, with names stripped of surrounding white space.
+            The vocabulary; white space around names is removed.
 
         Raises:
             MissingFile: there is no such file.
@@ -67,7 +69,7 @@ class Vocabulary:
 
         Args:
             text: the content, bytes in UTF-8.
-            where: what error messages start with.
+            where: the start of error messages, such as the name of the file.
 
         Raises:
             UserError: the text is not such JSON, or its classes fail the checks; one line.
@@ -84,10 +86,10 @@ class Vocabulary:
 
         Args:
             names: C names, commas separating synonyms.
-            seen: C flags; None means that all classes are seen.
+            seen: C flags; None marks all classes as seen.
 
         Raises:
-            ValueError: the names are one text, or fail the class's checks.
+            ValueError: the names are a single text, or the vocabulary's checks fail.
         """
         if isinstance(names, str):
             raise ValueError(f"vocabulary: expected a list of names, got the text {names!r}")
@@ -97,12 +99,8 @@ class Vocabulary:
         ignore_label = IGNORE_LABEL_8BIT if small else IGNORE_LABEL_16BIT
         return cls(names, seen, tuple(range(len(names))), ignore_label)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the JSON that `load` reads."""
-        Path(path).write_text(self.to_json(), "utf-8")
-
     def to_json(self) -> str:
-        """Returns the JSON text that `parse` reads."""
+        """Returns the JSON text that `load` and `parse` read."""
         classes = [
             {"id": id_, "name": name, "seen": seen}
             for id_, name, seen in zip(self.ids, self.names, self.seen, strict=True)
@@ -127,7 +125,7 @@ class Vocabulary:
 
     @property
     def label_dtype(self) -> np.dtype:
-        """Type of label maps: uint8 where the ignore label is 255, else uint16."""
+        """Type of label maps: uint8 if the ignore label is 255, else uint16."""
         return np.dtype(np.uint8 if self.ignore_label == IGNORE_LABEL_8BIT else np.uint16)
 
     def select(self, indices: Sequence[int]) -> "Vocabulary":
@@ -145,13 +143,27 @@ class Vocabulary:
         """Returns the table from labels 0..C-1 to training labels, the indices among seen classes.
 
         Returns:
-            uint8 [256] or uint16 [65536] (`label_dtype`); the ignore label everywhere else, so that
-            unseen classes never reach the loss.
+            uint8 [256] or uint16 [65536] (`label_dtype`). Other entries are the ignore label, so
+            that unseen classes never enter the loss.
         """
         seen = self.seen_indices
         table = np.full(self.ignore_label + 1, self.ignore_label, self.label_dtype)
         table[seen] = np.arange(len(seen))
         return table
+
+
+def load_vocabulary(name: str) -> Vocabulary:
+    """Reads a vocabulary.
+
+    Args:
+        name: Name of a file in data/vocabularies without its suffix, or the path of a `.json` file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no vocabulary; see `Vocabulary.load`.
+    """
+    path = Path(name) if name.endswith(".json") else DATA / "vocabularies" / f"{name}.json"
+    return Vocabulary.load(path)
 
 
 def _split_synonyms(name: str) -> tuple[str, ...]:
@@ -216,11 +228,13 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
 
 
 def mark_seen(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
-    """Returns the vocabulary with a class seen where a synonym of it names a class trained on.
+    """Returns the vocabulary with those classes marked seen that were seen in a training.
+
+    A class counts as seen if one of its synonyms names a class of the training.
 
     Args:
-        vocabulary: of any classes.
-        trained: of a training; its seen classes count.
+        vocabulary: any classes.
+        trained: the training's vocabulary; only its seen classes count.
     """
     known = {name.lower() for place in trained.seen_indices for name in trained.synonyms(place)}
     seen = tuple(

@@ -1,4 +1,4 @@
-"""Word vectors in place of CLIP's text embeddings, as SPNet and ZS3Net use them."""
+"""Word vectors, which replace CLIP's text embeddings as in SPNet and ZS3Net."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from zegformer_jax.runtime.errors import MissingFile, UserError, reading
 def load_word_vectors(path: str | Path, names: Sequence[str]) -> np.ndarray:
     """Reads the vectors of some classes from a NumPy file.
 
-    The file is an `.npz` with `names`, K strings, and `vectors`, float [K, D], one row a name; for
-    example fastText and word2vec joined, D = 600. A class has the vector of its whole name if
-    that is there ("sofa, couch"), otherwise the mean over its synonyms' vectors of length 1.
+    The file is an `.npz` with `names`, K strings, and `vectors`, float [K, D], one row per name,
+    such as fastText and word2vec joined, D = 600. The vector of a class is that of its whole name
+    ("sofa, couch") if the file has it, else the mean of its synonyms' normalised vectors.
 
     Args:
         path: the file.
@@ -23,8 +23,8 @@ def load_word_vectors(path: str | Path, names: Sequence[str]) -> np.ndarray:
         float32 [C, D], rows of length 1.
 
     Raises:
-        MissingFile: there is no file.
-        UserError: it holds something else, or a class is missing; it is named.
+        MissingFile: there is no such file.
+        UserError: the file has another layout, or lacks a class, which the message names.
     """
     rows = _read(Path(path))
     vectors = []

@@ -30,7 +30,7 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     """Reads kinds of files of label maps, by commas.
 
     Raises:
-        ValueError: There is no such kind.
+        UserError: There is no such kind.
     """
     kinds = tuple(kind.strip() for kind in text.split(",") if kind.strip())
     for kind in kinds:

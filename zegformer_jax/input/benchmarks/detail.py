@@ -23,9 +23,9 @@ class Mask(NamedTuple):
     """Pixels of a category.
 
     Attributes:
-        category: its id.
-        size: height and width.
-        runs: lengths of runs down the columns, of pixels outside and inside in turn, compressed.
+        category: Its id.
+        size: Height and width.
+        runs: Lengths of runs down the columns, of pixels outside and inside in turn, compressed.
     """
 
     category: int
@@ -37,8 +37,8 @@ class Annotation(NamedTuple):
     """An image's masks, in the order in which they are painted.
 
     Attributes:
-        size: height and width.
-        masks: later ones cover earlier ones.
+        size: Height and width.
+        masks: Later ones cover earlier ones.
     """
 
     size: tuple[int, int]
@@ -50,7 +50,7 @@ def load(path: Path) -> Mapping[str, Annotation]:
     """Reads `trainval_merged.json`, once for all calls with the same path.
 
     Args:
-        path: a JSON object with `images` (`image_id`, `file_name`, `height`, `width`) and
+        path: A JSON object with `images` (`image_id`, `file_name`, `height`, `width`) and
             `annos_segmentation` (`image_id`, `category_id`, `segmentation` with `size` and
             `counts`).
 
@@ -58,8 +58,8 @@ def load(path: Path) -> Mapping[str, Annotation]:
         Annotations by the images' file names without the ending.
 
     Raises:
-        MissingFile: there is no such file; the message starts with the path.
-        UserError: not such a file; the message starts with the path.
+        FileNotFoundError: There is no such file; the message starts with the path.
+        ValueError: Not such a file; the message starts with the path.
     """
     masks, data = collections.defaultdict(list), decoding.read_file(path)
     try:
@@ -98,7 +98,7 @@ def paint(annotation: Annotation) -> np.ndarray:
         int32 [h, w]: ids of categories, 0 where there is no mask.
 
     Raises:
-        UserError: a mask of another size, or one whose runs do not fill it.
+        ValueError: A mask of another size, or one whose runs do not fill it.
     """
     ids_hw = np.zeros(annotation.size, np.int32)
     for mask in annotation.masks:
@@ -113,14 +113,14 @@ def decode_mask(runs: str, size: tuple[int, int]) -> np.ndarray:
     """Decodes a compressed run-length encoding.
 
     Args:
-        runs: as in `Mask`.
-        size: height and width.
+        runs: As in `Mask`.
+        size: Height and width.
 
     Returns:
         bool [h, w].
 
     Raises:
-        UserError: the runs do not fill the size.
+        ValueError: The runs do not fill the size.
     """
     height, width = size
     if min(size) < 1 or not RUNS.fullmatch(runs):

@@ -17,9 +17,9 @@ class Archive(NamedTuple):
     """A published file.
 
     Attributes:
-      file: its name.
-      address: where it is to be had.
-      gives: what it unpacks to, from the folder in which it is unpacked.
+        file: Its name.
+        address: Where it is to be had.
+        gives: What it unpacks to, from the folder in which it is unpacked.
     """
 
     file: str
@@ -31,15 +31,15 @@ def find(source: Path, paths: Sequence[str], archive: Archive) -> Path:
     """Finds a folder or file of an archive.
 
     Args:
-      source: where the archives were unpacked.
-      paths: where it may be under `source`, the usual place first.
-      archive: which one holds it.
+        source: Where the archives were unpacked.
+        paths: Where it may be under `source`, the usual place first.
+        archive: Which one holds it.
 
     Returns:
-      The first of the paths that exists.
+        The first of the paths that exists.
 
     Raises:
-      MissingFile: none exists; the message names the first, and the archive.
+        FileNotFoundError: None exists; the message names the first, and the archive.
     """
     for path in paths:
         if (source / path).exists():
@@ -61,7 +61,7 @@ def stems(folder: Path, suffix: str, archive: Archive) -> list[str]:
     """The names, without their ending, of a folder's files that have this ending.
 
     Raises:
-      MissingFile: there is no such file; the message names the archive.
+        FileNotFoundError: There is no such file; the message names the archive.
     """
     found = [name.removesuffix(suffix) for name in names(folder) if name.endswith(suffix)]
     if not found:
@@ -73,8 +73,8 @@ def read_lines(path: Path) -> list[str]:
     """Reads a list's lines, without spaces around them and without empty ones.
 
     Raises:
-      MissingFile: there is no such file; the message starts with the path.
-      UserError: it is no text in UTF-8, likewise.
+        FileNotFoundError: There is no such file; the message starts with the path.
+        ValueError: It is no text in UTF-8, likewise.
     """
     if not path.is_file():
         raise MissingFile(f"{path}: no such list")
@@ -90,8 +90,8 @@ def read_ids(path: Path) -> np.ndarray:
     """Reads a label picture's ids: uint8 or uint16 [h, w]; see `decoding.decode_label`.
 
     Raises:
-      MissingFile: there is no such file; the message starts with the path.
-      UserError: no such picture; the message starts with the path.
+        FileNotFoundError: There is no such file; the message starts with the path.
+        ValueError: No such picture; the message starts with the path.
     """
     return decoding.decode_label(decoding.read_file(path), path)
 
@@ -100,15 +100,15 @@ def read_matlab(path: Path, *keys: str) -> np.ndarray:
     """Reads a label map of a MATLAB file.
 
     Args:
-      path: of version 4 to 7.2, as both published sets are.
-      *keys: the variable, then the fields of structures inside it.
+        path: Of version 4 to 7.2, as both published sets are.
+        *keys: The variable, then the fields of structures inside it.
 
     Returns:
-      Integers [h, w].
+        Integers [h, w].
 
     Raises:
-      MissingFile: there is no such file; the message starts with the path.
-      UserError: not such a file, or it has no such map; the message starts with the path.
+        FileNotFoundError: There is no such file; the message starts with the path.
+        ValueError: Not such a file, or it has no such map; the message starts with the path.
     """
     import scipy.io
 
@@ -133,12 +133,12 @@ def label_table(ids: Sequence[int], ignored: Iterable[int], ignore_label: int) -
     """Table from an annotation's ids to labels.
 
     Args:
-      ids: the classes' ids, in the vocabulary's order.
-      ignored: the other ids that an annotation may have.
-      ignore_label: their label.
+        ids: The classes' ids, in the vocabulary's order.
+        ignored: The other ids that an annotation may have.
+        ignore_label: Their label.
 
     Returns:
-      int32, as long as the largest id needs; `UNKNOWN` at all other ids.
+        int32, as long as the largest id needs; `UNKNOWN` at all other ids.
     """
     ignored = list(ignored)
     table = np.full(max(*ids, *ignored) + 1, UNKNOWN, np.int32)
@@ -151,13 +151,13 @@ def map_ids(ids_hw: np.ndarray, table: np.ndarray, path: Path, dtype: np.dtype) 
     """Gives the labels of an annotation's ids.
 
     Args:
-      ids_hw: integers [h, w].
-      table: of `label_table`.
-      path: named in the error.
-      dtype: of the labels, uint8 or uint16.
+        ids_hw: Integers [h, w].
+        table: Of `label_table`.
+        path: Named in the error.
+        dtype: Of the labels, uint8 or uint16.
 
     Raises:
-      UserError: an id that the table does not know; the message starts with the path.
+        ValueError: An id that the table does not know; the message starts with the path.
     """
     known_hw = (ids_hw >= 0) & (ids_hw < len(table))
     labels_hw = np.where(known_hw, table[np.where(known_hw, ids_hw, 0)], UNKNOWN)

@@ -17,9 +17,8 @@ from zegformer_jax.input.benchmarks.pascal_context import (
     places,
 )
 from zegformer_jax.input.benchmarks.published import TRAIN, VALIDATION
-from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import MissingFile, UserError
-from zegformer_jax.text.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary, load_vocabulary
 
 DETAIL = files.Archive(
     "trainval_merged.json (PASCAL in Detail)",
@@ -40,7 +39,7 @@ LABEL_NAMES = files.Archive(
 # fcn.berkeleyvision.org, pascalcontext_layers.py).
 NAMES_IN_LIST = {"bedcloth": "bedclothes", "clothes": "cloth", "table": "diningtable"}
 NAMES_IN_459 = {"table": "diningtable"}
-VOCABULARY_459 = DATA / "vocabularies" / "pascal_context_459.json"
+VOCABULARY_459 = "pascal_context_459"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +78,7 @@ class PascalContext59(PascalContext):
     @functools.cached_property
     def _table(self) -> np.ndarray:
         vocabulary = self.load_vocabulary()
-        names_459 = [NAMES_IN_459.get(n, n) for n in Vocabulary.load(VOCABULARY_459).names]
+        names_459 = [NAMES_IN_459.get(n, n) for n in load_vocabulary(VOCABULARY_459).names]
         ids = [names_459.index(name) + 1 for name in vocabulary.names]
         ignored = range(len(names_459) + 1)  # 0 and the 400 other classes
         return files.label_table(ids, ignored, vocabulary.ignore_label)

@@ -34,8 +34,8 @@ class PascalVoc20b(PascalVoc):
         """Table from what is predicted, or labelled, to the 21 classes that are evaluated.
 
         Returns:
-          uint8 [256]: 0..19 stay, 20..58 become 20; 255, the ignore label, and the unused values
-          below it become 255.
+            uint8 [256]: 0..19 stay, 20..58 become 20; 255, the ignore label, and the unused values
+            below it become 255.
         """
         vocabulary = self.load_vocabulary()
         table = np.full(vocabulary.ignore_label + 1, vocabulary.ignore_label, np.uint8)

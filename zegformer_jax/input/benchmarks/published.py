@@ -22,10 +22,10 @@ class Published(Benchmark):
     """Reads what a published benchmark's official archives unpack to.
 
     Attributes:
-      guide: made of the archives and the advice.
-      archives: what may be needed of it.
-      advice: which of the archives are needed, and what is peculiar to the set.
-      lists: the folder of the lists of ids that come with this program.
+        guide: Made of the archives and the advice.
+        archives: What may be needed of it.
+        advice: Which of the archives are needed, and what is peculiar to the set.
+        lists: The folder of the lists of ids that come with this program.
     """
 
     guide: str = dataclasses.field(init=False)

@@ -16,12 +16,12 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
     """Draws a background of a random kind in random colours.
 
     Args:
-      rng: the only source of randomness.
-      height: rows, at least 1.
-      width: columns, at least 1.
+        rng: The only source of randomness.
+        height: Rows, at least 1.
+        width: Columns, at least 1.
 
     Returns:
-      uint8 RGB [h, w, 3].
+        uint8 RGB [h, w, 3].
     """
     kind = rng.integers(6)
     if kind == 0:

@@ -20,12 +20,12 @@ class OpenmojiVocConfig(tfds.core.BuilderConfig):
     """How many scenes, how large, and from which seed; the name follows from these.
 
     Attributes:
-      name: made from the other values.
-      train_scenes: scenes of seen classes.
-      validation_scenes: scenes of all classes.
-      side: pixels of a training scene's side; see `openmoji.scene` for validation.
-      seed: another seed gives other scenes of the same pictures.
-      cache_dir: folder for the rasterised pictures; None rasterises anew.
+        name: Made from the other values.
+        train_scenes: Scenes of seen classes.
+        validation_scenes: Scenes of all classes.
+        side: Pixels of a training scene's side; see `openmoji.scene` for validation.
+        seed: Another seed gives other scenes of the same pictures.
+        cache_dir: Folder for the rasterised pictures; None rasterises anew.
     """
 
     name: str = ""
@@ -106,14 +106,14 @@ def prepare(
     """Generates the benchmark under `data_dir` unless it is there; uses no network.
 
     Args:
-      data_dir: TFDS's folder; the rasterised pictures are cached there too.
-      train_scenes: number of training scenes.
-      validation_scenes: number of validation scenes.
-      side: pixels of a training scene's side.
-      seed: at least 0.
+        data_dir: TFDS's folder; the rasterised pictures are cached there too.
+        train_scenes: Number of training scenes.
+        validation_scenes: Number of validation scenes.
+        side: Pixels of a training scene's side.
+        seed: At least 0.
 
     Returns:
-      The prepared builder; `as_data_source(split)` gives records by index.
+        The prepared builder; `as_data_source(split)` gives records by index.
     """
     config = OpenmojiVocConfig(
         train_scenes=train_scenes,

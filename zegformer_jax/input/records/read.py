@@ -26,8 +26,8 @@ class RecordSource:
     """A split of a TFDS data set with image, label and id; a `zegformer_jax.input.datasets.Source`.
 
     Args:
-        builder: the data set's TFDS builder; its files are ArrayRecord.
-        split: the split's name.
+        builder: The data set's TFDS builder; its files are ArrayRecord.
+        split: The split's name.
     """
 
     def __init__(self, builder: Any, split: str) -> None:
@@ -47,7 +47,7 @@ class RecordSource:
         """Reads a record; see `Source`.
 
         Raises:
-            UserError: its shard is missing or damaged; the message names the shard.
+            ValueError: Its shard is missing or damaged; the message names the shard.
         """
         features = self._features(index)
         where = f"{self._shard(index)}: record '{features['id'].decode()}'"
@@ -84,17 +84,17 @@ class PreparedSource(RecordSource):
     """A split of a prepared directory; a `zegformer_jax.input.datasets.Source`.
 
     Args:
-        directory: local, or in a bucket (gs://...).
+        directory: Local, or in a bucket (gs://...).
         split: "train" or "validation" ("val").
-        vocabulary: what the labels are expected to follow; None takes the directory's own.
+        vocabulary: What the labels are expected to follow; None takes the directory's own.
 
     Attributes:
-        vocabulary: the directory's, in whose order the labels are.
-        ids: one per record.
+        vocabulary: The directory's, in whose order the labels are.
+        ids: One per record.
 
     Raises:
-        MissingFile: the directory or the split was not prepared.
-        UserError: the vocabulary has other classes than the directory's, or a file is damaged.
+        FileNotFoundError: The directory or the split was not prepared.
+        ValueError: The vocabulary has other classes than the directory's, or a file is damaged.
     """
 
     def __init__(
@@ -171,9 +171,9 @@ def scan_labels(
     """Finds the labels that hold any of the classes, by reading all of them.
 
     Args:
-        read_label: function from an index to a label.
-        count: number of labels.
-        classes: labels of the classes.
+        read_label: Function from an index to a label.
+        count: Number of labels.
+        classes: Labels of the classes.
 
     Returns:
         Indices of labels: int64, rising.
@@ -198,7 +198,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     """Reads what was prepared.
 
     Args:
-        directory: local, or in a bucket (gs://...).
+        directory: Local, or in a bucket (gs://...).
 
     Returns:
         `name` of the data set; `splits` with their numbers of records and shards; `digests` by
@@ -206,14 +206,15 @@ def read_info(directory: str | Path) -> dict[str, Any]:
         `left_out`, see `shard.BadRecord`.
 
     Raises:
-        MissingFile: nothing was prepared there, or the preparation is not finished.
-        UserError: the file is damaged.
+        FileNotFoundError: Nothing was prepared there, or the preparation is not finished.
+        ValueError: The file is damaged.
     """
     path = join(directory, INFO_FILE)
     if not is_prepared(directory):
         raise MissingFile(f"{path}: no such file: no records were prepared here")
     info = storage.read_json(path)
-    missing = [field for field in INFO_FIELDS if field not in info]
+    with reading(path, AGAIN):
+        missing = [field for field in INFO_FIELDS if field not in info]
     if missing:
         raise UserError(f"{path}: no '{missing[0]}': {AGAIN}")
     return info

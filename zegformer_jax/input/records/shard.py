@@ -23,9 +23,9 @@ class BadRecord(NamedTuple):
     """A record that cannot be used.
 
     Attributes:
-        split: of the record.
-        id: of the record.
-        reason: what is wrong; begins with the path of the file.
+        split: Of the record.
+        id: Of the record.
+        reason: What is wrong; begins with the path of the file.
     """
 
     split: str
@@ -41,12 +41,12 @@ class Shard(NamedTuple):
     """What a shard is made from.
 
     Attributes:
-        benchmark: reads the examples.
-        vocabulary: of the labels.
-        split: of the examples.
-        examples: of this shard.
-        name: of the shard's file.
-        partial: the local file to write.
+        benchmark: Reads the examples.
+        vocabulary: Of the labels.
+        split: Of the examples.
+        examples: Of this shard.
+        name: Of the shard's file.
+        partial: The local file to write.
     """
 
     benchmark: Benchmark
@@ -61,14 +61,14 @@ class Contents(NamedTuple):
     """What a shard holds.
 
     Attributes:
-        ids: one per record.
-        classes: those that each record's label shows.
-        pixels: number of pixels of each class.
-        ignored: number of pixels without a label.
-        bad: records that are not in the shard.
-        size: bytes of the shard's file.
-        digest: hash of the records.
-        fingerprint: see `fingerprint_of`.
+        ids: One per record.
+        classes: Those that each record's label shows.
+        pixels: Number of pixels of each class.
+        ignored: Number of pixels without a label.
+        bad: Records that are not in the shard.
+        size: Bytes of the shard's file.
+        digest: Hash of the records.
+        fingerprint: See `fingerprint_of`.
     """
 
     ids: list[str]
@@ -95,13 +95,13 @@ def write_shard(shard: Shard) -> Contents:
     """Writes the examples that can be read.
 
     Args:
-        shard: the examples, and where to write them.
+        shard: The examples, and where to write them.
 
     Returns:
         What was written, and what was not.
 
     Raises:
-        OSError: the shard cannot be written; the message starts with its path.
+        OSError: The shard cannot be written; the message starts with its path.
     """
     fingerprint, digest = fingerprint_of(shard), hashlib.sha256()
     ids, counts, bad = [], [], []

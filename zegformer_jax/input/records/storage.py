@@ -26,8 +26,8 @@ def read_bytes(path: str) -> bytes:
     """Reads a file.
 
     Raises:
-        MissingFile: it is missing.
-        OSError: it cannot be read.
+        FileNotFoundError: It is missing.
+        OSError: It cannot be read.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -42,9 +42,9 @@ def read_json(path: str) -> Any:
     """Reads a JSON file.
 
     Raises:
-        MissingFile: it is missing.
-        OSError: it cannot be read.
-        UserError: it is damaged.
+        FileNotFoundError: It is missing.
+        OSError: It cannot be read.
+        ValueError: It is damaged.
     """
     data = read_bytes(path)
     with reading(path, AGAIN):
@@ -55,7 +55,7 @@ def write_bytes(path: str, data: bytes) -> None:
     """Writes a file: all of it, or nothing.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: It cannot be written.
     """
     partial = f"{path}.partial"
     try:

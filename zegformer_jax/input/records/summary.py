@@ -21,10 +21,10 @@ class SplitCounts:
     """Counts of a prepared split.
 
     Attributes:
-        records: number of records.
+        records: Number of records.
         pictures: int64 [C], records that show a class.
         pixels: int64 [C], pixels of a class.
-        ignored: pixels without a label.
+        ignored: Pixels without a label.
     """
 
     records: int
@@ -58,11 +58,11 @@ class Report:
     """Report of a preparation.
 
     Attributes:
-        name: of the data set.
-        directory: that holds the records.
-        vocabulary: the classes that the labels tell apart.
-        splits: counts by split.
-        left_out: bad records that are not among them.
+        name: Of the data set.
+        directory: That holds the records.
+        vocabulary: The classes that the labels tell apart.
+        splits: Counts by split.
+        left_out: Bad records that are not among them.
     """
 
     name: str
@@ -107,8 +107,8 @@ def draw_sheet(sources: Sequence[Any], vocabulary: Vocabulary) -> bytes:
     """Draws the images and labels of twelve records, evenly spread over the sources.
 
     Args:
-        sources: the splits, each a `zegformer_jax.input.datasets.Source`.
-        vocabulary: of the labels.
+        sources: The splits, each a `zegformer_jax.input.datasets.Source`.
+        vocabulary: Of the labels.
 
     Returns:
         Content of a PNG file.

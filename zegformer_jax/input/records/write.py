@@ -35,7 +35,7 @@ class BadRecords(UserError):
     """Records that cannot be used.
 
     Attributes:
-        records: all of them, in the data set's order.
+        records: All of them, in the data set's order.
     """
 
     def __init__(self, records: Sequence[BadRecord], list_file: str):
@@ -64,22 +64,22 @@ def prepare(
     resumes after the shards that are written; a complete one is only reported.
 
     Args:
-        benchmark: the data set.
-        source: the folder that holds it.
-        destination: the directory to be made, local or gs://..., for this data set alone.
-        splits: names of the splits; none means all that the benchmark has.
-        subset: accept another number of records than the benchmark has.
-        skip_bad: leave bad records out.
-        workers: number of processes; None means one per core.
-        progress: show a progress bar.
+        benchmark: The data set.
+        source: The folder that holds it.
+        destination: The directory to be made, local or gs://..., for this data set alone.
+        splits: Names of the splits; none means all that the benchmark has.
+        subset: Accept another number of records than the benchmark has.
+        skip_bad: Leave bad records out.
+        workers: Number of processes; None means one per core.
+        progress: Show a progress bar.
 
     Raises:
-        MissingFile: the source is not complete. Nothing is written.
-        BadRecords: some records cannot be used; it holds those of the whole data set. The other
+        FileNotFoundError: The source is not complete. Nothing is written.
+        BadRecords: Some records cannot be used; it holds those of the whole data set. The other
             shards are kept for the next time, and the directory cannot be opened.
-        UserError: the source has another number of records than the benchmark, or the destination
+        ValueError: The source has another number of records than the benchmark, or the destination
             holds something else.
-        OSError: the destination cannot be written.
+        OSError: The destination cannot be written.
     """
     directory, source = str(destination), Path(source)
     vocabulary = benchmark.load_vocabulary()
@@ -157,7 +157,7 @@ def _write_shards(
     """Writes the shards that are missing.
 
     Raises:
-        BadRecords: some have bad records that are not to be left out.
+        BadRecords: Some have bad records that are not to be left out.
     """
     missing = [shard for shard in shards if _find_contents(directory, shard, skip_bad) is None]
     total = sum(len(shard.examples) for shard in shards)
@@ -184,8 +184,8 @@ def _collect(shards: Sequence[Shard], directory: str, skip_bad: bool) -> dict[st
     """Reads what the shards of each split hold, and checks all of them again.
 
     Raises:
-        OSError: a shard, or a file that it was made from, changed meanwhile.
-        UserError: all records of a split are bad.
+        OSError: A shard, or a file that it was made from, changed meanwhile.
+        ValueError: All records of a split are bad.
     """
     found: dict[str, list[Contents]] = {}
     for shard in shards:

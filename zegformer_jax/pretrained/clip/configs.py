@@ -1,6 +1,6 @@
-"""Sizes of published CLIPs, from and to Hugging Face's and OpenCLIP's configs.
+"""Reads and writes the sizes of CLIPs in Hugging Face's and OpenCLIP's configs.
 
-transformers reads and writes Hugging Face's; it has no reader of OpenCLIP's.
+transformers reads and writes Hugging Face's configs; it has no reader of OpenCLIP's.
 """
 
 import json
@@ -15,7 +15,7 @@ from zegformer_jax.models.layers import NORM_EPSILON
 from zegformer_jax.runtime import hugging_face
 from zegformer_jax.runtime.errors import MissingFile, UserError
 
-LEGACY_EOS = 2  # transformers reads the feature at the largest id where a config says 2
+LEGACY_EOS = 2  # at this value transformers reads the feature at the largest id
 
 # OpenCLIP's fields (open_clip model.py, CLIPVisionCfg and CLIPTextCfg) with their defaults.
 OPEN_CLIP_VISION = {
@@ -36,7 +36,7 @@ OPEN_CLIP_TEXT = {
     "eos_id": 2,
     "hf_tokenizer_name": None,
 }
-# Fields that change nothing here: at any value, or at the one given.
+# Fields without effect on the model: at any value (UNUSED), or only at the given value (FIXED).
 OPEN_CLIP_UNUSED = {
     "vision_cfg": ("patch_dropout", "output_tokens", "timm_model_pretrained"),
     "text_cfg": ("output_tokens", "hf_model_pretrained", "pad_id"),
@@ -50,14 +50,14 @@ OPEN_CLIP_FIXED = {
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """Reads a file that holds one JSON object.
+    """Reads a JSON object from a file.
 
     Args:
         path: the file.
 
     Raises:
         MissingFile: there is no such file.
-        UserError: it holds anything else; one line that names the file.
+        UserError: the file has other content; one line that names the file.
     """
     if not path.is_file():
         raise MissingFile(f"{path}: no such file")
@@ -71,14 +71,14 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def from_hugging_face(path: Path) -> ClipConfig:
-    """Reads `config.json`; transformers' CLIPConfig has the fields that are absent.
+    """Reads Hugging Face's config; absent fields have the defaults of transformers' CLIPConfig.
 
     Args:
-        path: the file.
+        path: a file `config.json`.
 
     Raises:
         MissingFile: there is no such file.
-        UserError: it is not a CLIP's, or a field is not supported; the message names it.
+        UserError: the config is not a CLIP's, or the named field is not supported.
     """
     fields = read_fields(path)
     if fields.get("model_type", "clip") != "clip":
@@ -112,14 +112,14 @@ def from_hugging_face(path: Path) -> ClipConfig:
 
 
 def from_open_clip(path: Path) -> ClipConfig:
-    """Reads `open_clip_config.json`.
+    """Reads OpenCLIP's config.
 
     Args:
-        path: the file.
+        path: a file `open_clip_config.json`.
 
     Raises:
         MissingFile: there is no such file.
-        UserError: a field is not supported; the message names it.
+        UserError: the named field is not supported.
     """
     fields = read_fields(path)
     if "model_cfg" not in fields:
@@ -165,10 +165,10 @@ def save_hugging_face(directory: Path, config: ClipConfig, start_id: int, end_id
     """Writes `config.json` and `preprocessor_config.json` of a ViT CLIP.
 
     Args:
-        directory: gets the files.
+        directory: an existing directory, which receives the files.
         config: the CLIP's sizes.
-        start_id: the tokenizer's id of the start of a text.
-        end_id: the tokenizer's id of its end.
+        start_id: the id of the tokenizer's start token.
+        end_id: the id of the tokenizer's end token.
     """
     library = hugging_face.load_transformers()
     shared = {"projection_dim": config.embed_dim, "hidden_act": config.activation}
@@ -198,13 +198,13 @@ def save_hugging_face(directory: Path, config: ClipConfig, start_id: int, end_id
         vision_config=shared | vision,
     ).save_pretrained(directory)
     side = config.image_size
-    library.CLIPImageProcessorPil(  # its mean and deviation are OpenAI's
+    library.CLIPImageProcessorPil(  # its default mean and standard deviation are OpenAI's
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     ).save_pretrained(directory)
 
 
 def open_clip_config(config: ClipConfig) -> dict[str, Any]:
-    """Returns the fields of `open_clip_config.json` of a CLIP with a ResNet."""
+    """Returns the fields of `open_clip_config.json` for a CLIP with a ResNet."""
     vision = {
         "image_size": config.image_size,
         "layers": list(config.vision_layers),
@@ -240,7 +240,7 @@ def _unless_usual(mlp_width: int, width: int) -> int | None:
 def _side(path: Path, key: str, value: Any) -> int:
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1 or None in sides:
-        raise UserError(f"{path}: {key} is {value}; images are square here, as are their patches")
+        raise UserError(f"{path}: {key} is {value}; only square images and patches are supported")
     return sides.pop()
 
 
@@ -252,7 +252,7 @@ def _check(path: Path, key: str, value: Any, expected: Any) -> None:
 def _open_clip_fields(
     path: Path, section: str, fields: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the fields that `defaults` has; any other must be off, unused or as expected."""
+    """Returns the fields in `defaults`; all others must be off, unused or have a fixed value."""
     for key, value in fields.items():
         fixed = OPEN_CLIP_FIXED[section]
         if key in fixed:

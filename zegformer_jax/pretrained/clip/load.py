@@ -1,7 +1,7 @@
-"""Published CLIPs: OpenAI's archives, Hugging Face's and OpenCLIP's directories and Hub names.
+"""Loads CLIPs: OpenAI's archives, Hugging Face's and OpenCLIP's directories and Hub names.
 
-No PyTorch, and nothing that a file holds is executed. transformers and huggingface_hub have no
-reader of OpenAI's and OpenCLIP's layouts nor, without PyTorch, of weights.
+It needs no PyTorch and executes nothing that a file holds. transformers and huggingface_hub cannot
+read OpenAI's and OpenCLIP's layouts, nor weights without PyTorch.
 """
 
 import json
@@ -46,7 +46,7 @@ OPEN_CLIP_WEIGHTS = (
 FILE_SUFFIXES = (".pt", ".pth", ".bin", ".npz", ".safetensors")
 AGAIN = "get the published file again"
 SMALL_FILES = ("*.json", "merges.txt")  # of a repository on the Hub
-# Before the text tower's names where it is a module of its own (OpenCLIP's CustomTextCLIP).
+# Prefix of the text tower's names if it is a separate module (OpenCLIP's CustomTextCLIP).
 TEXT_PREFIX = re.compile(
     r"^text\.(?=transformer\.|token_embedding\.|ln_final\."
     r"|positional_embedding$|text_projection$)"
@@ -56,27 +56,27 @@ TEXT_PREFIX = re.compile(
 def load_clip(
     source: str | Path, image_size: int | None = None
 ) -> tuple[ClipConfig, dict, Tokenizer]:
-    """Reads a CLIP.
+    """Loads a CLIP: sizes, parameters and tokenizer.
 
     Args:
         source: one of
             - a Hugging Face directory: `config.json`, weights, the tokenizer's files;
-            - an OpenCLIP directory: `open_clip_config.json`, weights (or this weights file);
-            - a name on the Hub of either, such as `openai/clip-vit-base-patch16`: it is
-              downloaded once, and found in the Hub's cache where there is no network;
-            - an OpenAI archive (`ViT-B-16.pt`), or a state dict in their naming, .pth, .npz or
-              .safetensors; read as OpenAI's, so with QuickGELU and heads of width 64.
-        image_size: side of the images in pixels, where it differs from that of training: the
-            positions are interpolated. None keeps it.
+            - an OpenCLIP directory: `open_clip_config.json`, weights; or its file of weights;
+            - the name of either on the Hub, such as `openai/clip-vit-base-patch16`: it is
+              downloaded once, and read from the Hub's cache without a network;
+            - an OpenAI archive (`ViT-B-16.pt`), or a state dict in OpenAI's naming, .pth, .npz
+              or .safetensors, with QuickGELU and heads of width 64.
+        image_size: side of the images in pixels; position embeddings are interpolated to it. None
+            keeps the training's.
 
     Returns:
         Sizes, parameters (float32, NumPy; for images normalised by CLIP_MEAN and CLIP_STD) and
-        the tokenizer: the source's, or OpenAI's where the source has none.
+        the tokenizer: the source's, or OpenAI's if the source has none.
 
     Raises:
         MissingFile: a file is missing.
-        UserError: a tensor is missing, not used or of another shape, or a config asks for
-            something that is not supported.
+        UserError: a tensor is missing, unused or of another shape, or a field of the config is not
+            supported.
     """
     path = _locate(source)
     if path.is_dir() and not _is_open_clip(path):
@@ -94,16 +94,16 @@ def load_clip(
 def from_openai_state_dict(
     arrays: Mapping[str, np.ndarray], where: str = "OpenAI's state dict"
 ) -> tuple[ClipConfig, dict]:
-    """Reads OpenAI's CLIP, ViT or ResNet: its sizes and its parameters, as float32.
+    """Converts OpenAI's state dict of a ViT or ResNet to sizes and float32 parameters.
 
     Args:
-        arrays: name to array, names and layouts as in OpenAI's state dicts. Instead of
+        arrays: arrays by name, in the names and layouts of OpenAI's state dicts. In place of
             `token_embedding.weight` there may be `token_embedding.rows` and
-            `token_embedding.values`: the rows that are not zero, of 49408.
+            `token_embedding.values`: the indices and values of the nonzero rows among 49408.
         where: the source's name, for messages.
 
     Raises:
-        UserError: a tensor is missing, not used or of another shape; the message names it.
+        UserError: the named tensor is missing, unused or of another shape.
     """
     arrays = dict(arrays)
     if "token_embedding.rows" in arrays:
@@ -125,20 +125,20 @@ def save_clip(
     OpenCLIP directory.
 
     Args:
-        directory: is made where it is missing.
+        directory: receives the files; it is made if it is missing.
         config: the CLIP's sizes.
         params: its parameters.
         tokenizer: its tokenizer.
 
     Raises:
-        UserError: params do not fit config.
+        UserError: the parameters do not fit the config.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     naming = OPENAI if config.is_resnet else HUGGING_FACE
     weights = OPEN_CLIP_WEIGHTS[0] if config.is_resnet else HUGGING_FACE_WEIGHTS[0]
     tensors = published_tensors(params, config, naming)
-    write_tensors(directory / weights, tensors, {"format": "pt"})  # transformers asks for it
+    write_tensors(directory / weights, tensors, {"format": "pt"})  # transformers needs it
     if config.is_resnet:
         fields = json.dumps(configs.open_clip_config(config), indent=2)
         (directory / OPEN_CLIP_CONFIG).write_text(fields + "\n")
@@ -148,14 +148,14 @@ def save_clip(
 
 
 def _locate(source: str | Path) -> Path:
-    """Returns a model's local file or directory: itself, or the Hub's snapshot of that name."""
+    """Returns a model's local file or directory, which is in the Hub's cache for a name."""
     path = Path(source).expanduser()
     if path.exists():
         return path
     is_name = isinstance(source, str) and HUB_NAME.fullmatch(source)
     if not is_name or path.suffix in FILE_SUFFIXES:
         raise MissingFile(
-            f"{source}: no CLIP here: give a Hugging Face or OpenCLIP directory, a file of "
+            f"{source}: no CLIP here: pass a Hugging Face or OpenCLIP directory, a file of "
             "OpenAI's or a name on the Hub, or train a small one "
             "(./run.sh train --config=configs/openmoji.py:clip)"
         )
@@ -164,18 +164,18 @@ def _locate(source: str | Path) -> Path:
     except Exception as error:  # the Hub's errors have many types and span many lines
         first_line = str(error).partition("\n")[0]
         raise MissingFile(
-            f"{source}: neither a directory here nor to be had from the Hugging Face Hub "
+            f"{source}: neither a local directory nor available from the Hugging Face Hub "
             f"({type(error).__name__}: {first_line}); download its {HUGGING_FACE_CONFIG}, "
             f"{HUGGING_FACE_WEIGHTS[0]} and tokenizer.json (or {OPEN_CLIP_CONFIG} and "
-            f"{OPEN_CLIP_WEIGHTS[0]}) elsewhere into a folder, and give that folder"
+            f"{OPEN_CLIP_WEIGHTS[0]}) on another machine into a folder, and pass that folder"
         ) from error
 
 
 def _download(name: str) -> Path:
-    """Downloads a repository's small files and the first of its weights that can be read.
+    """Downloads a repository's small files and its first readable format of weights.
 
-    What is in the Hub's cache is not downloaded again. Which weights there are is known from the
-    files that came, not from the Hub's list, which cannot be had without a network.
+    Files in the Hub's cache are not downloaded again. The formats are tried one after the other
+    instead of listed, since the Hub's list is not available without a network.
     """
     from huggingface_hub import snapshot_download
 
@@ -197,7 +197,7 @@ def _model_type(directory: Path) -> str | None:
 
 
 def _is_open_clip(directory: Path) -> bool:
-    """Returns True for a directory of OpenCLIP's that is not, with weights, Hugging Face's too."""
+    """Returns True for OpenCLIP's directories, unless complete in Hugging Face's layout."""
     if not (directory / OPEN_CLIP_CONFIG).is_file():
         return False
     has_weights = any((directory / name).is_file() for name in HUGGING_FACE_WEIGHTS)
@@ -215,7 +215,7 @@ def _read_hugging_face(directory: Path) -> tuple[ClipConfig, dict]:
 
 
 def _read_open_clip(path: Path) -> tuple[ClipConfig, dict]:
-    """Reads a directory, or one file of weights in it."""
+    """Reads a directory in OpenCLIP's layout, or one file of weights in it."""
     directory = path if path.is_dir() else path.parent
     if path.is_dir():
         found = [directory / x for x in OPEN_CLIP_WEIGHTS if (directory / x).is_file()]
@@ -233,15 +233,15 @@ def _read_open_clip(path: Path) -> tuple[ClipConfig, dict]:
 def _read_openai(path: Path) -> tuple[ClipConfig, dict]:
     if path.name in OPEN_CLIP_WEIGHTS:
         raise MissingFile(
-            f"{path}: {OPEN_CLIP_CONFIG}, which says its activation and heads, is not beside it"
+            f"{path}: {OPEN_CLIP_CONFIG}, which holds its activation and heads, is not beside it"
         )
     if path.name in HUGGING_FACE_WEIGHTS:
-        raise UserError(f"{path}: give the directory {path.parent}, with its {HUGGING_FACE_CONFIG}")
+        raise UserError(f"{path}: pass the directory {path.parent}, with its {HUGGING_FACE_CONFIG}")
     return from_openai_state_dict(_openai_names(read_tensors(path)), str(path))
 
 
 def _openai_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Drops the prefix of OpenCLIP's text tower, and the axis of a logit scale that has one."""
+    """Removes the prefix of OpenCLIP's text tower, and the axis of its logit scale if any."""
     renamed = {TEXT_PREFIX.sub("", name): tensor for name, tensor in tensors.items()}
     if "logit_scale" in renamed:
         renamed["logit_scale"] = np.reshape(renamed["logit_scale"], ())
@@ -249,10 +249,10 @@ def _openai_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _read_hugging_face_tensors(directory: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Reads a directory's tensors from its first format, and returns them and the file's name.
+    """Reads the tensors of a directory; returns them and the name of the file.
 
-    The formats: one safetensors file, the parts that an index lists, transformers 4's Flax file,
-    PyTorch's.
+    It takes the first of these formats: one safetensors file, the parts listed in an index, the
+    Flax file of transformers 4, PyTorch's file.
     """
     paths = [directory / name for name in HUGGING_FACE_WEIGHTS]
     path = next((path for path in paths if path.is_file()), None)
@@ -273,7 +273,7 @@ def _read_hugging_face_tensors(directory: Path) -> tuple[dict[str, np.ndarray], 
 
 
 def _read_flax_weights(path: Path) -> dict[str, np.ndarray]:
-    """Reads the Flax weights of transformers 4 under the names and layouts of its PyTorch ones."""
+    """Converts the Flax weights of transformers 4 to PyTorch's names and layouts."""
     with reading(path, AGAIN):
         tree = serialization.msgpack_restore(path.read_bytes())
         arrays = traverse_util.flatten_dict(tree, sep=".")
@@ -289,7 +289,7 @@ def _read_flax_weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def _load_tokenizer(path: Path, config: ClipConfig) -> Tokenizer:
-    """Reads the tokenizer beside a CLIP; OpenAI's where a source that needs none has none."""
+    """Reads the tokenizer beside a CLIP; OpenAI's if the layout makes it optional."""
     directory = path if path.is_dir() else path.parent
     has_own = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     is_open_clip = (directory / OPEN_CLIP_CONFIG).is_file()
@@ -300,6 +300,6 @@ def _load_tokenizer(path: Path, config: ClipConfig) -> Tokenizer:
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the token embedding "
-            f"{config.vocab_size}: they are of different models"
+            f"{config.vocab_size}: they belong to different models"
         )
     return tokenizer

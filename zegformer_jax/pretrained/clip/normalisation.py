@@ -1,4 +1,4 @@
-"""Normalisation of pixels in published CLIPs that is not OpenAI's, folded into the weights."""
+"""Folds another normalisation of pixels than OpenAI's into the weights of published CLIPs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,20 +20,20 @@ Normalisation = tuple[np.ndarray, np.ndarray]
 
 
 def from_hugging_face(directory: Path) -> Normalisation:
-    """Reads the mean and the deviation of a Hugging Face directory's image processor.
+    """Reads the mean and standard deviation of a Hugging Face directory's image processor.
 
     Args:
-        directory: may have no image processor; then they are OpenAI's.
+        directory: the directory; without an image processor, the values are OpenAI's.
 
     Returns:
-        Two arrays [3], of RGB 0..255.
+        Mean and standard deviation of RGB 0..255, two arrays [3].
 
     Raises:
         UserError: the file cannot be read.
     """
     if not any((directory / name).is_file() for name in PROCESSOR_FILES):
         return _normalisation(None, None)
-    # The class that needs no PyTorch; CLIPImageProcessor needs torchvision.
+    # CLIPImageProcessor needs torchvision; this class does not.
     reader = hugging_face.load_transformers().CLIPImageProcessorPil
     with hugging_face.errors_in_one_line(directory / PROCESSOR_FILES[0], "image processor"):
         processor = reader.from_pretrained(directory, local_files_only=True)
@@ -41,13 +41,13 @@ def from_hugging_face(directory: Path) -> Normalisation:
 
 
 def from_open_clip(path: Path) -> Normalisation:
-    """Reads the mean and the deviation in `open_clip_config.json`.
+    """Reads the mean and standard deviation of OpenCLIP's config.
 
     Args:
-        path: the file; where it has none they are OpenAI's.
+        path: a file `open_clip_config.json`; without these fields, the values are OpenAI's.
 
     Returns:
-        Two arrays [3], of RGB 0..255.
+        Mean and standard deviation of RGB 0..255, two arrays [3].
 
     Raises:
         UserError: the file cannot be read.
@@ -63,23 +63,24 @@ def fold_normalisation(
     std: Sequence[float],
     where: str,
 ) -> dict[str, Any]:
-    """Makes a ViT CLIP, trained on (p - mean) / std, take (p - CLIP_MEAN) / CLIP_STD, exactly.
+    """Converts a ViT trained on (p - mean) / std to inputs (p - CLIP_MEAN) / CLIP_STD, exactly.
 
-    The patch embedding is linear: its kernel takes the ratio of the deviations, and the positions
-    of the patches take what the means add.
+    The patch embedding is linear: its kernel absorbs the ratio of the standard deviations, and the
+    position embeddings of the patches absorb the constant from the difference of the means.
 
     Args:
         params: a CLIP's parameters.
         config: its sizes.
-        mean: of RGB 0..255, in training.
-        std: of RGB 0..255, in training.
+        mean: mean of RGB 0..255 in the CLIP's training.
+        std: standard deviation of RGB 0..255 in the CLIP's training.
         where: a file's name, for messages.
 
     Returns:
-        The parameters, unchanged where nothing differs.
+        The parameters; unchanged if the normalisations are equal.
 
     Raises:
-        UserError: they differ for a ResNet, whose padding is not at the same grey.
+        UserError: they differ and the CLIP is a ResNet, whose zero padding is another grey after
+            the conversion.
     """
     mean, std, clip_mean, clip_std = (
         np.asarray(x, np.float64) for x in (mean, std, CLIP_MEAN, CLIP_STD)
@@ -104,7 +105,7 @@ def fold_normalisation(
 
 
 def _normalisation(mean: Any, std: Any) -> Normalisation:
-    """Scales a mean and a deviation of 0..1 to 0..255; OpenAI's where there is none."""
+    """Scales mean and standard deviation from 0..1 to 0..255; None takes OpenAI's."""
     return (
         np.asarray(CLIP_MEAN) if mean is None else MAX_PIXEL * np.broadcast_to(mean, 3),
         np.asarray(CLIP_STD) if std is None else MAX_PIXEL * np.broadcast_to(std, 3),

@@ -1,4 +1,4 @@
-"""Position embeddings of a CLIP, interpolated for images of another size than in training."""
+"""Interpolates the position embeddings of a CLIP for another image size than in training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from zegformer_jax.models.clip.model import ClipConfig
 from zegformer_jax.pretrained import tables
 
 CUBIC_SLOPE = -0.75  # PyTorch's; Keys 1981, equation 15, calls it alpha
-CUBIC_REACH = 2  # the kernel is zero from there on
+CUBIC_REACH = 2  # the kernel is zero at this distance and beyond
 
 
 def resize_positions(
     params: Mapping[str, Any], config: ClipConfig, image_size: int
 ) -> tuple[ClipConfig, dict[str, Any]]:
-    """Makes a CLIP take images of another size: interpolates its position embeddings.
+    """Interpolates a CLIP's position embeddings for another image size.
 
-    As transformers' `interpolate_pos_encoding` does: bicubic, half-pixel centres, no
-    antialiasing; the position of the class token (of a ResNet's mean token) stays.
+    The method is that of transformers' `interpolate_pos_encoding`: bicubic, half-pixel centres, no
+    antialiasing; the position of the class token (of a ResNet's mean token) is unchanged.
 
     Args:
         params: a CLIP's parameters.
@@ -27,7 +27,7 @@ def resize_positions(
         image_size: side of the images in pixels, a multiple of the patch (of 32 for a ResNet).
 
     Returns:
-        The sizes and the parameters, of which all but the positions are shared with `params`.
+        The sizes and the parameters; all arrays but the positions are shared with `params`.
 
     Raises:
         ValueError: the image is not a multiple of the patch.
@@ -48,14 +48,17 @@ def resize_positions(
 
 
 def cubic_matrix(old: int, new: int) -> np.ndarray:
-    """Returns the matrix [new, old] that interpolates a line of `old` samples to `new`.
+    """Returns the matrix that interpolates a line of `old` samples to `new` samples.
 
-    Half-pixel centres; samples beyond the ends repeat the ends. float64. `jax.image.resize` has
+    Centres are at half pixels, and samples beyond the ends repeat the ends. `jax.image.resize` has
     another kernel (a = -0.5).
 
     Args:
         old: the number of samples.
         new: the number of interpolated samples.
+
+    Returns:
+        float64 [new, old].
     """
     centre_n1 = ((np.arange(new) + 0.5) * old / new - 0.5)[:, None]
     first_n1 = np.floor(centre_n1).astype(int) - CUBIC_REACH + 1
@@ -68,7 +71,7 @@ def cubic_matrix(old: int, new: int) -> np.ndarray:
 
 
 def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution kernel at distances >= 0, in samples."""
+    """Returns Keys' cubic convolution kernel at distances >= 0, in samples."""
     a, x = CUBIC_SLOPE, distance
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * (x**3 - 5 * x**2 + 8 * x - 4)

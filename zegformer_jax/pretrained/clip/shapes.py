@@ -1,4 +1,4 @@
-"""Sizes of OpenAI's CLIPs, which publish no config, from the shapes of their tensors."""
+"""Infers the sizes of OpenAI's CLIPs, published without a config, from their tensors' shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +14,14 @@ HEAD_WIDTH = 64  # openai/CLIP model.py, build_model: heads = width // 64
 
 
 def from_shapes(arrays: Mapping[str, np.ndarray], where: str) -> ClipConfig:
-    """Infers the sizes of OpenAI's CLIP from its tensors, as their build_model does.
+    """Infers the sizes of OpenAI's CLIP from its tensors, as OpenAI's build_model does.
 
     Args:
-        arrays: by their published names.
+        arrays: tensors by their published names.
         where: a file's name, for messages.
 
     Raises:
-        UserError: a tensor is missing; the message names it.
+        UserError: the named tensor is missing.
     """
 
     def shape(name: str) -> tuple[int, ...]:
@@ -69,6 +69,6 @@ def _resnet_shapes(arrays: Mapping[str, np.ndarray], shape: Any) -> dict[str, An
 
 
 def _count(arrays: Mapping[str, np.ndarray], prefix: str) -> int:
-    """Counts the blocks whose tensors' names have a number after `prefix.`."""
+    """Counts the blocks: the distinct numbers after `prefix.` in the tensors' names."""
     start = len(prefix) + 1
     return len({name[start:].split(".")[0] for name in arrays if name.startswith(f"{prefix}.")})

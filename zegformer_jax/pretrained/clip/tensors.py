@@ -1,7 +1,6 @@
-"""Names of published CLIPs' tensors: the tables that turn them into parameters and back.
+"""Tables of names that convert the tensors of published CLIPs to parameters and back.
 
-Every published tensor is used, or left out for a reason in `LEFT_OUT`, and every parameter is
-filled.
+Every published tensor is used or has a reason in `LEFT_OUT`, and every parameter is filled.
 """
 
 import math
@@ -32,13 +31,14 @@ LEFT_OUT = (
     (r".*\.num_batches_tracked", "a count of training steps, which inference does not use"),
 )
 
-# A matrix [inputs, W] over a patch's (row, column, channel), published as [W, 3, row, column].
+# Our matrix [inputs, W] has inputs (row, column, channel); published is [W, 3, row, column].
 PATCH = Layout(
     lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
     lambda x: x.reshape(*[math.isqrt(len(x) // 3)] * 2, 3, -1).transpose(3, 2, 0, 1),
 )
 
-# Parameter, OpenAI's name, Hugging Face's name, layout. {x} is q, k and v, joined.
+# Columns: parameter, OpenAI's name, Hugging Face's name, layout. {x} is q, k and v; the three are
+# joined.
 _BLOCK = (
     ("ln_1/scale", "ln_1.weight", "layer_norm1.weight", SAME),
     ("ln_1/bias", "ln_1.bias", "layer_norm1.bias", SAME),
@@ -58,7 +58,7 @@ _BLOCK = (
     ("mlp_out/kernel", "mlp.c_proj.weight", "mlp.fc2.weight", LINEAR),
     ("mlp_out/bias", "mlp.c_proj.bias", "mlp.fc2.bias", SAME),
 )
-# Of the ViT, under visual/, "visual." and "vision_model."; projections are in Naming.
+# The ViT: under visual/, "visual." and "vision_model."; projections are in Naming.
 _VIT = (
     ("class_embedding", "class_embedding", "embeddings.class_embedding", SAME),
     ("position_embedding", "positional_embedding", "embeddings.position_embedding.weight", SAME),
@@ -68,7 +68,7 @@ _VIT = (
     ("ln_post/scale", "ln_post.weight", "post_layernorm.weight", SAME),
     ("ln_post/bias", "ln_post.bias", "post_layernorm.bias", SAME),
 )
-# Of the text tower, under text/, "" and "text_model.".
+# The text tower: under text/, "" and "text_model.".
 _TEXT = (
     (
         "token_embedding/embedding",
@@ -81,23 +81,23 @@ _TEXT = (
     ("ln_final/bias", "ln_final.bias", "final_layer_norm.bias", SAME),
 )
 _NORM = (("scale", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var"))
-# Of a ResNet's block: our convolution, its published name, that of its norm.
+# A ResNet's block: our convolution, its published name, its norm's published name.
 _CONVS = tuple((f"conv{i}", f"conv{i}", f"bn{i}") for i in (1, 2, 3))
 _SHORTCUT = ("shortcut", "downsample.0", "downsample.1")
 _POOL = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "c_proj"))
 
 
 class Naming(NamedTuple):
-    """A publisher's way of naming tensors.
+    """A publisher's names of tensors.
 
     Attributes:
-        column: of its names in the tables above.
+        column: index of the publisher's names in the rows of the tables above.
         visual: prefix of the image tower's names.
-        visual_blocks: prefix of the number of one of its blocks.
-        visual_projection: name of its projection.
+        visual_blocks: prefix of the image tower's numbered blocks.
+        visual_projection: name of the image tower's projection.
         text: prefix of the text tower's names.
-        text_blocks: prefix of the number of one of its blocks.
-        text_projection: name of its projection.
+        text_blocks: prefix of the text tower's numbered blocks.
+        text_projection: name of the text tower's projection.
         projection: layout of the projections: SAME for [W, D], LINEAR for [D, W].
     """
 
@@ -111,7 +111,7 @@ class Naming(NamedTuple):
     projection: Layout
 
 
-# OpenAI's names are also OpenCLIP's.
+# OpenCLIP has OpenAI's names, too.
 OPENAI = Naming(
     column=1,
     visual="visual.",
@@ -139,10 +139,10 @@ def table(config: ClipConfig, naming: Naming) -> list[Entry]:
 
     Args:
         config: the CLIP's sizes.
-        naming: the publisher's.
+        naming: the publisher's names.
 
     Raises:
-        ValueError: the publisher has no names for a ResNet.
+        ValueError: the CLIP has a ResNet, for which the publisher has no names.
     """
     rows = [entry("logit_scale", "logit_scale")]
     if not config.is_resnet:
@@ -150,7 +150,7 @@ def table(config: ClipConfig, naming: Naming) -> list[Entry]:
         rows += _blocks("visual", naming.visual_blocks, config.vision_layers, naming.column)
         rows += [entry("visual/projection", naming.visual_projection, naming.projection)]
     elif naming is HUGGING_FACE:
-        raise ValueError("transformers has no CLIP with a ResNet: its tensors have no names there")
+        raise ValueError("transformers has no CLIP with a ResNet, hence no names for its tensors")
     else:
         rows += _resnet(config.vision_layers)
     rows += _rows(_TEXT, "text/", naming.text, naming.column)
@@ -162,17 +162,17 @@ def table(config: ClipConfig, naming: Naming) -> list[Entry]:
 def read_parameters(
     tensors: Mapping[str, np.ndarray], config: ClipConfig, naming: Naming, where: str
 ) -> dict:
-    """Makes CLIP's parameter tree, float32 NumPy arrays, of published tensors by their names.
+    """Converts published tensors to CLIP's parameter tree of float32 NumPy arrays.
 
     Args:
         tensors: arrays by their published names.
         config: the CLIP's sizes.
-        naming: the publisher's.
+        naming: the publisher's names.
         where: a file's name, for messages.
 
     Raises:
-        ValueError: a tensor is missing, has no place in a model of this config, or is of another
-            shape; the message names it.
+        ValueError: the named tensor is missing, unknown in a model of this config, or of another
+            shape.
     """
     arrays, _ = tables.read(
         table(config, naming), tensors, parameter_shapes(config), where, left_out=LEFT_OUT
@@ -183,15 +183,15 @@ def read_parameters(
 def published_tensors(
     params: Mapping[str, Any], config: ClipConfig, naming: Naming
 ) -> dict[str, np.ndarray]:
-    """Returns the published tensors of CLIP's parameters, float32: `read_parameters`' inverse.
+    """Converts CLIP's parameters to published float32 tensors: the inverse of `read_parameters`.
 
     Args:
         params: the CLIP's parameters.
         config: its sizes.
-        naming: the publisher's.
+        naming: the publisher's names.
 
     Raises:
-        ValueError: a parameter does not fit the config; the message names it.
+        ValueError: the named parameter does not fit the config.
     """
     arrays = tables.flatten(params)
     shapes = parameter_shapes(config)
@@ -207,7 +207,7 @@ def published_tensors(
 
 
 def parameter_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a CLIP's parameters by their paths, without making them."""
+    """Returns the shapes of a CLIP's parameters by their paths, without allocating them."""
     side = config.image_size
     variables = jax.eval_shape(
         CLIP(config).init,

@@ -1,6 +1,5 @@
 """The common part of the segmentation objectives."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +39,7 @@ class SegmentationObjective(ImageTextObjective):
         return pipeline.train_batches(
             self._source,
             self.experiment.vocabulary,
-            **dataclasses.asdict(self.experiment.input),
+            self.experiment.input,
             seed=self.experiment.seed,
             start_step=start_step,
             num_steps=self.experiment.train.steps - start_step,
