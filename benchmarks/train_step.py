@@ -63,7 +63,7 @@ def read_config(argument: str) -> Any:
         ValueError: there is no such file or variant, or the model is no grouper on a ResNet.
     """
     config = load(argument)
-    if config.model.kind != "zegformer" or config.model.backbone.kind != "resnet":
+    if config.model.kind != "zegformer" or config.model.backbone.name != "resnet":
         raise ValueError(f"--config: {argument}: only the grouper on a ResNet is compared")
     return config
 

@@ -1,6 +1,6 @@
 """ADE20K-Full, 572 seen and 275 unseen classes.
 
-`configs/ade20k_full.py:r50` is the paper's model; the names of `base.BACKBONES` select others;
+`configs/ade20k_full.py:r50` is the paper's model; the variants of the backbones select others;
 `per_pixel` is the baseline on ResNet-50.
 """
 

@@ -2,13 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from zegformer_jax.models.backbones.resnet import BLOCKS
-from zegformer_jax.models.backbones.swin import SWIN
+from zegformer_jax.models.backbones import BACKBONES, backbone_fields, backbone_variants
 from zegformer_jax.runtime.errors import UserError
-
-# Sections of `model` and their fields, by the variant after the colon of a config file.
-BACKBONES = {f"r{depth}": {"backbone": {"blocks": blocks}} for depth, blocks in BLOCKS.items()}
-BACKBONES |= {f"swin_{size[0]}": {"swin": sizes._asdict()} for size, sizes in SWIN.items()}
 
 
 def get_config() -> ConfigDict:
@@ -19,20 +14,8 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.kind = "zegformer"  # zegformer, per_pixel, classifier or clip
-    config.model.backbone = ConfigDict()
-    config.model.backbone.kind = "resnet"  # resnet, or swin with the sizes of model.swin
-    config.model.backbone.blocks = (3, 4, 6, 3)  # bottleneck blocks of each stage
-    config.model.backbone.stem_width = 64  # channels of the 7x7 stem
-    config.model.backbone.bottleneck_width = 64  # channels inside the first stage's blocks
-    config.model.backbone.stage_width = 256  # output channels of the first stage
-    config.model.backbone.norm = "frozen_batch"  # frozen_batch (pretrained) or group (from scratch)
-    config.model.backbone.norm_groups = 32  # groups of the group norm, 4 or more channels each
-    config.model.swin = ConfigDict()
-    config.model.swin.width = 96  # channels of the first stage
-    config.model.swin.depths = (2, 2, 6, 2)  # blocks of each stage
-    config.model.swin.heads = (3, 6, 12, 24)  # attention heads of each stage
-    config.model.swin.window = 7  # side of an attention window in tokens
-    config.model.swin.drop_path = 0.3  # stochastic depth of the last block, rising linearly from 0
+    # Name and attributes of the backbone, see its module in zegformer_jax/models/backbones.
+    config.model.backbone = backbone_fields("resnet")
     config.model.pixel_decoder = ConfigDict()
     config.model.pixel_decoder.width = 256  # channels of the feature pyramid
     config.model.pixel_decoder.mask_width = 256  # channels of the mask features
@@ -178,18 +161,16 @@ def set_variant(config: ConfigDict, name: str, baseline_backbone: str) -> None:
 
     Args:
         config: The config.
-        name: A name of `BACKBONES`, or `per_pixel` for the baseline.
-        baseline_backbone: A name of `BACKBONES`: the baseline's backbone.
+        name: A variant of a backbone, such as `r101`, or `per_pixel` for the baseline.
+        baseline_backbone: The variant that is the baseline's backbone.
 
     Raises:
         UserError: The name is unknown.
     """
     if name == "per_pixel":
         config.model.kind, name = name, baseline_backbone
-    if name not in BACKBONES:
-        raise UserError(f"no variant '{name}': choose per_pixel or {', '.join(BACKBONES)}")
-    for section, fields in BACKBONES[name].items():
-        config.model[section].update(fields)
-    if "swin" in BACKBONES[name]:
-        config.model.backbone.kind = "swin"  # position biases have no weight decay
-        config.optimiser.groups += ((".*relative_position_bias", {"weight_decay": 0.0}),)
+    variants = backbone_variants()
+    if name not in variants:
+        raise UserError(f"no variant '{name}': choose per_pixel or {', '.join(variants)}")
+    config.model.backbone = backbone_fields(**variants[name])  # each backbone has its own fields
+    config.optimiser.groups += tuple(BACKBONES[config.model.backbone.name].optimiser_groups)

@@ -11,7 +11,7 @@ from zegformer_jax.runtime.errors import UserError
 
 
 def get_config(variant: str = "r101") -> ConfigDict:
-    """Returns the config of a backbone in `base.BACKBONES` or `per_pixel`; `,30k` trains longer."""
+    """Returns the config of a backbone's variant or `per_pixel`; `,30k` trains longer."""
     name, _, length = variant.partition(",")
     if length not in ("", "30k"):
         raise UserError(f"configs/pascal_voc.py:{variant}: after the comma comes 30k or nothing")

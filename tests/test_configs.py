@@ -1,6 +1,10 @@
 """Every config and variant: complete, locked, and with no field that nothing reads."""
 
+import ast
+import dataclasses
+import functools
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -12,32 +16,31 @@ from ml_collections import ConfigDict
 from configs import base
 from zegformer_jax.experiment.data import dataset_vocabulary
 from zegformer_jax.experiment.models import build_model
-from zegformer_jax.models.backbones.resnet import ResNet
-from zegformer_jax.models.backbones.swin import SwinTransformer
+from zegformer_jax.models.backbones import BACKBONES, backbone_fields, backbone_variants
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.transformer import TransformerDecoder
+from zegformer_jax.segmentation.classifiers import CLASSIFIERS
 from zegformer_jax.text.vocabulary import load_vocabulary
-from zegformer_jax.training.optim import group_factors
+from zegformer_jax.training.optim import group_factors, make_optimiser
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("zegformer", "per_pixel", "classifier", "clip")
-BACKBONES = tuple((name,) for name in base.BACKBONES)
+BACKBONE_VARIANTS = tuple((name,) for name in backbone_variants())
 VARIANTS = {
     "base": [()],
     "openmoji": [(), *((kind,) for kind in KINDS)],
-    "coco_stuff": [(), ("per_pixel",), ("r101,supervised",), *BACKBONES],
-    "pascal_voc": [(), ("per_pixel",), ("r50,30k",), *BACKBONES],
-    "ade20k_full": [(), ("per_pixel",), *BACKBONES],
+    "coco_stuff": [(), ("per_pixel",), ("r101,supervised",), *BACKBONE_VARIANTS],
+    "pascal_voc": [(), ("per_pixel",), ("r50,30k",), *BACKBONE_VARIANTS],
+    "ade20k_full": [(), ("per_pixel",), *BACKBONE_VARIANTS],
 }
 CASES = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 FREE = ("dataset.options",)  # of the data set's own builder; tests below
 # Sections that are handed over whole, and the class whose attributes they are.
 MODULES = {
     "model": Grouper,
-    "model.backbone": ResNet,
-    "model.swin": SwinTransformer,
+    "model.backbone": BACKBONES[base.get_config().model.backbone.name].module,
     "model.pixel_decoder": PixelDecoder,
     "model.transformer": TransformerDecoder,
     "clip": ClipConfig,
@@ -64,7 +67,9 @@ def test_every_file_is_tested():
 @pytest.mark.parametrize("name, variant", CASES)
 def test_a_config_has_the_fields_of_the_base_and_is_locked(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(*variant)
-    expected, actual = fields(base.get_config()), fields(config)
+    complete = base.get_config().unlock()
+    complete.model.backbone = backbone_fields(config.model.backbone.name)
+    expected, actual = fields(complete), fields(config)
     assert actual.keys() == expected.keys()
     for path, value in actual.items():
         assert isinstance(value, type(expected[path])), path
@@ -93,18 +98,57 @@ def test_every_field_has_a_comment():
             assert "#" in line or lines[number - 1].lstrip().startswith("#"), line
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_field_of_a_backbone_is_an_attribute_that_its_module_explains(name):
+    own = backbone_fields(name)
+    assert own.pop("name") == name
+    module = BACKBONES[name].module
+    assert own.keys() <= module.__dataclass_fields__.keys()
+    explained = re.findall(r"^ {8}(\w+): ", module.__doc__, re.MULTILINE)
+    assert own.keys() <= set(explained)
+
+
+def test_a_field_of_another_backbone_is_refused():
+    config = base.get_config().unlock()
+    config.model.backbone.name = "swin"
+    with pytest.raises(ValueError, match="swin has no field 'blocks' but width, .*variant"):
+        build_model(config, 512)
+    config.model.backbone.name = "vit"
+    with pytest.raises(ValueError, match="model.backbone.name 'vit': choose one of resnet, swin"):
+        build_model(config, 512)
+
+
+@functools.cache
+def attributes_read() -> set[tuple[str, str]]:
+    """Attributes that the package reads, each with the name of the object that it is of."""
+    found = set()
+    for file in (ROOT / "zegformer_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value
+                name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+                found.add((name.lstrip("_"), node.attr))
+    return found
+
+
+def keywords_read(section: str) -> set[str]:
+    """Fields of a section that are handed over by their names."""
+    if section == "optimiser":
+        return set(inspect.signature(make_optimiser).parameters)
+    kinds = CLASSIFIERS.values() if section == "eval" else [MODULES[section]]
+    return {field.name for kind in kinds for field in dataclasses.fields(kind)}
+
+
 @pytest.mark.parametrize("path", fields(base.get_config()))
 def test_every_field_is_read_somewhere(path):
     section, _, field = path.rpartition(".")
-    if section in MODULES and field in MODULES[section].__dataclass_fields__:
+    if section in {*MODULES, "optimiser", "eval"} and field in keywords_read(section):
         return
-    sources = "\n".join(file.read_text() for file in (ROOT / "zegformer_jax").rglob("*.py"))
-    # `config.eval.gamma`, or `settings.gamma` and the like where the section has another name.
-    names = {"": r"config\.", "loss": r"weights\.", "eval": r"settings\.", "clip": r"(clip_)?settings\."}
-    pattern = rf"\bconfig\.{re.escape(path)}\b"
-    if section in names:
-        pattern += rf"|\b{names[section]}{field}\b"
-    assert re.search(pattern, sources), f"nothing reads config.{path}"
+    # `experiment.eval.gamma`, or `settings.gamma` and the like.
+    owners = {section.rpartition(".")[2] or "config", "settings", f"{section}_settings"}
+    owners |= {"weights"} if section == "loss" else set()
+    read = {owner for owner, name in attributes_read() if name == field}
+    assert read & owners, f"nothing reads config.{path}"
 
 
 # Trainable parameters and frozen constants, on text embeddings of 512 numbers (openmoji's: 128).

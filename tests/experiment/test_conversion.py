@@ -23,9 +23,8 @@ from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.conversion import convert
 from zegformer_jax.experiment.models import model_sizes
 from zegformer_jax.experiment.workdir import CONVERTED_FILE, load_config
-from zegformer_jax.models.backbones.resnet import ResNet
+from zegformer_jax.models.backbones.resnet import ResNet, torchvision_names
 from zegformer_jax.pretrained import tables, zegformer
-from zegformer_jax.pretrained.backbones import torchvision
 from zegformer_jax.pretrained.clip.tensors import OPENAI, parameter_shapes, published_tensors
 from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.start import read_start
@@ -126,7 +125,7 @@ def random_resnet(seed=0):
     tensors = {}
     for path, array in arrays.items():
         _, _, *layer, part, leaf = path.split("/")
-        name = torchvision.layer_names("/".join(layer))["kernel" if part == "conv" else leaf]
+        name = torchvision_names("/".join(layer))["kernel" if part == "conv" else leaf]
         tensors[name] = array.transpose(3, 2, 0, 1) if part == "conv" else array
     return tensors | {"fc.weight": np.zeros((10, 128)), "fc.bias": np.zeros(10)}, arrays
 
@@ -320,7 +319,7 @@ def test_a_checkpoint_of_other_sizes_names_the_fields(checkpoint, capsys):
     )
     assert f"{checkpoint}: has other sizes than the config" in line
     assert "model.transformer.queries is 10, not 100" in line and "heads" not in line
-    assert "the config's variant" in line and "./run.sh convert" in line
+    assert "the config's variant" in line and "zegformer convert" in line
 
 
 def test_files_that_are_no_checkpoint_of_a_model(checkpoint, tmp_path, capsys):

@@ -329,7 +329,7 @@ def assert_names(error, path, *parts):
 def test_bad_pictures(fake):
     example = fake.example()
     good = example.image.read_bytes()
-    for bad, reason in ((good[: len(good) // 2], "cut off"), (b"no picture", "not a picture")):
+    for bad, reason in ((good[: len(good) // 2], "cut off"), (b"no picture", "not an image")):
         example.image.write_bytes(bad)
         with pytest.raises(ValueError) as error:
             fake.benchmark.read(example)
@@ -531,7 +531,7 @@ def test_background_is_counted_by_its_name(tmp_path):
     [
         (np.full((31, 31), -1, np.int16), "id -1 at row 0, column 0 is neither"),
         (np.ones((31, 31, 2), np.uint16), "in two dimensions, not uint16 (31, 31, 2)"),
-        (np.ones((31, 31)), "whole numbers in two dimensions, not float64 (31, 31)"),
+        (np.ones((31, 31)), "integers in two dimensions, not float64 (31, 31)"),
     ],
 )
 def test_label_maps_that_are_none(tmp_path, value, reason):

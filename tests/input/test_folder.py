@@ -152,8 +152,8 @@ def test_one_stem_for_two_pictures_is_an_error(folder):
 @pytest.mark.parametrize(
     "label_hw, message",
     [
-        (np.full((16, 31), 3), r"000.png: expected the picture's size: \(16, 31\), but 000.jpg is"),
-        (np.full((31, 17), 3), r"000.png: expected the picture's size: \(31, 17\), but 000.jpg is"),
+        (np.full((16, 31), 3), r"000.png: expected the image's size: \(16, 31\), but 000.jpg is"),
+        (np.full((31, 17), 3), r"000.png: expected the image's size: \(31, 17\), but 000.jpg is"),
         (np.full((17, 31), 8), r"000.png: id 8 at row 0, column 0 .*; classes.json lists"),
     ],
 )
@@ -215,10 +215,10 @@ def test_label_pictures_give_their_values():
     [
         (png(2, 1, 4, 0, [b"\x12"]), "x.png: grey with less than 8 bits"),
         (png(4, 1, 2, 0, [b"\x1b"]), "x.png: grey with less than 8 bits"),
-        (png(1, 1, 8, 2, [b"\x01\x02\x03"]), "x.png: a picture of mode RGB"),
-        (png(1, 1, 8, 4, [b"\x01\x02"]), "x.png: a picture of mode LA"),
+        (png(1, 1, 8, 2, [b"\x01\x02\x03"]), "x.png: an image of mode RGB"),
+        (png(1, 1, 8, 4, [b"\x01\x02"]), "x.png: an image of mode LA"),
         (png(64, 64, 8, 0, [bytes(64)] * 64)[:-30], "x.png: damaged or cut off"),
-        (b"", "x.png: not a picture"),
+        (b"", "x.png: not an image"),
     ],
 )
 def test_label_pictures_that_would_be_misread_are_errors(data, message):
@@ -229,12 +229,12 @@ def test_label_pictures_that_would_be_misread_are_errors(data, message):
 def test_a_jpeg_is_no_label_picture():
     file = io.BytesIO()
     Image.new("L", (4, 4)).save(file, "jpeg")
-    with pytest.raises(ValueError, match="x: a JPEG picture; labels must be PNG"):
+    with pytest.raises(ValueError, match="x: a JPEG image; labels must be PNG"):
         decoding.decode_label(file.getvalue(), "x")
 
 
 def test_a_picture_of_16_bits_is_refused_and_not_clipped():
-    with pytest.raises(ValueError, match="x: a picture of mode I;16; save it with 8 bits"):
+    with pytest.raises(ValueError, match="x: an image of mode I;16; save it with 8 bits"):
         decoding.decode_image(png(2, 1, 16, 0, [b"\x01\x02\xff\xff"]), "x")
 
 

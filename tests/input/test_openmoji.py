@@ -257,7 +257,7 @@ def test_pairs_are_filled_by_the_rough_mask(pictures, monkeypatch):
 def test_pairs_refuse_what_does_not_fit(pictures):
     options = {"batch_size": 2, "seed": 0, "num_steps": 1}
     names = Vocabulary.from_names(["a"])
-    with pytest.raises(ValueError, match="the vocabulary has 1 classes, the pictures 236"):
+    with pytest.raises(ValueError, match="the vocabulary has 1 classes, the drawings 236"):
         next(contrastive_batches(pictures, vocabulary=names, templates=["{}"], **options))
     with pytest.raises(ValueError, match="templates is empty"):
         next(contrastive_batches(pictures, vocabulary=pictures.vocabulary, templates=[], **options))

@@ -347,7 +347,7 @@ def test_a_damaged_picture_stops_the_training_with_its_path(tmp_path):
 
 
 def test_a_published_data_set_has_to_be_prepared(tmp_path):
-    command = "./run.sh prepare coco_stuff --source=DIR --destination="
+    command = "zegformer prepare coco_stuff --source=DIR --destination="
     with pytest.raises(FileNotFoundError, match=command):
         open_source("coco_stuff", "train", data_dir=tmp_path, vocabulary=VOCABULARY)
     with pytest.raises(ValueError, match="'folder' takes no options, got side"):

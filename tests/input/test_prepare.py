@@ -176,11 +176,11 @@ def spoil(folder):
     (validation / "images/notes.txt").write_text("to do")
     return {
         "train 000": f"{train}/images/000.jpg: damaged or cut off",
-        "train 001": f"{train}/annotations/001.png: expected the picture's size: (5, 6), but 001",
+        "train 001": f"{train}/annotations/001.png: expected the image's size: (5, 6), but 001",
         "train 002": f"{train}/annotations/002.png: id 8 at row 0, column 0",
-        "train 003": f"{train}/images/003.png: not a picture",
+        "train 003": f"{train}/images/003.png: not an image",
         "train 004": f"{train}/annotations/004.png: no such file",
-        "validation 000": f"{validation}/annotations/000.png: a picture of mode RGB",
+        "validation 000": f"{validation}/annotations/000.png: an image of mode RGB",
         "validation notes": f"{validation}/images/notes.txt: not a .jpg or .png",
     }
 

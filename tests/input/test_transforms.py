@@ -87,7 +87,7 @@ def test_padded_sides_are_few_and_near(height, width):
 
 @pytest.mark.parametrize("sides", [("72x", 2048), (0, 2048), (72.0, 2048), (72, -1)])
 def test_sides_that_are_no_sizes_are_refused(sides):
-    with pytest.raises(ValueError, match="side of pictures .*: give an integer above 0"):
+    with pytest.raises(ValueError, match="side of images .*: give an integer above 0"):
         transforms.resized_sides(4, 6, *sides)
 
 

@@ -8,7 +8,7 @@ from array_files import write_pth
 
 from zegformer_jax.models.backbones.resnet import BLOCKS, ResNet
 from zegformer_jax.models.layers import NORM_EPSILON, multiply
-from zegformer_jax.pretrained.backbones.detectron2 import read_resnet
+from zegformer_jax.pretrained import backbones
 from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.tables import unflatten
 
@@ -16,6 +16,13 @@ from zegformer_jax.pretrained.tables import unflatten
 SMALL = {"blocks": (2, 1, 3, 1), "stem_width": 6, "bottleneck_width": 5, "stage_width": 12}
 # torchvision's counts of parameters without the classifier's 2048 x 1000 + 1000.
 PARAMETERS = {50: 25_557_032 - 2_049_000, 101: 44_549_160 - 2_049_000}
+
+
+def read_resnet(tensors, where):
+    """The sizes that differ between ResNets, the arrays and the summary."""
+    sizes, arrays, summary = backbones.read(tensors, where)
+    assert (sizes.pop("name"), sizes.pop("norm")) == ("resnet", "frozen_batch")
+    return sizes, arrays, summary
 
 
 def torchvision_shapes(blocks, stem_width, bottleneck_width, stage_width):
@@ -260,7 +267,8 @@ def grouped(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("conv1.weight"), "x: no ResNet: there is none of 'stem.conv1.weight'"),
+        (without("conv1.weight"), "x: no backbone is known: .* no tensor 'stem.conv1.weight'"),
+        (without("bn1.weight"), "x: a ResNet without batch norm: .* 'bn1.weight'"),
         (without("bn1.running_var"), "x: no tensor 'bn1.running_var'"),
         (without("layer3.1.bn2.running_mean"), "x: no tensor 'layer3.1.bn2.running_mean'"),
         (without("layer3.2.conv1.weight"), "x: tensor 'layer3.2.* has no place"),

@@ -342,7 +342,7 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise OSError("no network\nand much more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(FileNotFoundError, match="openai/clip: neither a directory") as error:
+    with pytest.raises(FileNotFoundError, match="openai/clip: neither a local directory") as error:
         load_clip("openai/clip")
     assert "\n" not in str(error.value)
     files = "config.json, model.safetensors and tokenizer.json"

@@ -13,6 +13,7 @@ SMALL = {
     "kind": "zegformer",
     "embed_dim": 8,
     "backbone": {
+        "name": "resnet",
         "blocks": (1, 1, 1, 1),
         "stem_width": 4,
         "bottleneck_width": 4,
@@ -216,7 +217,7 @@ def test_training_reaches_the_encoder(small, kind):
 FULL = {
     "kind": "zegformer",
     "embed_dim": 512,
-    "backbone": {"blocks": (1, 1, 1, 1)},
+    "backbone": {"name": "resnet", "blocks": (1, 1, 1, 1)},
     "memory": "res5",
 }
 FULL_VARIANTS = {

@@ -7,34 +7,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zegformer_jax.models.backbones import swin
 from zegformer_jax.models.backbones.swin import (
+    LAYOUTS,
     SWIN,
     PatchMerging,
     SwinBlock,
-    SwinSizes,
     SwinTransformer,
-    WindowAttention,
-    relative_index,
-    shift_mask,
 )
-from zegformer_jax.pretrained import tables
-from zegformer_jax.pretrained.backbones import swin
+from zegformer_jax.models.backbones.windows import WindowAttention, relative_index, shift_mask
+from zegformer_jax.pretrained import backbones, tables
 
 # Every size differs from every other, so that no two axes can be swapped unseen.
-SMALL = SwinSizes(width=12, depths=(2, 1, 2, 1), heads=(2, 3, 4, 6), window=5)
+SMALL = {"width": 12, "depths": (2, 1, 2, 1), "heads": (2, 3, 4, 6), "window": 5}
 PARAMETERS = {  # with the classifier's final norm and its head of 1000 classes
     "tiny": (SWIN["tiny"], 28_288_354),  # torchvision's Swin_T_Weights
     "small": (SWIN["small"], 49_606_258),  # Swin_S_Weights
-    "base, window 7": (SWIN["base"]._replace(window=7), 87_768_224),  # Swin_B_Weights
+    "base, window 7": (SWIN["base"] | {"window": 7}, 87_768_224),  # Swin_B_Weights
     "base": (SWIN["base"], 87.90e6),  # timm's table of results, in millions
     "large": (SWIN["large"], 196.74e6),
-    "large, window 7": (SWIN["large"]._replace(window=7), 196.53e6),
+    "large, window 7": (SWIN["large"] | {"window": 7}, 196.53e6),
 }
 
 
 def build(sizes, **kwargs):
     """The module of these sizes."""
-    return SwinTransformer(**sizes._asdict(), **kwargs)
+    return SwinTransformer(**sizes, **kwargs)
+
+
+def table(sizes, layout, prefix=""):
+    """The entries of a file's names."""
+    return backbones.entries(swin.names(build(sizes), layout), prefix)
 
 
 def abstract(sizes):
@@ -100,7 +103,7 @@ def test_parameter_counts(name):
     outputs.remove("params/backbone/patch_norm/bias")
     assert len(outputs) == 8
     backbone = sum(int(np.prod(shape)) for path, shape in shapes.items() if path not in outputs)
-    last = 8 * sizes.width
+    last = 8 * sizes["width"]
     count = backbone + 2 * last + 1000 * last + 1000
     if isinstance(published, int):
         assert count == published
@@ -143,15 +146,15 @@ def maps_of_transformers(sizes, arrays, images):
     from transformers import SwinBackbone, SwinConfig
 
     config = SwinConfig(
-        embed_dim=sizes.width,
-        depths=list(sizes.depths),
-        num_heads=list(sizes.heads),
-        window_size=sizes.window,
+        embed_dim=sizes["width"],
+        depths=list(sizes["depths"]),
+        num_heads=list(sizes["heads"]),
+        window_size=sizes["window"],
         out_features=[f"stage{stage}" for stage in range(1, 5)],
         layer_norm_eps=1e-5,
     )
     oracle = SwinBackbone(config).eval()
-    state = transformers_names(tables.write(swin.table(sizes, "detectron2", "backbone."), arrays))
+    state = transformers_names(tables.write(table(sizes, "detectron2", "backbone."), arrays))
     oracle.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
     with torch.no_grad():
         maps = oracle(torch.tensor(images.transpose(0, 3, 1, 2))).feature_maps
@@ -361,16 +364,16 @@ def test_training_needs_the_random_stream(arrays, images):
 
 def published(sizes, layout):
     """Names and shapes as in the publishers' files, written from those, not from the table."""
-    shapes = {"patch_embed.proj.weight": (sizes.width, 3, 4, 4)}
+    shapes = {"patch_embed.proj.weight": (sizes["width"], 3, 4, 4)}
     for name in ("proj.bias", "norm.weight", "norm.bias"):
-        shapes[f"patch_embed.{name}"] = (sizes.width,)
-    for stage, (depth, heads) in enumerate(zip(sizes.depths, sizes.heads, strict=True)):
-        c = sizes.width * 2**stage
+        shapes[f"patch_embed.{name}"] = (sizes["width"],)
+    for stage, (depth, heads) in enumerate(zip(sizes["depths"], sizes["heads"], strict=True)):
+        c = sizes["width"] * 2**stage
         for block in range(depth):
             for name, shape in {
                 "norm1.weight": (c,),
                 "norm1.bias": (c,),
-                "attn.relative_position_bias_table": ((2 * sizes.window - 1) ** 2, heads),
+                "attn.relative_position_bias_table": ((2 * sizes["window"] - 1) ** 2, heads),
                 "attn.qkv.weight": (3 * c, c),
                 "attn.qkv.bias": (3 * c,),
                 "attn.proj.weight": (c, c),
@@ -383,7 +386,7 @@ def published(sizes, layout):
                 "mlp.fc2.bias": (c,),
             }.items():
                 shapes[f"layers.{stage}.blocks.{block}.{name}"] = shape
-        if stage < len(sizes.depths) - 1:
+        if stage < len(sizes["depths"]) - 1:
             merging = f"layers.{stage + 1 if layout == 'timm' else stage}.downsample"
             shapes[f"{merging}.norm.weight"] = shapes[f"{merging}.norm.bias"] = (4 * c,)
             shapes[f"{merging}.reduction.weight"] = (2 * c, 4 * c)
@@ -402,11 +405,11 @@ def random_tensors(layout, sizes=SMALL):
     }
 
 
-@pytest.mark.parametrize("layout", swin.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_names_round_trip(layout):
     tensors = random_tensors(layout)
-    sizes, arrays, summary = swin.read_swin(tensors, "here")
-    assert sizes == SMALL
+    sizes, arrays, summary = backbones.read(tensors, "here")
+    assert sizes == SMALL | {"name": "swin"}
     assert not summary.left_out
     new = set(summary.new)
     assert set(arrays) | new == set(abstract(SMALL))
@@ -415,7 +418,7 @@ def test_names_round_trip(layout):
     }
     assert new == (set() if layout == "detectron2" else norms)
     prefix = "backbone." if layout == "detectron2" else ""
-    written = tables.write(swin.table(SMALL, layout, prefix), arrays)
+    written = tables.write(table(SMALL, layout, prefix), arrays)
     assert written.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(written[name], tensor, err_msg=name)
@@ -427,8 +430,8 @@ def test_merging_of_the_two_classifier_layouts_is_the_same():
     for name, tensor in authors.items():
         stage = int(name.split(".")[1]) if ".downsample." in name else 0
         timm[name.replace(f"{stage}.downsample", f"{stage + 1}.downsample")] = tensor
-    expected = swin.read_swin(authors, "here")[1]
-    for path, array in swin.read_swin(timm, "there")[1].items():
+    expected = backbones.read(authors, "here")[1]
+    for path, array in backbones.read(timm, "there")[1].items():
         np.testing.assert_array_equal(array, expected[path], err_msg=path)
 
 
@@ -445,7 +448,7 @@ def test_what_classifiers_have_more_is_left_out_by_name():
     }
     tensors = random_tensors("microsoft")
     more = tensors | {name: np.zeros(shape) for name, shape in extra.items()}
-    _, _, summary = swin.read_swin(more, "here")
+    _, _, summary = backbones.read(more, "here")
     assert summary.left_out.keys() == extra.keys()
     assert set(summary.used) == set(tensors)
     assert summary.left_out["head.fc.bias"] == "the classifier's head"
@@ -456,7 +459,7 @@ def test_a_whole_segmenter_gives_its_backbone():
     tensors = random_tensors("detectron2")
     others = {"sem_seg_head.predictor.bg_feature": np.zeros((1, 6)), "norm.weight": np.zeros(96)}
     index = {"backbone.layers.1.blocks.0.attn.relative_position_index": np.zeros((25, 25))}
-    _, _, summary = swin.read_swin(tensors | others | index, "here")
+    _, _, summary = backbones.read(tensors | others | index, "here")
     assert set(summary.used) == set(tensors)
     assert summary.left_out["sem_seg_head.predictor.bg_feature"] == "not of the backbone"
     assert len(summary.left_out) == 3
@@ -505,7 +508,7 @@ BIAS_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
         (
             "detectron2",
             {"backbone.patch_embed.proj.weight": None},
-            "here: no tensor 'patch_embed.proj.weight' or 'backbone.patch_embed.proj.weight'",
+            "here: no backbone is known: there is no tensor .*'patch_embed.proj.weight'",
         ),
         ("timm", {BIAS_TABLE: None}, f"no tensor '{BIAS_TABLE}', which a Swin has and a Swin V2"),
         ("timm", {BIAS_TABLE: np.zeros((80, 2))}, f"'{BIAS_TABLE}' has 80 rows; for a window"),
@@ -524,11 +527,11 @@ BIAS_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
 )
 def test_what_does_not_fit_is_named(layout, changes, message):
     with pytest.raises(ValueError, match=message):
-        swin.read_swin(damaged(layout, changes), "here")
+        backbones.read(damaged(layout, changes), "here")
 
 
 def test_layouts_are_checked_and_writing_is_strict(arrays):
     with pytest.raises(ValueError, match="layout 'keras': choose one of microsoft, timm, detectr"):
-        swin.table(SMALL, "keras")
+        table(SMALL, "keras")
     with pytest.raises(ValueError, match="params/backbone/res2_norm/bias has no published name"):
-        tables.write(swin.table(SMALL, "microsoft"), arrays)
+        tables.write(table(SMALL, "microsoft"), arrays)

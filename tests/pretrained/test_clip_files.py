@@ -216,7 +216,7 @@ def test_cached_snapshots_are_read_without_a_network(tmp_path, monkeypatch, toke
     loaded_config, loaded, _ = load_clip("someone/clip")
     assert loaded_config == config
     assert_trees_equal(loaded, params)
-    with pytest.raises(FileNotFoundError, match="someone/other: neither a directory here nor"):
+    with pytest.raises(FileNotFoundError, match="someone/other: neither a local directory nor"):
         load_clip("someone/other")
 
 
@@ -254,7 +254,7 @@ DAMAGED = {
         '{"text_config": {"hidden_size": "wide"}}': "'hidden_size' expected int, got str",
         '{"text_config": {"hidden_size": 30}}': r"hidden size \(30\) is not a multiple",
         '{"text_config": {"num_attention_heads": 0}}': "ZeroDivisionError",
-        '{"vision_config": {"image_size": [24, 32]}}': r"\[24, 32\]; images are square",
+        '{"vision_config": {"image_size": [24, 32]}}': r"\[24, 32\]; only square images",
         '{"vision_config": {"patch_size": null}}': "patch_size is None",
     },
     "preprocessor_config.json": {
@@ -320,7 +320,7 @@ assert "transformers" in sys.modules
 def test_files_that_need_a_config_beside_them_are_refused(tmp_path):
     tensors = {"x": np.zeros(1)}
     save_file(tensors, tmp_path / "open_clip_model.safetensors")
-    with pytest.raises(FileNotFoundError, match="open_clip_config.json, which says .* beside it"):
+    with pytest.raises(FileNotFoundError, match="open_clip_config.json, which holds .* beside it"):
         load_clip(tmp_path / "open_clip_model.safetensors")
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="model.safetensors: pass the directory .* config.json"):

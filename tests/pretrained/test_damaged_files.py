@@ -49,7 +49,7 @@ TENSOR_FAULTS = {
     "tensor without storage": b"ctorch._utils\n_rebuild_tensor_v3\n)R",
     "axes permuted": b"cnumpy.core.numeric\n_frombuffer\n(NNNNtR",
     "array without data": b"cnumpy.core.multiarray\n_reconstruct\n)R",
-    "refuses an array of another": pickle.dumps(np.array([1, "a"], object), protocol=2)[2:-1],
+    "refuses an array of a dtype": pickle.dumps(np.array([1, "a"], object), protocol=2)[2:-1],
     "strides are no": tensor("0", "FloatStorage", 24, (2, 3), (1,)),
     "without storage or offset": tensor("0", "FloatStorage", 24, (2,), (1,), offset=-1),
     "data/9": tensor("9", "FloatStorage", 24, (2,), (1,)),

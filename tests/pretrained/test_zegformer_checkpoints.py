@@ -26,7 +26,7 @@ def sizes_of(blocks=BLOCKS["r50"], **changes):
         "kind": "zegformer",
         "embed_dim": 512,
         "backbone": {
-            "kind": "resnet",
+            "name": "resnet",
             "blocks": blocks,
             "stem_width": 64,
             "bottleneck_width": 64,
@@ -56,7 +56,7 @@ def with_encoder():
 
 def on_swin():
     backbone = {
-        "kind": "swin",
+        "name": "swin",
         "width": 96,
         "depths": (2, 2, 6, 2),
         "heads": (3, 6, 12, 24),
@@ -179,7 +179,7 @@ def test_the_golden_sizes_are_read_off(given):
     assert sizes["kind"] == ("zegformer" if where.startswith("segmenter") else "per_pixel")
     assert sizes["embed_dim"] == 512
     assert sizes["backbone"] == {
-        "kind": "resnet",
+        "name": "resnet",
         "blocks": BLOCKS["r50"],
         "stem_width": case["stem"],
         "bottleneck_width": case["width"],
@@ -336,7 +336,7 @@ def test_heads_must_divide_the_width(grouper_tensors):
         "model.memory is res4": {"memory": "res4"},
         "model.pixel_decoder.norm_groups is 4": {"pixel_decoder": {"norm_groups": 4}},
         "model.backbone.norm_groups is 4": {
-            "backbone": {"blocks": (1, 1, 1, 1), "norm": "group", "norm_groups": 4}
+            "backbone": {"name": "resnet", "norm": "group", "norm_groups": 4}
         },
         "model.kind 'classifier' has no published form": {"kind": "classifier"},
     }.items(),

@@ -12,7 +12,8 @@ from toy_experiment import Records, ToyExperiment
 from zegformer_jax.evaluation import loop
 from zegformer_jax.evaluation.evaluator import Evaluator
 from zegformer_jax.evaluation.metric import add
-from zegformer_jax.runtime.processes import sum_over_processes
+from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.processes import join, sum_over_processes
 
 
 @pytest.fixture
@@ -85,3 +86,10 @@ def test_a_process_without_images_adds_nothing(together, order):
     for states, count in together(evaluate, order):
         assert count == len(batches) == 3
         jax.tree.map(np.testing.assert_array_equal, states, alone.states)
+
+
+def test_a_number_of_a_process_that_is_none(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: pytest.fail("joined"))
+    address = {"JAX_COORDINATOR_ADDRESS": "first:1234", "JAX_NUM_PROCESSES": "2"}
+    with pytest.raises(UserError, match="^JAX_PROCESS_ID is 'one': set it to a whole number$"):
+        join(address | {"JAX_PROCESS_ID": "one"})

@@ -270,8 +270,8 @@ def test_only_parameters_have_optimiser_state(tmp_path):
     assert moments == 2 * count
 
 
-RESNET = dict(blocks=(1, 1, 1, 1), stem_width=8, bottleneck_width=8, stage_width=16)
-SWIN = {"kind": "swin", "width": 8, "depths": (1, 1), "heads": (2, 2), "window": 4}
+RESNET = dict(name="resnet", blocks=(1, 1, 1, 1), stem_width=8, bottleneck_width=8, stage_width=16)
+SWIN = {"name": "swin", "width": 8, "depths": (1, 1), "heads": (2, 2), "window": 4}
 OBJECTIVES = {"zegformer": GrouperObjective, "per_pixel": PerPixelObjective}
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from zegformer_jax.cli import config
-from zegformer_jax.runtime.environment import missing_defaults
+from zegformer_jax.runtime.environment import PROGRAM, missing_defaults
 from zegformer_jax.runtime.errors import UserError
 
 # Each command is a module with a docstring, which is its help, `add_arguments(parser)` and
@@ -24,7 +24,6 @@ COMMANDS = {
     "prepare": "zegformer_jax.cli.prepare",
     "convert": "zegformer_jax.cli.convert",
 }
-PROGRAM = os.environ.get("ZEGFORMER_PROGRAM", "zegformer")  # run.sh sets it to its own name
 ENVIRONMENT = """
 environment variables:
   ZEGFORMER_CACHE=DIR  folder for text embeddings and compiled programs

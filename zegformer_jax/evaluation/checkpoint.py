@@ -15,6 +15,7 @@ from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.start import is_checkpoint
 from zegformer_jax.pretrained.zegformer_model import read_model
 from zegformer_jax.runtime.checkpoints import FOLDER
+from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.tokenizer import Tokenizer
 
@@ -110,5 +111,5 @@ def _check_sizes(path: str, differing: dict[str, tuple[Any, Any]]) -> None:
         raise UserError(
             f"{path}: has other sizes than the config ({first}): name the config's variant that "
             f"it is of, give --config.{next(iter(differing))}=... and so on, or convert it into a "
-            "workdir with ./run.sh convert"
+            f"workdir with {PROGRAM} convert"
         )

@@ -16,14 +16,13 @@ from zegformer_jax.experiment.workdir import (
     load_variables,
     save_config,
 )
-from zegformer_jax.pretrained import tables
+from zegformer_jax.pretrained import backbones, tables
 from zegformer_jax.pretrained.clip.load import from_openai_state_dict, load_clip, save_clip
 from zegformer_jax.pretrained.clip.tensors import OPENAI, published_tensors
 from zegformer_jax.pretrained.formats import read_tensors, write_tensors
 from zegformer_jax.pretrained.start import is_checkpoint, read_backbone
 from zegformer_jax.pretrained.zegformer import CLIP_PREFIX, to_checkpoint
 from zegformer_jax.pretrained.zegformer_model import read_model
-from zegformer_jax.pretrained.zegformer_names import BACKBONE, backbone_table
 from zegformer_jax.runtime.checkpoints import FOLDER, Checkpoints
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.tokenizer import Tokenizer
@@ -126,16 +125,8 @@ def _convert_clip(source: str | Path, directory: Path) -> str:
 
 def _convert_backbone(tensors: tables.Tensors, where: str, destination: Path) -> str:
     start = read_backbone(tensors, where)
-    write_tensors(destination, backbone_tensors(start.sizes, start.variables))
+    write_tensors(destination, backbones.write(start.sizes, start.variables))
     return f"{tables.describe(start.summary, tensors)}\nbackbone: {json.dumps(start.sizes)}"
-
-
-def backbone_tensors(sizes: Mapping[str, Any], variables: Mapping) -> dict[str, np.ndarray]:
-    """Returns the tensors of a backbone's variables in detectron2's names."""
-    arrays = tables.flatten(variables)
-    rows = [row for row in backbone_table(sizes) if row.paths[0] in arrays]
-    tensors = tables.write(rows, arrays)
-    return {name.removeprefix(BACKBONE): tensor for name, tensor in tensors.items()}
 
 
 def _check_empty(directory: Path) -> None:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from zegformer_jax import models
 from zegformer_jax.experiment.workdir import resolve
+from zegformer_jax.models.backbones import backbone_fields
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip.load import HUB_NAME, load_clip
 from zegformer_jax.runtime.errors import UserError
@@ -25,9 +26,8 @@ from zegformer_jax.text.word_vectors import load_word_vectors
 
 def set_sizes(model: ConfigDict, sizes: Mapping[str, Any]) -> None:
     """Writes a checkpoint's sizes over a config's."""
-    backbone = dict(sizes["backbone"])
-    model.kind, model.backbone.kind = sizes["kind"], backbone.pop("kind")
-    (model.swin if model.backbone.kind == "swin" else model.backbone).update(backbone)
+    model.kind = sizes["kind"]
+    model.backbone = backbone_fields(**sizes["backbone"])
     model.pixel_decoder.encoder_layers = 0
     model.pixel_decoder.update(sizes["pixel_decoder"])
     if "transformer" in sizes:
@@ -163,11 +163,7 @@ def needs_clip(config: ConfigDict) -> bool:
 
 def model_sizes(config: ConfigDict) -> dict[str, Any]:
     """Returns the sizes of the experiment's model in the layout of `models.build`."""
-    sizes = config.model.to_dict()
-    swin = sizes.pop("swin")
-    if config.model.backbone.kind == "swin":
-        sizes["backbone"] = {"kind": "swin"} | swin
-    return sizes
+    return config.model.to_dict()
 
 
 def build_model(

@@ -10,6 +10,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from zegformer_jax.runtime.checkpoints import FOLDER, Checkpoints
+from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError, reading
 
 CONFIG_FILE = "experiment.json"
@@ -67,7 +68,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     if not path.exists():
         raise MissingFile(
             f"{workdir}: no trained model here ({CONFIG_FILE} is missing): "
-            "name the --workdir of a finished run, or train one with ./run.sh"
+            f"name the --workdir of a finished run, or train one with {PROGRAM} demo"
         )
     return ConfigDict(_read_fields(path)).lock()
 

@@ -1,4 +1,4 @@
-"""Data sets by name, as sources: a length, and records by index."""
+"""Data sets by name, as sources of records."""
 
 import dataclasses
 import functools
@@ -13,42 +13,43 @@ import numpy as np
 from zegformer_jax.input import benchmarks, folder
 from zegformer_jax.input.benchmarks import FOLDER, GENERATED
 from zegformer_jax.input.records import read
+from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 
 class Source(Protocol):
-    """Records with random access; may be read from several threads at once.
+    """Records with random access, which several threads may read at once.
 
     `source[i]` is a dict: `image` uint8 RGB [h, w, 3]; `label` uint8 or uint16 [h, w] in the
-    vocabulary's order 0..C-1 or the ignore label; `id` a text that names the record.
+    vocabulary's order 0..C-1 or the ignore label; `id`, a text that names the record.
     """
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Returns the number of records."""
 
     def __getitem__(self, index: int) -> dict:
         """Reads a record."""
 
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
-        """Places of the records that show any of these classes: int64, rising.
+        """Returns the indices of the records that show any of these classes: int64, rising.
 
-        Reads all labels where nothing better is known.
+        Reads all labels unless the classes of each record are stored.
         """
 
     def fingerprint(self) -> str:
-        """Returns a hash of what is known of the records without decoding one."""
+        """Returns a hash of the records that needs no decoding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Pictures and label pictures in folders.
+    """Images and label images in folders.
 
     Attributes:
-        image_files: One path a record.
-        label_files: One path a record; the pixel values are ids of the annotation.
-        vocabulary: Says which pixel values are classes and which are ignored; others are errors.
-        ids: One a record; none at all means the stems of `image_files`.
+        image_files: Image of each record.
+        label_files: Label image of each record; pixel values are ids of the annotation.
+        vocabulary: Classes and ignored ids of the pixel values; other values are errors.
+        ids: Id of each record; empty: the stems of `image_files`.
     """
 
     image_files: Sequence[Path]
@@ -57,7 +58,7 @@ class FileSource:
     ids: Sequence[str] = ()
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Returns the number of records."""
         return len(self.image_files)
 
     def __getitem__(self, index: int) -> dict:
@@ -65,8 +66,8 @@ class FileSource:
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: A file is damaged, the label picture has several channels, another size than
-                its image, or an id that is neither a class's nor ignored; the message names it.
+            ValueError: A file is damaged, or the label image has several channels, another size
+                than its image or an unknown id; the message names the file.
         """
         image_file, label_file = self.image_files[index], self.label_files[index]
         image_hw3, label_hw = folder.read_files(image_file, label_file, self.vocabulary)
@@ -74,7 +75,7 @@ class FileSource:
         return {"image": image_hw3, "label": label_hw, "id": id_}
 
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
-        """Places of the records that show any of these classes; see `Source`."""
+        """Returns the indices of the records that show any of these classes; see `Source`."""
         read_label = functools.partial(folder.read_label, classes=self.vocabulary)
         return read.scan_labels(lambda i: read_label(self.label_files[i]), len(self), classes)
 
@@ -96,18 +97,18 @@ def open_source(
     """Opens a data set by name.
 
     Args:
-        name: A published benchmark, whose records are prepared in `data_dir`;
-            "folder", of one's own, prepared or as it is, see `folder.GUIDE`; or "openmoji_voc",
-            generated under `data_dir` where it is not there yet.
-        split: "train" or "validation"; for a "folder" the name of its sub-folder or list.
-        data_dir: The data set's directory; that of prepared records may be gs://...
-        vocabulary: Gives the meaning of the annotation's ids, and of prepared labels.
-        **builder_options: For "openmoji_voc": train_scenes, validation_scenes, side, seed.
+        name: A benchmark, whose records are prepared in `data_dir`; `folder`, a user's folder,
+            prepared or as it is, see `folder.GUIDE`; or `openmoji_voc`, generated under `data_dir`
+            if it does not exist.
+        split: `train` or `validation`; for `folder` the name of a sub-folder or list.
+        data_dir: The data set's directory; prepared records may be in a bucket (gs://...).
+        vocabulary: Meaning of the annotation's ids and of prepared labels.
+        **builder_options: For `openmoji_voc`: train_scenes, validation_scenes, side, seed.
 
     Raises:
-        FileNotFoundError: A folder is missing or has no pictures, or nothing is prepared there.
-        ValueError: No such data set or split, other classes than prepared, or options for a
-            data set that takes none.
+        FileNotFoundError: A folder is missing or has no images, or nothing is prepared there.
+        ValueError: There is no such data set or split, the prepared records have other classes, or
+            the data set takes no options.
     """
     if name == GENERATED:
         from zegformer_jax.input.openmoji.builder import prepare
@@ -128,7 +129,7 @@ def open_source(
         return _open_folder(Path(data_dir), split, vocabulary)
     raise MissingFile(
         f"{data_dir}: no records of '{name}' are prepared here (dataset.directory): "
-        f"./run.sh prepare {name} --source=DIR --destination={data_dir}"
+        f"{PROGRAM} prepare {name} --source=DIR --destination={data_dir}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Encoded pictures to arrays: images and label pictures, with errors that name where they lie."""
+"""Decoding of images and label images, with errors that name the file."""
 
 import io
 from pathlib import Path
@@ -8,13 +8,14 @@ from PIL import ExifTags, Image, ImageOps
 
 from zegformer_jax.runtime.errors import MissingFile, UserError
 
-LABEL_MODES = ("1", "L", "P", "I;16")  # Pillow's: one channel of 1, 8 or 16 bits, or a palette
-WIDE_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits a channel: Pillow would clip them
-PACKED_GREY = ("L;2", "L;4")  # Pillow's raw modes: it stretches such values to 0..255
-TURNED = range(2, 9)  # EXIF's orientations but the first, upright
+# Pillow's modes of one channel of 1, 8 or 16 bits, or a palette.
+LABEL_MODES = ("1", "L", "P", "I;16")
+WIDE_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits per channel, which Pillow would clip
+PACKED_GREY = ("L;2", "L;4")  # Pillow's raw modes that it stretches to 0..255
+TURNED = range(2, 9)  # EXIF orientations other than upright, which is 1
 STORABLE = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")}  # formats and raw modes
 PNG_COMPRESSION = 6  # zlib's usual level
-# What Pillow raises on damaged files; a broken PNG gives a SyntaxError.
+# Pillow's exceptions for damaged files; a broken PNG gives a SyntaxError.
 PILLOW_ERRORS = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)
 
 
@@ -22,8 +23,8 @@ def read_file(path: Path) -> bytes:
     """Reads a whole file.
 
     Raises:
-        FileNotFoundError: There is none; the message starts with the path.
-        ValueError: It cannot be read, likewise.
+        FileNotFoundError: There is no such file; the message starts with the path.
+        ValueError: It cannot be read; the message starts with the path.
     """
     try:
         return path.read_bytes()
@@ -34,60 +35,60 @@ def read_file(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, where: object, *, upright: bool = False) -> np.ndarray:
-    """Decodes a picture to uint8 RGB [h, w, 3].
+    """Decodes an image to uint8 RGB [h, w, 3].
 
     Args:
-        data: A file's content, of any kind that Pillow reads.
-        where: The file; error messages start with it.
-        upright: Turn it as its EXIF orientation says, as viewers and annotation tools do.
+        data: Content of a file of any kind that Pillow reads.
+        where: The file, with which error messages start.
+        upright: Applies the EXIF orientation, like viewers and annotation tools.
 
     Raises:
-        ValueError: Not a picture, damaged, cut off, or with more than 8 bits a channel.
+        ValueError: The data is no image, damaged, cut off, or has more than 8 bits per channel.
     """
-    picture, _ = _open(data, where)
-    if picture.mode in WIDE_MODES:
-        raise UserError(f"{where}: a picture of mode {picture.mode}; save it with 8 bits")
-    picture = _loaded(picture, where)
-    return np.asarray((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
+    image, _ = _open(data, where)
+    if image.mode in WIDE_MODES:
+        raise UserError(f"{where}: an image of mode {image.mode}; save it with 8 bits")
+    image = _loaded(image, where)
+    return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
 
 
 def is_storable(data: bytes, where: object) -> bool:
-    """Whether a picture may be stored as it is: JPEG in RGB or grey, or PNG in RGB with 8 bits.
+    """Returns if an image may be stored unchanged: JPEG in RGB or grey, or PNG in 8-bit RGB.
 
-    These decode alike everywhere; of palettes, CMYK and transparency every decoder makes its own,
-    and of an EXIF orientation.
+    Every decoder reads the same pixels from these; decoders disagree about palettes, CMYK,
+    transparency and EXIF orientation.
 
     Raises:
-        ValueError: Not a picture.
+        ValueError: The data is no image.
     """
-    picture, raw_mode = _open(data, where)
-    turned = picture.getexif().get(ExifTags.Base.Orientation) in TURNED
-    return (picture.format, raw_mode) in STORABLE and not turned
+    image, raw_mode = _open(data, where)
+    turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+    return (image.format, raw_mode) in STORABLE and not turned
 
 
 def decode_label(data: bytes, where: object) -> np.ndarray:
-    """Decodes a label picture to its pixel values: uint8 or uint16 [h, w].
+    """Decodes a label image to its pixel values: uint8 or uint16 [h, w].
 
     Args:
-        data: A PNG of one channel, 8 or 16 bits (or 1), or with a palette, whose places are the
+        data: A PNG with one channel of 1, 8 or 16 bits, or with a palette, whose indices are the
             values.
-        where: The file; error messages start with it.
+        where: The file, with which error messages start.
 
     Raises:
-        ValueError: Not a PNG, damaged, cut off, in colour, or grey with 2 or 4 bits, whose values
-            Pillow does not give.
+        ValueError: The data is no PNG, damaged, cut off, in colour, or grey with 2 or 4 bits, whose
+            values Pillow changes.
     """
-    picture, raw_mode = _open(data, where)
-    if picture.format != "PNG":
-        raise UserError(f"{where}: a {picture.format} picture; labels must be PNG")
-    if picture.mode not in LABEL_MODES:
+    image, raw_mode = _open(data, where)
+    if image.format != "PNG":
+        raise UserError(f"{where}: a {image.format} image; labels must be PNG")
+    if image.mode not in LABEL_MODES:
         raise UserError(
-            f"{where}: a picture of mode {picture.mode}; a label picture has one channel of ids, "
+            f"{where}: an image of mode {image.mode}; a label image has one channel of ids, "
             "or a palette"
         )
     if raw_mode in PACKED_GREY:
         raise UserError(f"{where}: grey with less than 8 bits; save the ids with 8 or 16 bits")
-    ids_hw = np.asarray(_loaded(picture, where))
+    ids_hw = np.asarray(_loaded(image, where))
     return ids_hw.astype(np.uint16 if ids_hw.dtype.itemsize > 1 else np.uint8)
 
 
@@ -99,23 +100,23 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def _open(data: bytes, where: object) -> tuple[Image.Image, str]:
-    """Reads a picture's header; gives also how its pixels lie in the file, in Pillow's words."""
+    """Opens an image; returns it and Pillow's raw mode, the layout of its pixels in the file."""
     try:
-        picture = Image.open(io.BytesIO(data))
-        if picture.format == "PNG":
-            picture.verify()  # when Pillow decodes pixels, it passes over their checksums
-            picture = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
+        if image.format == "PNG":
+            image.verify()  # Pillow does not check the checksums when it decodes
+            image = Image.open(io.BytesIO(data))
     except Image.UnidentifiedImageError:
-        raise UserError(f"{where}: not a picture, or damaged at its start") from None
+        raise UserError(f"{where}: not an image, or damaged at its start") from None
     except PILLOW_ERRORS as error:
         raise UserError(f"{where}: damaged or cut off: {error}") from error
-    arguments = picture.tile[0].args if picture.tile else ""
-    return picture, arguments[0] if isinstance(arguments, tuple) else arguments
+    arguments = image.tile[0].args if image.tile else ""
+    return image, arguments[0] if isinstance(arguments, tuple) else arguments
 
 
-def _loaded(picture: Image.Image, where: object) -> Image.Image:
+def _loaded(image: Image.Image, where: object) -> Image.Image:
     try:
-        picture.load()
+        image.load()
     except PILLOW_ERRORS as error:
         raise UserError(f"{where}: damaged or cut off: {error}") from error
-    return picture
+    return image

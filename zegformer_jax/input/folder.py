@@ -1,4 +1,4 @@
-"""A data set of one's own: pictures, label pictures and a list of classes in a folder."""
+"""A user's data set: images, label images and a list of classes in a folder."""
 
 import dataclasses
 import functools
@@ -17,24 +17,24 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 CLASSES_FILE = "classes.json"
 SPLITS = ("train", "validation")
 GUIDE = """\
-DIR/train/images/*.jpg, *.jpeg or *.png   the pictures
-DIR/train/annotations/*.png               of the same stems: one channel of class ids, 8 or 16 bits,
-                                          or a palette, whose places are the ids
-DIR/validation/...                        likewise; `val` will do
+DIR/train/images/*.jpg, *.jpeg or *.png   the images
+DIR/train/annotations/*.png               label images of the same stems: one channel of class ids
+                                          with 8 or 16 bits, or a palette, whose indices are the ids
+DIR/validation/...                        the same files for validation; `val` is accepted
 DIR/classes.json                          {"classes": [{"id": 1, "name": "sheep", "seen": true}]};
                                           also "ignore_label": 65535 for 16-bit ids (else 255), and
-                                          "ignored_ids": [0], further ids that mean no label
+                                          "ignored_ids": [0], other ids that mean no label
 or, in place of the folders train and validation, DIR/images, DIR/annotations, and the lists
-DIR/train.txt and DIR/validation.txt: a picture's name a line, with or without its suffix."""
+DIR/train.txt and DIR/validation.txt: an image's name per line, with or without its suffix."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Benchmark):
-    """A user's folder, as a benchmark: it can be read as it is, and prepared.
+    """A user's folder, which can be read as it is or prepared.
 
     Attributes:
-        root: The folder; `examples` takes no other one.
-        classes: The meaning of the label pictures' ids.
+        root: The folder; `examples` accepts no other one.
+        classes: Classes of the label images' ids.
     """
 
     root: Path
@@ -50,14 +50,13 @@ class Folder(Benchmark):
         """Finds the splits of a folder.
 
         Args:
-            root: The folder; see `GUIDE`.
-            classes: None reads `classes.json` in the folder.
-            splits: Which ones to look for.
+            root: The folder; `GUIDE` describes its layout.
+            classes: Classes of the label images' ids; None reads `classes.json` in the folder.
+            splits: Names of the splits to look for.
 
         Raises:
             FileNotFoundError: The folder or a part of it is missing or empty; the message names it.
-            ValueError: `classes.json` or a list is not as it should be, or one stem names two
-                pictures.
+            ValueError: `classes.json` or a list is invalid, or two images have the same stem.
         """
         root = Path(root)
         if not root.is_dir():
@@ -79,11 +78,11 @@ class Folder(Benchmark):
         return read_files(example.image, example.label, self.classes)
 
     def load_vocabulary(self) -> Vocabulary:
-        """Gives the classes, as the published benchmarks do."""
+        """Returns the classes."""
         return self.classes
 
     def encoded_image(self, example: Example) -> bytes | None:
-        """The picture's own bytes where they may be stored; see `Benchmark.encoded_image`."""
+        """Returns the image file's bytes if they may be stored; see `Benchmark.encoded_image`."""
         data = _image_bytes(example.image)
         return data if decoding.is_storable(data, example.image) else None
 
@@ -92,8 +91,8 @@ def read_classes(root: Path) -> Vocabulary:
     """Reads a folder's `classes.json`.
 
     Raises:
-        FileNotFoundError: It is missing.
-        ValueError: It is not as it should be; the message starts with its path.
+        FileNotFoundError: The file is missing.
+        ValueError: The file is invalid; the message starts with its path.
     """
     path = root / CLASSES_FILE
     if not path.is_file():
@@ -102,36 +101,37 @@ def read_classes(root: Path) -> Vocabulary:
 
 
 def read_files(image: Path, label: Path, classes: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a picture and its label picture.
+    """Reads an image and its label image.
 
     Returns:
-        uint8 RGB [h, w, 3], and the label as `read_label` gives it.
+        Image, uint8 RGB [h, w, 3], and label map, as `read_label` returns it.
 
     Raises:
         FileNotFoundError: A file is missing; the message starts with its path.
-        ValueError: A file is not what it should be, or their sizes differ; likewise.
+        ValueError: A file is invalid, or the sizes differ; the message starts with its path.
     """
     image_hw3 = decoding.decode_image(_image_bytes(image), image, upright=True)
     label_hw = read_label(label, classes)
     if label_hw.shape != image_hw3.shape[:2]:
         shapes = f"{label_hw.shape}, but {image.name} is {image_hw3.shape[:2]}"
-        raise UserError(f"{label}: expected the picture's size: {shapes}")
+        raise UserError(f"{label}: expected the image's size: {shapes}")
     return image_hw3, label_hw
 
 
 def read_label(path: Path, classes: Vocabulary) -> np.ndarray:
-    """Reads a label picture.
+    """Reads a label image.
 
     Args:
-        path: Of the label picture.
-        classes: The meaning of its ids.
+        path: Path of the label image.
+        classes: Classes of its ids.
 
     Returns:
-        uint8 or uint16 [h, w], in the order of the classes or their ignore label.
+        Label map, uint8 or uint16 [h, w]: indices of classes, or their ignore label.
 
     Raises:
         FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: Not such a picture, or an id is neither a class's nor ignored; likewise.
+        ValueError: The file is no label image, or an id is neither a class's nor ignored; the
+            message starts with the path.
     """
     ids_hw = files.read_ids(path)
     try:
@@ -142,24 +142,24 @@ def read_label(path: Path, classes: Vocabulary) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def id_table(classes: Vocabulary) -> np.ndarray:
-    """Table from ids of label pictures to labels; see `files.label_table`."""
+    """Returns the table from ids of label images to labels; see `files.label_table`."""
     ignored = (classes.ignore_label, *classes.ignored_ids)
     return files.label_table(classes.ids, ignored, classes.ignore_label)
 
 
 def list_examples(root: Path, split: str) -> list[Example]:
-    """Lists the records of a folder's split, sorted by id; opens no picture.
+    """Lists the records of a folder's split, sorted by id; opens no image.
 
-    A label picture or a listed picture that is not there is found when its record is read. So is
-    what lies among the pictures and is none: such a file becomes a record, hidden files apart.
+    Missing files are found when their record is read. Every file in the folder of images becomes a
+    record, except hidden files; reading it fails if it is no image.
 
     Args:
         root: The folder.
-        split: The name of a sub-folder or of a list; "val" and "validation" are one.
+        split: Name of a sub-folder or of a list; `val` and `validation` are the same.
 
     Raises:
-        FileNotFoundError: There is no such split, or a folder is missing or without pictures.
-        ValueError: Two pictures share a stem, or a list is empty, names a picture twice, or is no
+        FileNotFoundError: There is no such split, or a folder is missing or has no images.
+        ValueError: Two images share a stem, or a list is empty, names an image twice, or is no
             list of names.
     """
     place = _find(root, split)
@@ -168,9 +168,9 @@ def list_examples(root: Path, split: str) -> list[Example]:
     is_list = place.suffix == ".txt"
     parent = place.parent if is_list else place
     images, annotations = _existing(parent / "images"), _existing(parent / "annotations")
-    pictures = _listed(place, images) if is_list else _found(images)
+    found = _listed(place, images) if is_list else _found(images)
     examples = {}
-    for file in pictures:
+    for file in found:
         stem = file.relative_to(images).with_suffix("")
         label = annotations / stem.with_name(f"{stem.name}.png")
         example = Example(stem.as_posix(), file, label)
@@ -183,7 +183,7 @@ def list_examples(root: Path, split: str) -> list[Example]:
 
 
 def _find(root: Path, split: str) -> Path | None:
-    """A split's sub-folder or list."""
+    """Returns a split's sub-folder or list."""
     names = (split, *({"validation", "val"} - {split} if split in ("validation", "val") else ()))
     places = [path for name in names for path in (root / name, root / f"{name}.txt")]
     found = [path for path in places if path.exists()]
@@ -207,12 +207,12 @@ def _existing(folder: Path) -> Path:
 def _found(images: Path) -> Iterable[Path]:
     found = sorted(file for file in images.iterdir() if not file.name.startswith("."))
     if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in found):
-        raise MissingFile(f"{images}: no .jpg or .png pictures")
+        raise MissingFile(f"{images}: no .jpg or .png images")
     return found
 
 
 def _listed(file: Path, images: Path) -> Iterable[Path]:
-    """The pictures that a list names."""
+    """Returns the images that a list names."""
     names = files.read_lines(file)
     if not names:
         raise UserError(f"{file}: the list is empty")
@@ -230,5 +230,5 @@ def _listed(file: Path, images: Path) -> Iterable[Path]:
 
 def _image_bytes(path: Path) -> bytes:
     if path.exists() and path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise UserError(f"{path}: not a .jpg or .png picture; convert it or take it away")
+        raise UserError(f"{path}: not a .jpg or .png image; convert it or remove it")
     return decoding.read_file(path)

@@ -1,7 +1,7 @@
 """Resizing and training augmentation, as the published system computes them: Pillow and OpenCV.
 
-Pictures are uint8 RGB [h, w, 3]; labels are integers [h, w]. Random functions take their random
-numbers as arguments, so that an example's augmentation is a function of its seed alone.
+Images are uint8 RGB [h, w, 3]; labels are integers [h, w]. Random functions take their random
+numbers as arguments, so that an image's augmentation is a function of its seed alone.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from PIL import Image
 
 from zegformer_jax.runtime.errors import UserError
 
-PAD_VALUE = 128  # grey levels, outside a training picture
-PAD_MULTIPLE = 32  # of the sides that the grouper takes: the backbone's largest stride
-BITS_OF_SIDES = 3  # of a label map's padded side, the first is 1: four sides an octave
+PAD_VALUE = 128  # grey level outside a training image
+PAD_MULTIPLE = 32  # of the grouper's input sides: the backbone's largest stride
+BITS_OF_SIDES = 3  # leading bits of a label map's padded side: four sizes per octave
 
 # SSD's colour jitter (Liu et al., arXiv 1512.02325).
 JITTER_PROBABILITY = 0.5
@@ -26,14 +26,14 @@ MAX_HUE = 18  # to either side, in OpenCV's units: 180 make a full turn
 HUES = 180
 
 FLIP_PROBABILITY = 0.5
-NUM_RANDOM = 13  # uniform numbers that one training example takes
+NUM_RANDOM = 13  # uniform numbers that augment one image
 LEVELS = np.arange(256)
 
-cv2.setNumThreads(1)  # pictures are what is worked on in parallel
+cv2.setNumThreads(1)  # images are processed in parallel already
 
 
 class Window(NamedTuple):
-    """A part of a picture: its first row and column, its height and width, in pixels."""
+    """A part of an image: its first row and column, its height and width, in pixels."""
 
     top: int
     left: int
@@ -42,13 +42,13 @@ class Window(NamedTuple):
 
 
 def resized_sides(height: int, width: int, short_side: int, max_long_side: int) -> tuple[int, int]:
-    """Sides after scaling the shorter one to `short_side`, the longer at most `max_long_side`.
+    """Computes the sides after scaling the shorter one to `short_side`.
 
     Args:
-        height: Pixels.
-        width: Pixels.
-        short_side: The wished shorter side.
-        max_long_side: Where the longer side would exceed it, it becomes this.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        short_side: The new shorter side, unless the longer one would exceed its limit.
+        max_long_side: Limit of the longer side.
 
     Returns:
         (height, width), each `int(x + 0.5)` of the exact side x, at least 1.
@@ -58,7 +58,7 @@ def resized_sides(height: int, width: int, short_side: int, max_long_side: int) 
     """
     for name, side in (("short side", short_side), ("longest side", max_long_side)):
         if not isinstance(side, int | np.integer) or side < 1:
-            raise UserError(f"{name} of pictures {side!r}: give an integer above 0, in pixels")
+            raise UserError(f"{name} of images {side!r}: give an integer above 0, in pixels")
     scale = float(short_side) / min(height, width)
     height, width = height * scale, width * scale
     shrink = min(max_long_side / max(height, width), 1.0)
@@ -66,15 +66,15 @@ def resized_sides(height: int, width: int, short_side: int, max_long_side: int) 
 
 
 def padded_sides(height: int, width: int) -> tuple[int, int]:
-    """Sides rounded up to multiples of `PAD_MULTIPLE`, as the grouper sees a picture."""
+    """Rounds the sides up to multiples of `PAD_MULTIPLE`, the grouper's input size."""
     return tuple(-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
 
 
 def label_sides(height: int, width: int) -> tuple[int, int]:
-    """Sides rounded up to one of few, as label maps are computed at.
+    """Rounds the sides up to one of few sizes, at which label maps are computed.
 
-    To multiples of `PAD_MULTIPLE`, or of an eighth of the next power of two where that is more: a
-    program is compiled for each, and data sets have pictures of all sizes.
+    The sizes are multiples of `PAD_MULTIPLE`, or of an eighth of the next power of two if that is
+    more: a program is compiled for each, and data sets have images of all sizes.
     """
     return tuple(_round_up(side) for side in (height, width))
 
@@ -87,37 +87,37 @@ def _round_up(side: int) -> int:
 def resize_image(
     image_hw3: np.ndarray, size: tuple[int, int], window: Window | None = None
 ) -> np.ndarray:
-    """Resizes by Pillow's bilinear filter, which is antialiased when shrinking.
+    """Resizes an image by Pillow's bilinear filter, which is antialiased when shrinking.
 
     Args:
         image_hw3: uint8 [h, w, 3].
         size: The new height and width.
-        window: Only this part of the resized picture is computed and returned. None: all of it.
+        window: Part of the resized image to compute and return; None: all of it.
 
     Returns:
         uint8 [H, W, 3], or the window.
     """
     top, left, height, width = window or Window(0, 0, *size)
     rows, columns = (old / new for old, new in zip(image_hw3.shape, size, strict=False))
-    # Pillow still reads beyond the box, where the filter of its outermost pixels reaches.
+    # The filter at the outermost pixels also reads pixels outside the box.
     box = (left * columns, top * rows, (left + width) * columns, (top + height) * rows)
-    box = np.minimum(box, image_hw3.shape[1::-1] * 2)  # rounding may have led out of the picture
-    picture = Image.fromarray(image_hw3)
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, tuple(box)))
+    box = np.minimum(box, image_hw3.shape[1::-1] * 2)  # rounding may exceed the image
+    image = Image.fromarray(image_hw3)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, tuple(box)))
 
 
 def resize_label(
     label_hw: np.ndarray, size: tuple[int, int], window: Window | None = None
 ) -> np.ndarray:
-    """Resizes as Pillow's nearest does: output pixel i takes `floor((i + 0.5) * in / out)`.
+    """Resizes a label map like Pillow's nearest: pixel i takes `floor((i + 0.5) * in / out)`.
 
-    Computed in whole numbers; where a centre falls exactly between two pixels, Pillow's own sum of
-    floating-point steps may take the other one.
+    The indices are computed in integers; if a centre is exactly between two pixels, Pillow's
+    floating-point sum may take the other one.
 
     Args:
         label_hw: Integers [h, w].
         size: The new height and width.
-        window: As in `resize_image`.
+        window: Part of the resized label map to compute and return; None: all of it.
 
     Returns:
         Integers [H, W] of the same type, or the window.
@@ -133,16 +133,16 @@ def _nearest(in_side: int, out_side: int, start: int, count: int) -> np.ndarray:
 
 
 def colour_jitter(image_hw3: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """SSD's colour jitter, step by step on uint8 as the published system does it.
+    """Applies SSD's colour jitter, step by step on uint8 like the published system.
 
     Brightness (plus or minus at most 32); then contrast before, or after, saturation and hue; each
-    of the four with probability one half. Values are clipped to 0..255 and cut to whole numbers
+    of the four with probability one half. Values are clipped to 0..255 and truncated to integers
     after each step; hue and saturation are OpenCV's (hue in 0..179, saturation in 0..255).
 
     Args:
         image_hw3: uint8 RGB [h, w, 3].
-        uniform: float [9] in [0, 1): whether and how much for brightness, contrast, saturation
-            and hue, and at index 2 the coin for contrast first.
+        uniform: float [9] in [0, 1): probability and amount of brightness, contrast, saturation and
+            hue; index 2 decides if contrast comes first.
 
     Returns:
         uint8 RGB [h, w, 3].
@@ -171,17 +171,17 @@ def _linear(image_hw3: np.ndarray, gain: float, offset: float) -> np.ndarray:
 
 
 def change_saturation(image_hw3: np.ndarray, gain: float) -> np.ndarray:
-    """Multiplies OpenCV's 8-bit saturation by `gain`; uint8 RGB [h, w, 3] in and out."""
+    """Multiplies OpenCV's 8-bit saturation of a uint8 RGB image [h, w, 3] by `gain`."""
     return _change_hsv(image_hw3, 1, np.clip(LEVELS * gain, 0, 255))
 
 
 def change_hue(image_hw3: np.ndarray, turn: int) -> np.ndarray:
-    """Adds `turn` (180 make a full turn) to OpenCV's 8-bit hue; uint8 RGB [h, w, 3] in and out."""
+    """Adds `turn` (180: a full turn) to OpenCV's 8-bit hue of a uint8 RGB image [h, w, 3]."""
     return _change_hsv(image_hw3, 0, (LEVELS + turn) % HUES)
 
 
 def _change_hsv(image_hw3: np.ndarray, channel: int, new_values: np.ndarray) -> np.ndarray:
-    """Looks one channel of OpenCV's 8-bit HSV up in a table [256]."""
+    """Maps one channel of OpenCV's 8-bit HSV by a table [256]."""
     table = np.stack([LEVELS, LEVELS, LEVELS], axis=-1)
     table[:, channel] = new_values
     hsv = cv2.LUT(cv2.cvtColor(image_hw3, cv2.COLOR_RGB2HSV), table.astype(np.uint8)[None])
@@ -198,19 +198,19 @@ def augment(
     max_long_side: int,
     ignore_label: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Training augmentation: resize, crop, colour jitter, flip, pad (the published order).
+    """Augments a training image: resize, crop, colour jitter, flip, pad (the published order).
 
     Args:
         image_hw3: uint8 RGB [h, w, 3].
         label_hw: Integers [h, w].
-        uniform: float [NUM_RANDOM] in [0, 1), the only source of randomness.
+        uniform: float [NUM_RANDOM] in [0, 1), the source of all randomness.
         crop_size: Side s of the result.
-        short_sides: The shorter side is drawn from these.
+        short_sides: Lengths that the shorter side is drawn from.
         max_long_side: Limit of the longer side after resizing.
         ignore_label: Padding of the label.
 
     Returns:
-        image uint8 [s, s, 3], padded at the bottom and right with 128, and label [s, s].
+        Image uint8 [s, s, 3], padded at the bottom and right with 128, and label [s, s].
     """
     short_side = short_sides[int(uniform[0] * len(short_sides))]
     size = resized_sides(*label_hw.shape, short_side, max_long_side)

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 
-from zegformer_jax.models.backbones.resnet import ResNet
-from zegformer_jax.models.backbones.swin import SwinTransformer
+from zegformer_jax.models.backbones import build_backbone
 from zegformer_jax.models.classifier import Classifier
 from zegformer_jax.models.grouper import Grouper
 from zegformer_jax.models.per_pixel import PerPixel
@@ -15,8 +13,14 @@ from zegformer_jax.models.pixel_decoder import PixelDecoder
 from zegformer_jax.models.transformer import TransformerDecoder
 from zegformer_jax.runtime.errors import UserError
 
-KINDS = ("zegformer", "per_pixel", "classifier")
-BACKBONES = {"resnet": ResNet, "swin": SwinTransformer}
+# The modules that each kind of model is made of, and the values that it takes as they are.
+PARTS = {"pixel_decoder": PixelDecoder, "transformer": TransformerDecoder}
+MODELS = {
+    "zegformer": (Grouper, ("pixel_decoder", "transformer"), ("memory",)),
+    "per_pixel": (PerPixel, ("pixel_decoder",), ()),
+    "classifier": (Classifier, (), ()),
+}
+KINDS = tuple(MODELS)
 
 
 def build(
@@ -34,44 +38,20 @@ def build(
             `pixel_decoder`, `transformer`; and `memory`, the backbone's map that the transformer
             attends to.
         embed_dim: size of the text embeddings.
-        dtype: what to compute in.
+        dtype: compute dtype.
         remat: whether the backbone's blocks are computed again in the backward pass.
 
     Raises:
-        UserError: the kind, or the backbone's, is not known.
+        UserError: the kind, or the backbone's name, is not known.
     """
+    if kind not in MODELS:
+        raise UserError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")
+    module, parts, values = MODELS[kind]
     compute = jnp.dtype(dtype)
-    parts = {
-        "backbone": build_backbone(sizes["backbone"], dtype, remat),
-        "embed_dim": embed_dim,
-        "dtype": compute,
-    }
-    if kind == "classifier":
-        return Classifier(**parts)
-    parts["pixel_decoder"] = PixelDecoder(**sizes["pixel_decoder"], dtype=compute)
-    if kind == "per_pixel":
-        return PerPixel(**parts)
-    if kind == "zegformer":
-        transformer = TransformerDecoder(**sizes["transformer"], dtype=compute)
-        return Grouper(**parts, transformer=transformer, memory=sizes["memory"])
-    raise UserError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")
-
-
-def build_backbone(
-    sizes: Mapping[str, Any], dtype: str = "float32", remat: bool = False
-) -> nn.Module:
-    """Makes a backbone.
-
-    Args:
-        sizes: the module's attributes, and `kind`, one of `BACKBONES` (`resnet` where absent).
-        dtype: what to compute in.
-        remat: as in `build`.
-
-    Raises:
-        UserError: the kind is not known.
-    """
-    attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
-    kind = attributes.pop("kind", "resnet")
-    if kind not in BACKBONES:
-        raise UserError(f"model.backbone.kind '{kind}': choose one of {', '.join(BACKBONES)}")
-    return BACKBONES[kind](**attributes, dtype=jnp.dtype(dtype), remat=remat)
+    return module(
+        backbone=build_backbone(sizes["backbone"], dtype, remat),
+        embed_dim=embed_dim,
+        dtype=compute,
+        **{part: PARTS[part](**sizes[part], dtype=compute) for part in parts},
+        **{value: sizes[value] for value in values},
+    )

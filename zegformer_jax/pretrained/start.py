@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zegformer_jax.pretrained.backbones.detectron2 import read_resnet
-from zegformer_jax.pretrained.backbones.swin import PATCH_EMBEDDING, read_swin
+from zegformer_jax.pretrained import backbones
 from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.tables import Summary, Tensors, unflatten
 from zegformer_jax.pretrained.zegformer import from_checkpoint
@@ -17,7 +16,7 @@ class Start(NamedTuple):
 
     Attributes:
         kind: of the model that they come from: zegformer, per_pixel or backbone.
-        sizes: of that model; a backbone's own, with `kind` resnet or swin.
+        sizes: of that model; a backbone's own, with its `name`.
         variables: `params` and, with frozen norms, `constants`, float32.
         summary: what became of every published tensor.
     """
@@ -58,10 +57,5 @@ def read_backbone(tensors: Tensors, where: str) -> Start:
     Raises:
         ValueError: as `read_start`.
     """
-    if any(name.endswith(PATCH_EMBEDDING) for name in tensors):
-        swin, arrays, summary = read_swin(tensors, where)
-        sizes = {"kind": "swin"} | swin._asdict()
-    else:
-        resnet, arrays, summary = read_resnet(tensors, where)
-        sizes = {"kind": "resnet"} | resnet
-    return Start("backbone", sizes, unflatten(arrays), summary)
+    backbone = backbones.read(tensors, where)
+    return Start("backbone", backbone.sizes, unflatten(backbone.arrays), backbone.summary)

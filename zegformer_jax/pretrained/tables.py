@@ -43,6 +43,8 @@ LINEAR_HEADS_IN = Layout(
     lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(-1, x.shape[-1]).T
 )
 
+LAYOUTS = {"same": SAME, "flat": FLAT, "row": ROW, "conv": CONV, "linear": LINEAR}
+
 
 class Entry(NamedTuple):
     """Our arrays and the published tensors that hold them.

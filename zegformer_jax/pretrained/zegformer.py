@@ -13,12 +13,11 @@ import jax
 import numpy as np
 
 from zegformer_jax import models
-from zegformer_jax.models.backbones.swin import relative_index
 from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.grouper import CLASS_LOGIT_SCALE
 from zegformer_jax.models.layers import NORM_GROUPS
 from zegformer_jax.models.normalise import PIXEL_MEAN, PIXEL_STD
-from zegformer_jax.pretrained.backbones import swin
+from zegformer_jax.pretrained import backbones
 from zegformer_jax.pretrained.tables import (
     Shapes,
     Summary,
@@ -30,7 +29,6 @@ from zegformer_jax.pretrained.tables import (
     write,
 )
 from zegformer_jax.pretrained.zegformer_names import (
-    BACKBONE,
     LOGIT_SCALES,
     PIXEL_DECODER,
     PREDICTOR,
@@ -53,7 +51,6 @@ LEFT_OUT = (
     (r"criterion\.empty_weight", "the loss's class weights, which a config sets"),
     (r"(clip_)?pixel_(mean|std)", "the images' normalisation, which is fixed"),
     (r".*\.num_batches_tracked", "PyTorch's count of batches"),
-    *swin.LEFT_OUT,
 )
 NEW_CLASSES = (
     (r"params/(class_projection/.*|no_object)", "MaskFormer does not compare with text embeddings"),
@@ -99,7 +96,7 @@ def from_checkpoint(
         tensors,
         shapes(sizes),
         where,
-        left_out=LEFT_OUT,
+        left_out=[*LEFT_OUT, *backbones.left_out(sizes["backbone"])],
         new=NEW_CLASSES if MASKFORMER_CLASSES in tensors else (),
     )
     clip = {
@@ -127,13 +124,7 @@ def to_checkpoint(variables: Mapping[str, Any], sizes: Sizes) -> dict[str, np.nd
     _check_published(sizes)
     tensors = write(table(sizes), flatten(variables))
     tensors[LOGIT_SCALES[sizes["kind"]]] = np.array([math.log(CLASS_LOGIT_SCALE)], np.float32)
-    backbone = sizes["backbone"]
-    if backbone.get("kind") == "swin":
-        for stage, depth in enumerate(backbone["depths"]):
-            for block in range(depth):
-                name = f"{BACKBONE}layers.{stage}.blocks.{block}.attn.relative_position_index"
-                tensors[name] = relative_index(backbone["window"]).astype(np.int64)
-    return tensors
+    return tensors | backbones.constants(sizes["backbone"])
 
 
 def infer_sizes(
@@ -158,7 +149,7 @@ def infer_sizes(
     sizes = {
         "kind": kind,
         "embed_dim": embed_dim,
-        "backbone": _infer_backbone(tell),
+        "backbone": backbones.infer_sizes({name: x.shape for name, x in tensors.items()}, where),
         "pixel_decoder": _infer_pixel_decoder(tell, heads),
     }
     if kind == "zegformer":
@@ -217,20 +208,6 @@ class _Tell(NamedTuple):
         return heads
 
 
-def _infer_backbone(tell: _Tell) -> dict[str, Any]:
-    if f"{BACKBONE}{swin.PATCH_EMBEDDING}" in tell.tensors:
-        return {"kind": "swin"} | swin.infer_sizes(tell.tensors, tell.where, BACKBONE)._asdict()
-    frozen = f"{BACKBONE}stem.conv1.norm.running_mean" in tell.tensors
-    return {
-        "kind": "resnet",
-        "blocks": tuple(tell.count(f"{BACKBONE}res{stage}.") for stage in range(2, 6)),
-        "stem_width": tell.size(f"{BACKBONE}stem.conv1.weight"),
-        "bottleneck_width": tell.size(f"{BACKBONE}res2.0.conv1.weight"),
-        "stage_width": tell.size(f"{BACKBONE}res2.0.conv3.weight"),
-        "norm": "frozen_batch" if frozen else "group",
-    }
-
-
 def _infer_pixel_decoder(tell: _Tell, heads: int | None) -> dict[str, Any]:
     sizes = {
         "width": tell.size(f"{PIXEL_DECODER}.layer_4.weight"),
@@ -263,11 +240,10 @@ def _check_published(sizes: Sizes) -> None:
     """Refuses a model that the published modules cannot compute."""
     if sizes["kind"] not in PROJECTIONS:
         raise UserError(f"model.kind '{sizes['kind']}' has no published form")
+    backbones.check(sizes["backbone"])
     fixed = {"model.memory": (sizes.get("memory", "res5"), "res5")}
-    for part in ("backbone", "pixel_decoder"):
-        if sizes[part].get("norm") != "frozen_batch":
-            groups = sizes[part].get("norm_groups", NORM_GROUPS)
-            fixed[f"model.{part}.norm_groups"] = (groups, NORM_GROUPS)
+    groups = sizes["pixel_decoder"].get("norm_groups", NORM_GROUPS)
+    fixed["model.pixel_decoder.norm_groups"] = (groups, NORM_GROUPS)
     for name, (value, published) in fixed.items():
         if value != published:
             raise UserError(

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from zegformer_jax.models.backbones.resnet import ResNet
-from zegformer_jax.models.backbones.swin import SwinSizes
-from zegformer_jax.pretrained.backbones import detectron2, swin
+from zegformer_jax.pretrained import backbones
 from zegformer_jax.pretrained.tables import (
     CONV,
     FLAT,
@@ -19,50 +17,22 @@ from zegformer_jax.pretrained.tables import (
 
 Sizes = Mapping[str, Any]  # what `models.build` takes: the modules' attributes; `kind`, `embed_dim`
 
-BACKBONE = "backbone."
 PIXEL_DECODER = "sem_seg_head.pixel_decoder"
 PREDICTOR = "sem_seg_head.predictor"
 PROJECTIONS = {
     "zegformer": f"{PREDICTOR}.projection_layer",
     "per_pixel": "sem_seg_head.projection_layer",
 }
-NORM_ARRAYS = {"frozen_batch": ("scale", "bias", "mean", "var"), "group": ("scale", "bias")}
 LOGIT_SCALES = {"zegformer": f"{PREDICTOR}.logit_scale", "per_pixel": "sem_seg_head.logit_scale"}
 
 
 def table(sizes: Sizes) -> list[Entry]:
     """Gives an entry for every array of a model, and for every tensor but constants."""
-    rows = backbone_table(sizes["backbone"])
+    rows = backbones.table(sizes["backbone"])
     rows += _pixel_decoder(sizes["pixel_decoder"].get("encoder_layers", 0))
     if sizes["kind"] == "per_pixel":
         return rows + _weight_and_bias("params/class_projection", PROJECTIONS["per_pixel"], CONV)
     return rows + _predictor(sizes["transformer"])
-
-
-def backbone_table(sizes: Mapping[str, Any]) -> list[Entry]:
-    """Gives an entry for every array of a backbone, under `backbone.`."""
-    if sizes.get("kind") == "swin":
-        fields = {name: sizes[name] for name in SwinSizes._fields}
-        return swin.table(SwinSizes(**fields), "detectron2", BACKBONE)
-    return _resnet(ResNet(**{k: x for k, x in sizes.items() if k != "kind"}))
-
-
-def _resnet(module: ResNet) -> list[Entry]:
-    layers = ["stem"]
-    for stage, count in enumerate(module.blocks, 2):
-        for index in range(count):
-            widens = index == 0 and (stage > 2 or module.stem_width != module.stage_width)
-            parts = ("shortcut",) * widens + ("conv1", "conv2", "conv3")
-            layers += [f"res{stage}_{index}/{part}" for part in parts]
-    collection = "constants" if module.norm == "frozen_batch" else "params"
-    rows = []
-    for layer in layers:
-        names = detectron2.layer_names(layer)
-        kernel = f"params/backbone/{layer}/conv/kernel"
-        rows.append(entry(kernel, BACKBONE + names["kernel"], CONV))
-        for leaf in NORM_ARRAYS[module.norm]:
-            rows.append(entry(f"{collection}/backbone/{layer}/norm/{leaf}", BACKBONE + names[leaf]))
-    return rows
 
 
 def _pixel_decoder(encoder_layers: int) -> list[Entry]:

@@ -1,10 +1,12 @@
-"""Environment variables that jax and TensorFlow read when they are imported."""
+"""Environment variables: of this package, and of libraries that read them when imported."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 CACHE_VARIABLE = "ZEGFORMER_CACHE"
+# The program that users call, for messages that name a command; run.sh sets it to its own name.
+PROGRAM = os.environ.get("ZEGFORMER_PROGRAM", "zegformer")
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> str:

@@ -35,7 +35,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         environment: The environment variables.
 
     Raises:
-        UserError: only a part of these is set.
+        UserError: only a part of these is set, or one that is no number.
         RuntimeError: the others did not connect in time.
     """
     given = [name for name in BY_HAND if environment.get(name)]
@@ -47,8 +47,11 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     if not given:
         jax.distributed.initialize()
         return
-    address, count, place = (environment[name] for name in BY_HAND)
-    jax.distributed.initialize(address, int(count), int(place))
+    address, *numbers = (environment[name] for name in BY_HAND)
+    for name, number in zip(BY_HAND[1:], numbers, strict=True):
+        if not number.isdecimal():
+            raise UserError(f"{name} is '{number}': set it to a whole number")
+    jax.distributed.initialize(address, *map(int, numbers))
 
 
 def is_first() -> bool:

@@ -25,7 +25,7 @@ ARCHIVE = files.Archive(
     ),
 )
 NUM_IDS = 3688  # objects of version 2021_17_01; ids count from 1, 0 is unlabelled
-MAX_SHORT_SIDE = 512  # pixels; larger pictures are made smaller
+MAX_SHORT_SIDE = 512  # pixels; larger images are shrunk
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Ade20kFull(Published):
         return [Example(path.stem, path, path.with_name(f"{path.stem}_seg.png")) for path in images]
 
     def read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
-        """Reads a record, made smaller where its shorter side exceeds 512; see `Benchmark.read`."""
+        """Reads a record, shrunk if its shorter side exceeds 512; see `Benchmark.read`."""
         image_hw3, label_hw = super().read(example)
         size = _resized(image_hw3.shape[1], image_hw3.shape[0])
         if size is None:
@@ -52,7 +52,7 @@ class Ade20kFull(Published):
         return np.asarray(image), np.asarray(label).astype(np.uint16)
 
     def encoded_image(self, example: Example) -> bytes | None:
-        """The file's bytes, None also where `read` resizes; see `Benchmark.encoded_image`."""
+        """Returns the file's bytes; None also if `read` resizes; see `Benchmark.encoded_image`."""
         data = super().encoded_image(example)
         if data is None:
             return None
@@ -62,9 +62,9 @@ class Ade20kFull(Published):
     def _read_ids(self, path: Path) -> np.ndarray:
         data = decoding.read_file(path)
         pixels_hw3 = decoding.decode_image(data, path).astype(np.int32)
-        with Image.open(io.BytesIO(data)) as picture:
-            if (picture.format, picture.mode) != ("PNG", "RGB"):
-                kind = f"{picture.format} of mode {picture.mode}"
+        with Image.open(io.BytesIO(data)) as image:
+            if (image.format, image.mode) != ("PNG", "RGB"):
+                kind = f"{image.format} of mode {image.mode}"
                 raise UserError(f"{path}: a {kind}; ADE20K's ids are in an RGB PNG's red and green")
         return pixels_hw3[..., 0] // 10 * 256 + pixels_hw3[..., 1]
 
@@ -76,7 +76,7 @@ class Ade20kFull(Published):
 
 
 def _find_images(root: Path) -> list[Path]:
-    """Pictures below the folders of scenes, but not in the folder of parts beside each picture."""
+    """Finds the images below the folders of scenes, not those in each image's folder of parts."""
     images = []
     for folder, children, names in os.walk(root):
         found = {name[:-4] for name in names if name.endswith(".jpg")}
@@ -86,7 +86,7 @@ def _find_images(root: Path) -> list[Path]:
 
 
 def _resized(width: int, height: int) -> tuple[int, int] | None:
-    """The width and height to make of a picture; None where it stays."""
+    """Returns the width and height to which an image is shrunk; None if it is kept."""
     short = min(width, height)
     if short <= MAX_SHORT_SIDE:
         return None
@@ -99,7 +99,7 @@ BENCHMARK = Ade20kFull(
     counts={TRAIN: 25574, VALIDATION: 2000},
     archives=(ARCHIVE,),
     advice=(
-        "Pictures whose shorter side exceeds 512 pixels are made smaller. Labels have 16 bits; "
+        "Images whose shorter side exceeds 512 pixels are shrunk. Labels have 16 bits; "
         "objects outside the 847 are ignored (65535)."
     ),
 )

@@ -1,4 +1,4 @@
-"""What every data set that can be prepared gives: where its records are, and how to read one."""
+"""The interface of a data set that can be prepared."""
 
 import abc
 import dataclasses
@@ -12,12 +12,12 @@ from zegformer_jax.text.vocabulary import Vocabulary, load_vocabulary
 
 
 class Example(NamedTuple):
-    """Where one record's files are.
+    """Files of one record.
 
     Attributes:
-        id: Unique within the split, such as "2007_000032".
-        image: The picture's file.
-        label: The annotation's file.
+        id: Id, unique within the split, such as "2007_000032".
+        image: The image file.
+        label: The annotation file.
     """
 
     id: str
@@ -27,13 +27,13 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Benchmark(abc.ABC):
-    """Reads a data set's own files.
+    """Lists and reads a data set's original files.
 
     Attributes:
-        name: Such as "pascal_voc".
-        vocabulary: The name of its vocabulary under `data/vocabularies`, such as "pascal_voc_20".
-        counts: The official number of records by split, `train` or `validation`.
-        guide: Which archives are needed, where to get them, how the unpacked folder looks.
+        name: Name of the data set, such as `pascal_voc`.
+        vocabulary: Name of its vocabulary in `data/vocabularies`, or the path of a `.json` file.
+        counts: Official number of records by split, `train` or `validation`.
+        guide: Text that names the archives, their addresses and the layout of the unpacked folder.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Benchmark(abc.ABC):
         return load_vocabulary(self.vocabulary)
 
     def label_vocabulary(self) -> Vocabulary:
-        """The classes that labels tell apart, to count and to show: all of the vocabulary."""
+        """Returns the classes that labels distinguish: by default all of the vocabulary."""
         return self.load_vocabulary()
 
     @property
@@ -60,16 +60,16 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def examples(self, source: Path, split: str) -> list[Example]:
-        """Lists a split's records, sorted by id; opens no picture.
+        """Lists a split's records, sorted by id; opens no image.
 
         Args:
-            source: The folder in which the archives were unpacked.
-            split: A key of `counts`.
+            source: Folder in which the archives were unpacked.
+            split: Name of the split, a key of `counts`.
 
         Raises:
-            FileNotFoundError: A folder or list is missing; the message names it, and the archive
-                that holds it with its address. Single files that are missing are found by `read`.
-            ValueError: There is no such split, or a list is not what it should be.
+            FileNotFoundError: A folder or list is missing; the message names it, its archive and
+                the archive's address. `read` finds single files that are missing.
+            ValueError: There is no such split, or a list is invalid.
         """
 
     @abc.abstractmethod
@@ -77,23 +77,22 @@ class Benchmark(abc.ABC):
         """Reads a record.
 
         Returns:
-            image uint8 RGB [h, w, 3]; label uint8 or uint16 [h, w] in the vocabulary's order
+            Image uint8 RGB [h, w, 3]; label uint8 or uint16 [h, w] in the vocabulary's order
             0..C-1, unseen classes included, or its ignore label.
 
         Raises:
             FileNotFoundError: A file is missing; the message starts with its path.
-            ValueError: A file is truncated or not what it should be, the label has another size
-                than the image, or an id is neither a class nor known to be ignored; the
-                message starts with the path.
+            ValueError: A file is damaged, the label has another size than the image, or an id that
+                is neither a class nor ignored; the message starts with the path.
         """
 
     @abc.abstractmethod
     def encoded_image(self, example: Example) -> bytes | None:
-        """The picture's own bytes where they may be stored as they are, else None.
+        """Returns the image file's bytes if they may be stored unchanged, else None.
 
-        They may where `read` gives their pixels unchanged and `decoding.is_storable` says so.
+        They may if `read` returns their pixels and `decoding.is_storable` is true.
 
         Raises:
             FileNotFoundError: The file is missing; the message starts with its path.
-            ValueError: It is not a picture; the message starts with its path.
+            ValueError: The file is no image; the message starts with its path.
         """

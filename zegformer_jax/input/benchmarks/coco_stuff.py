@@ -1,4 +1,4 @@
-"""COCO-Stuff (164k): 171 classes of things and stuff on COCO 2017's pictures."""
+"""COCO-Stuff (164k): 171 classes of things and stuff on COCO 2017's images."""
 
 import dataclasses
 from functools import cached_property
@@ -25,7 +25,7 @@ LABELS = files.Archive(
     "stuffthingmaps_trainval2017.zip",
     tuple(f"stuffthingmaps_trainval2017/{folder}/*.png" for folder in FOLDERS.values()),
 )
-# The zip itself has no common folder; unpacked beside the pictures, its files join theirs.
+# The zip has no common folder: unpacked beside the images, its files are in the images' folders.
 LABEL_PARENTS = ("stuffthingmaps_trainval2017/", "annotations/", "")
 NUM_IDS = 182  # nightrome/cocostuff, labels.txt: 182 categories; pixel values are one less
 UNLABELLED = 255
@@ -33,9 +33,9 @@ UNLABELLED = 255
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CocoStuff(Published):
-    """COCO-Stuff's label pictures; the 11 categories that COCO announced and never used are known.
+    """COCO-Stuff's label images.
 
-    A pixel of one of these would have a meaning but no class here, so it is ignored.
+    Pixels of the 11 categories that COCO announced and never used are ignored.
     """
 
     def _list(self, source: Path, split: str) -> list[Example]:

@@ -45,21 +45,21 @@ class Annotation(NamedTuple):
     masks: Sequence[Mask]
 
 
-@functools.lru_cache(maxsize=1)  # of several hundred MB; each record's reading needs it
+@functools.lru_cache(maxsize=1)  # several hundred MB, needed for reading each record
 def load(path: Path) -> Mapping[str, Annotation]:
     """Reads `trainval_merged.json`, once for all calls with the same path.
 
     Args:
-        path: A JSON object with `images` (`image_id`, `file_name`, `height`, `width`) and
-            `annos_segmentation` (`image_id`, `category_id`, `segmentation` with `size` and
-            `counts`).
+        path: Path of the file, a JSON object with `images` (`image_id`, `file_name`, `height`,
+            `width`) and `annos_segmentation` (`image_id`, `category_id`, `segmentation` with `size`
+            and `counts`).
 
     Returns:
         Annotations by the images' file names without the ending.
 
     Raises:
         FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: Not such a file; the message starts with the path.
+        ValueError: The file is not of this form; the message starts with the path.
     """
     masks, data = collections.defaultdict(list), decoding.read_file(path)
     try:
@@ -77,10 +77,10 @@ def load(path: Path) -> Mapping[str, Annotation]:
 
 
 def _reduce(item: dict[str, Any]) -> Any:
-    """Reduces an object of the file to what is used, as soon as it is parsed.
+    """Reduces an object of the file to the needed fields, as soon as it is parsed.
 
-    So the file's many other objects (parts, joints, occlusion) are never in memory together: every
-    process that reads records reads this file.
+    The file's other objects (parts, joints, occlusion) are never in memory together; this matters
+    because each process that reads records reads the whole file.
     """
     if item.keys() >= {"size", "counts"} and isinstance(item["counts"], str):
         return tuple(item["size"]), item["counts"]
@@ -95,10 +95,10 @@ def paint(annotation: Annotation) -> np.ndarray:
     """Draws an image's masks.
 
     Returns:
-        int32 [h, w]: ids of categories, 0 where there is no mask.
+        int32 [h, w]: ids of categories, 0 outside all masks.
 
     Raises:
-        ValueError: A mask of another size, or one whose runs do not fill it.
+        ValueError: A mask has another size, or its runs do not fill it.
     """
     ids_hw = np.zeros(annotation.size, np.int32)
     for mask in annotation.masks:
@@ -113,7 +113,7 @@ def decode_mask(runs: str, size: tuple[int, int]) -> np.ndarray:
     """Decodes a compressed run-length encoding.
 
     Args:
-        runs: As in `Mask`.
+        runs: Compressed run lengths, as in `Mask`.
         size: Height and width.
 
     Returns:
@@ -132,9 +132,9 @@ def decode_mask(runs: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def _fit(runs: str, size: tuple[int, int]) -> np.ndarray | None:
-    """Decodes runs; None where they are longer than the size.
+    """Decodes runs; returns None if they are longer than the size.
 
-    Where they are shorter, pycocotools leaves the last pixels uninitialised and says nothing.
+    If they are shorter, pycocotools leaves the last pixels uninitialised without an error.
     """
     try:
         return coco_mask.decode({"size": list(size), "counts": runs})

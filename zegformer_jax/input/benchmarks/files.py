@@ -17,9 +17,9 @@ class Archive(NamedTuple):
     """A published file.
 
     Attributes:
-        file: Its name.
-        address: Where it is to be had.
-        gives: What it unpacks to, from the folder in which it is unpacked.
+        file: Name of the file.
+        address: Web address of the file or its page.
+        gives: Paths of its content, relative to the folder in which it is unpacked.
     """
 
     file: str
@@ -31,9 +31,9 @@ def find(source: Path, paths: Sequence[str], archive: Archive) -> Path:
     """Finds a folder or file of an archive.
 
     Args:
-        source: Where the archives were unpacked.
-        paths: Where it may be under `source`, the usual place first.
-        archive: Which one holds it.
+        source: Folder in which the archives were unpacked.
+        paths: Possible paths under `source`, the usual one first.
+        archive: The archive that holds it.
 
     Returns:
         The first of the paths that exists.
@@ -48,17 +48,17 @@ def find(source: Path, paths: Sequence[str], archive: Archive) -> Path:
 
 
 def missing(path: Path, archive: Archive) -> MissingFile:
-    """The error that names what is missing, and the archive that holds it."""
+    """Returns the error that names a missing path and the archive that holds it."""
     return MissingFile(f"{path}: missing; it is in {archive.file}, see {archive.address}")
 
 
 def names(folder: Path) -> set[str]:
-    """The names of what is in a folder; none where there is no such folder."""
+    """Returns the names of a folder's files; none if there is no such folder."""
     return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
 
 
 def stems(folder: Path, suffix: str, archive: Archive) -> list[str]:
-    """The names, without their ending, of a folder's files that have this ending.
+    """Returns the names, without suffix, of a folder's files that have this suffix.
 
     Raises:
         FileNotFoundError: There is no such file; the message names the archive.
@@ -74,7 +74,7 @@ def read_lines(path: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: It is no text in UTF-8, likewise.
+        ValueError: The file is no text in UTF-8; the message starts with the path.
     """
     if not path.is_file():
         raise MissingFile(f"{path}: no such list")
@@ -82,16 +82,16 @@ def read_lines(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].count(b"\n")
-        raise UserError(f"{path}: line {line} is no UTF-8; save the list as such") from None
+        raise UserError(f"{path}: line {line} is no UTF-8; save the list as UTF-8") from None
     return [line.strip() for line in lines if line.strip()]
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """Reads a label picture's ids: uint8 or uint16 [h, w]; see `decoding.decode_label`.
+    """Reads a label image's ids: uint8 or uint16 [h, w]; see `decoding.decode_label`.
 
     Raises:
         FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: No such picture; the message starts with the path.
+        ValueError: The file is no label image; the message starts with the path.
     """
     return decoding.decode_label(decoding.read_file(path), path)
 
@@ -100,15 +100,15 @@ def read_matlab(path: Path, *keys: str) -> np.ndarray:
     """Reads a label map of a MATLAB file.
 
     Args:
-        path: Of version 4 to 7.2, as both published sets are.
-        *keys: The variable, then the fields of structures inside it.
+        path: Path of the file, of version 4 to 7.2 like both published data sets.
+        *keys: Name of the variable, then of fields of the structures inside it.
 
     Returns:
         Integers [h, w].
 
     Raises:
         FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: Not such a file, or it has no such map; the message starts with the path.
+        ValueError: The file is no MATLAB file or has no such map; the message starts with the path.
     """
     import scipy.io
 
@@ -125,20 +125,20 @@ def read_matlab(path: Path, *keys: str) -> np.ndarray:
         raise UserError(f"{path}: no MATLAB file with a label map {name}: {error!r}") from error
     if value.ndim != 2 or not np.issubdtype(value.dtype, np.integer):
         shape = f"{value.dtype} {value.shape}"
-        raise UserError(f"{path}: a label map has whole numbers in two dimensions, not {shape}")
+        raise UserError(f"{path}: a label map has integers in two dimensions, not {shape}")
     return value
 
 
 def label_table(ids: Sequence[int], ignored: Iterable[int], ignore_label: int) -> np.ndarray:
-    """Table from an annotation's ids to labels.
+    """Makes the table from an annotation's ids to labels.
 
     Args:
-        ids: The classes' ids, in the vocabulary's order.
-        ignored: The other ids that an annotation may have.
-        ignore_label: Their label.
+        ids: Ids of the classes, in the vocabulary's order.
+        ignored: Other ids that an annotation may have.
+        ignore_label: Label of the ignored ids.
 
     Returns:
-        int32, as long as the largest id needs; `UNKNOWN` at all other ids.
+        Table, int32, up to the largest id; `UNKNOWN` at all other ids.
     """
     ignored = list(ignored)
     table = np.full(max(*ids, *ignored) + 1, UNKNOWN, np.int32)
@@ -148,16 +148,16 @@ def label_table(ids: Sequence[int], ignored: Iterable[int], ignore_label: int) -
 
 
 def map_ids(ids_hw: np.ndarray, table: np.ndarray, path: Path, dtype: np.dtype) -> np.ndarray:
-    """Gives the labels of an annotation's ids.
+    """Maps an annotation's ids to labels.
 
     Args:
         ids_hw: Integers [h, w].
-        table: Of `label_table`.
-        path: Named in the error.
-        dtype: Of the labels, uint8 or uint16.
+        table: Table from `label_table`.
+        path: The annotation file, for error messages.
+        dtype: Type of the labels, uint8 or uint16.
 
     Raises:
-        ValueError: An id that the table does not know; the message starts with the path.
+        ValueError: An id is not in the table; the message starts with the path.
     """
     known_hw = (ids_hw >= 0) & (ids_hw < len(table))
     labels_hw = np.where(known_hw, table[np.where(known_hw, ids_hw, 0)], UNKNOWN)

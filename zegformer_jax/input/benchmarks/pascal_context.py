@@ -1,4 +1,4 @@
-"""What the two PASCAL-Context benchmarks share: VOC 2010's pictures, lists, MATLAB label maps."""
+"""The common part of both PASCAL-Context benchmarks: VOC 2010's images, lists and label maps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ UNLABELLED = 0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PascalContext(Published):
-    """VOC 2010's pictures and the lists of PASCAL-Context's splits."""
+    """VOC 2010's images and the lists of PASCAL-Context's splits."""
 
     def _list(self, source: Path, split: str) -> list[Example]:
         images = files.find(source, places("JPEGImages"), VOC_2010)
@@ -35,11 +35,11 @@ class PascalContext(Published):
         return [Example(id_, images / f"{id_}.jpg", label(id_)) for id_ in ids]
 
     def _find_labels(self, source: Path) -> Callable[[str], Path]:
-        """Gives the function from an id to its label's file."""
+        """Returns the function from an id to its label file."""
         folder = files.find(source, ["trainval", *places("trainval")], LABEL_MAPS)
         return lambda id_: folder / f"{id_}.mat"
 
 
 def places(path: str) -> list[str]:
-    """Where VOC 2010's folders may be, under the folder of the archives."""
+    """Returns the possible paths of a VOC 2010 folder under the folder of the archives."""
     return [f"{parent}{path}" for parent in ("VOCdevkit/VOC2010/", "VOC2010/", "")]

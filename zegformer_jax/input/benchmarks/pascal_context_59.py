@@ -35,7 +35,7 @@ LABEL_NAMES = files.Archive(
     "https://cs.stanford.edu/~roozbeh/pascal-context/59_labels.txt",
     ("59_labels.txt",),
 )
-# Three classes are called otherwise in 59_labels.txt, and one among the 459 (shelhamer,
+# Three classes have other names in 59_labels.txt, and one among the 459 (shelhamer,
 # fcn.berkeleyvision.org, pascalcontext_layers.py).
 NAMES_IN_LIST = {"bedcloth": "bedclothes", "clothes": "cloth", "table": "diningtable"}
 NAMES_IN_459 = {"table": "diningtable"}
@@ -46,14 +46,14 @@ VOCABULARY_459 = "pascal_context_459"
 class PascalContext59(PascalContext):
     """The 59 of 459 classes, from any of their three publications.
 
-    PASCAL in Detail and the MATLAB files have the ids of the 459 classes. The label pictures count
-    from 1 in the order of their own list, which is not the vocabulary's and is therefore read.
+    PASCAL in Detail and the MATLAB files have the ids of the 459 classes. The label images count
+    from 1 in the order of their own list, which differs from the vocabulary's, so the list is read.
     """
 
     def _find_labels(self, source: Path) -> Callable[[str], Path]:
         for place in places(DETAIL.gives[0]):
             if (source / place).is_file():
-                detail.load(source / place)  # here: a damaged file is one error, not one a record
+                detail.load(source / place)  # here: a damaged file is one error, not one per record
                 return lambda _: source / place
         if (source / "59_context_labels").is_dir():
             files.find(source, ["59_labels.txt", "59_context_labels/59_labels.txt"], LABEL_NAMES)
@@ -61,8 +61,8 @@ class PascalContext59(PascalContext):
         if any((source / place).is_dir() for place in ("trainval", *places("trainval"))):
             return super()._find_labels(source)
         raise MissingFile(
-            f"{files.missing(source / '59_context_labels', LABEL_PICTURES)}; in its place would do "
-            f"{DETAIL.file}, see {DETAIL.address}, or {LABEL_MAPS.file}, see {LABEL_MAPS.address}"
+            f"{files.missing(source / '59_context_labels', LABEL_PICTURES)}; alternatives are "
+            f"{DETAIL.file}, see {DETAIL.address}, and {LABEL_MAPS.file}, see {LABEL_MAPS.address}"
         )
 
     def _read_label(self, example: Example) -> np.ndarray:
@@ -100,7 +100,7 @@ def _read_detail(path: Path, id_: str) -> np.ndarray:
 
 @functools.cache
 def _table_of_list(path: Path, vocabulary: Vocabulary) -> np.ndarray:
-    """Table from label pictures' ids to labels, by the list "1: aeroplane" that comes with them."""
+    """Returns the table from label images' ids to labels, from their list of "1: aeroplane"."""
     ids = {}
     for line in files.read_lines(path):
         id_, _, name = line.partition(":")
@@ -121,7 +121,7 @@ BENCHMARK = PascalContext59(
     counts={TRAIN: 4998, VALIDATION: 5104},
     archives=(VOC_2010, DETAIL, LABEL_PICTURES, LABEL_NAMES, LABEL_MAPS),
     advice=(
-        "Besides the first, one publication of the labels is enough: PASCAL in Detail, the label "
-        "pictures with their list of names, or the MATLAB files; the first that is there is read."
+        "Next to the first, one publication of the labels is enough: PASCAL in Detail, the label "
+        "images with their list of names, or the MATLAB files; the first that exists is read."
     ),
 )

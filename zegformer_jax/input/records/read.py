@@ -26,8 +26,8 @@ class RecordSource:
     """A split of a TFDS data set with image, label and id; a `zegformer_jax.input.datasets.Source`.
 
     Args:
-        builder: The data set's TFDS builder; its files are ArrayRecord.
-        split: The split's name.
+        builder: TFDS builder of the data set, with ArrayRecord files.
+        split: Name of the split.
     """
 
     def __init__(self, builder: Any, split: str) -> None:
@@ -40,14 +40,14 @@ class RecordSource:
         self._ends = np.cumsum(builder.info.splits[split].shard_lengths)
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Returns the number of records."""
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
         """Reads a record; see `Source`.
 
         Raises:
-            ValueError: Its shard is missing or damaged; the message names the shard.
+            ValueError: The record's shard is missing or damaged; the message names the shard.
         """
         features = self._features(index)
         where = f"{self._shard(index)}: record '{features['id'].decode()}'"
@@ -62,7 +62,7 @@ class RecordSource:
         return self._features(index)["image"]
 
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
-        """Indices of the records that show any of these classes: int64, rising."""
+        """Returns the indices of the records that show any of these classes: int64, rising."""
         return scan_labels(lambda i: self[i]["label"], len(self), classes)
 
     def fingerprint(self) -> str:
@@ -84,13 +84,13 @@ class PreparedSource(RecordSource):
     """A split of a prepared directory; a `zegformer_jax.input.datasets.Source`.
 
     Args:
-        directory: Local, or in a bucket (gs://...).
-        split: "train" or "validation" ("val").
-        vocabulary: What the labels are expected to follow; None takes the directory's own.
+        directory: Directory of the records, local or in a bucket (gs://...).
+        split: `train` or `validation` (`val`).
+        vocabulary: Expected vocabulary of the labels; None accepts the directory's own.
 
     Attributes:
-        vocabulary: The directory's, in whose order the labels are.
-        ids: One per record.
+        vocabulary: The directory's vocabulary, in whose order the labels are.
+        ids: Id of each record.
 
     Raises:
         FileNotFoundError: The directory or the split was not prepared.
@@ -117,12 +117,12 @@ class PreparedSource(RecordSource):
         super().__init__(_open_builder(directory), split)
 
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
-        """Indices of the records that show any of these classes: int64, rising."""
+        """Returns the indices of the records that show any of these classes: int64, rising."""
         wanted = frozenset(classes)
         return np.flatnonzero([not wanted.isdisjoint(shown) for shown in self._classes])
 
     def fingerprint(self) -> str:
-        """Returns the hash of the records' bytes that was taken when they were prepared."""
+        """Returns the hash of the records' bytes from their preparation."""
         return self._digest
 
     def _features(self, index: int) -> dict[str, bytes]:
@@ -146,7 +146,7 @@ def _open_builder(directory: str | Path) -> Any:
 
 
 def _check_vocabulary(stored: Vocabulary, wanted: Vocabulary, where: str) -> None:
-    """Compares names and their order, which labels depend on; other seen classes are allowed."""
+    """Compares the names in their order, which labels depend on; seen flags may differ."""
     if len(stored) != len(wanted):
         raise UserError(
             f"{where}: {len(stored)} classes, but the config's vocabulary (dataset.vocabulary) has "
@@ -168,15 +168,15 @@ def _check_vocabulary(stored: Vocabulary, wanted: Vocabulary, where: str) -> Non
 def scan_labels(
     read_label: Callable[[int], np.ndarray], count: int, classes: Iterable[int]
 ) -> np.ndarray:
-    """Finds the labels that hold any of the classes, by reading all of them.
+    """Finds the labels that show any of the classes by reading all labels.
 
     Args:
-        read_label: Function from an index to a label.
+        read_label: Function from an index to a label map.
         count: Number of labels.
-        classes: Labels of the classes.
+        classes: Indices of the classes.
 
     Returns:
-        Indices of labels: int64, rising.
+        Indices of the labels: int64, rising.
     """
     wanted = np.asarray(list(classes))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -185,7 +185,7 @@ def scan_labels(
 
 
 def index_name(split: str) -> str:
-    """File name of a split's index."""
+    """Returns the file name of a split's index."""
     return f"{split}.index.json"
 
 
@@ -195,10 +195,10 @@ def is_prepared(directory: str | Path) -> bool:
 
 
 def read_info(directory: str | Path) -> dict[str, Any]:
-    """Reads what was prepared.
+    """Reads the description of a prepared directory.
 
     Args:
-        directory: Local, or in a bucket (gs://...).
+        directory: Directory of the records, local or in a bucket (gs://...).
 
     Returns:
         `name` of the data set; `splits` with their numbers of records and shards; `digests` by
@@ -206,7 +206,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
         `left_out`, see `shard.BadRecord`.
 
     Raises:
-        FileNotFoundError: Nothing was prepared there, or the preparation is not finished.
+        FileNotFoundError: Nothing was prepared there, or the preparation was not finished.
         ValueError: The file is damaged.
     """
     path = join(directory, INFO_FILE)

@@ -1,4 +1,4 @@
-"""One shard of records, written in a process of its own: no jax and no TensorFlow here."""
+"""One shard of records, written in its own process: no jax and no TensorFlow here."""
 
 import hashlib
 import json
@@ -23,9 +23,9 @@ class BadRecord(NamedTuple):
     """A record that cannot be used.
 
     Attributes:
-        split: Of the record.
-        id: Of the record.
-        reason: What is wrong; begins with the path of the file.
+        split: Split of the record.
+        id: Id of the record.
+        reason: Description of the error; begins with the path of the file.
     """
 
     split: str
@@ -33,20 +33,20 @@ class BadRecord(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        """Line of a list."""
+        """Returns a line of a list."""
         return f"{self.split} {self.id}: {self.reason}"
 
 
 class Shard(NamedTuple):
-    """What a shard is made from.
+    """Input of a shard.
 
     Attributes:
-        benchmark: Reads the examples.
-        vocabulary: Of the labels.
-        split: Of the examples.
-        examples: Of this shard.
-        name: Of the shard's file.
-        partial: The local file to write.
+        benchmark: Data set that reads the examples.
+        vocabulary: Vocabulary of the labels.
+        split: Split of the examples.
+        examples: Examples of this shard.
+        name: Name of the shard's file.
+        partial: Path of the local file to write.
     """
 
     benchmark: Benchmark
@@ -58,17 +58,17 @@ class Shard(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a shard holds.
+    """Summary of a written shard.
 
     Attributes:
-        ids: One per record.
-        classes: Those that each record's label shows.
+        ids: Id of each record.
+        classes: Classes in each record's label.
         pixels: Number of pixels of each class.
         ignored: Number of pixels without a label.
-        bad: Records that are not in the shard.
-        size: Bytes of the shard's file.
-        digest: Hash of the records.
-        fingerprint: See `fingerprint_of`.
+        bad: Records that were left out.
+        size: Size of the shard's file in bytes.
+        digest: Hash of the records' bytes.
+        fingerprint: Hash of the shard's input; see `fingerprint_of`.
     """
 
     ids: list[str]
@@ -81,24 +81,24 @@ class Contents(NamedTuple):
     fingerprint: str
 
     def to_json(self) -> str:
-        """Returns what `from_json` takes."""
+        """Returns the JSON text that `from_json` reads."""
         return json.dumps(self._asdict())
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Contents":
-        """Takes what `to_json` returned; raises ValueError or TypeError on anything else."""
+        """Reads the text of `to_json`; raises ValueError or TypeError for other texts."""
         fields = json.loads(text)
         return cls(**fields | {"bad": [BadRecord(*record) for record in fields["bad"]]})
 
 
 def write_shard(shard: Shard) -> Contents:
-    """Writes the examples that can be read.
+    """Writes a shard of the examples that can be read.
 
     Args:
-        shard: The examples, and where to write them.
+        shard: Examples and the file to write.
 
     Returns:
-        What was written, and what was not.
+        Summary of the written and the bad records.
 
     Raises:
         OSError: The shard cannot be written; the message starts with its path.
@@ -134,7 +134,7 @@ def write_shard(shard: Shard) -> Contents:
 
 
 def fingerprint_of(shard: Shard) -> str:
-    """Hash of what a shard is made from: the files' names, sizes and times, and the labels' ids."""
+    """Hash of a shard's input: ids, sizes and times of the files, and the classes' ids."""
     classes = shard.vocabulary
     digest = hashlib.sha256(repr((classes.ids, classes.ignore_label, classes.ignored_ids)).encode())
     for example in shard.examples:
@@ -149,7 +149,7 @@ def fingerprint_of(shard: Shard) -> str:
 
 
 def _reason(error: Exception, example: Example) -> str:
-    """One line that begins with a path."""
+    """Returns one line that begins with a path."""
     text = " ".join(str(error).split()) or type(error).__name__
     if text.startswith((str(example.image), str(example.label))):
         return text
@@ -166,7 +166,7 @@ def _read(shard: Shard, example: Example) -> tuple[bytes, np.ndarray]:
     image_hw3, label_hw = shard.benchmark.read(example)
     if image_hw3.dtype != np.uint8 or image_hw3.shape != (*label_hw.shape, 3):
         shapes = f"{label_hw.shape}, but {example.image.name} is {image_hw3.shape[:2]}"
-        raise UserError(f"{example.label}: expected the picture's size: {shapes}")
+        raise UserError(f"{example.label}: expected the image's size: {shapes}")
     pixels = _count_pixels(label_hw, shard.vocabulary, example)
     features = {
         "image": shard.benchmark.encoded_image(example) or decoding.encode_png(image_hw3),

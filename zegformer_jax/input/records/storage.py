@@ -13,7 +13,7 @@ AGAIN = "remove the directory and prepare the data set again"
 
 
 def join(directory: str | Path, name: str) -> str:
-    """Path of a file in a local or remote directory."""
+    """Returns the path of a file in a local or remote directory."""
     return os.path.join(str(directory), name)
 
 
@@ -26,8 +26,8 @@ def read_bytes(path: str) -> bytes:
     """Reads a file.
 
     Raises:
-        FileNotFoundError: It is missing.
-        OSError: It cannot be read.
+        FileNotFoundError: The file is missing.
+        OSError: The file cannot be read.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -42,9 +42,9 @@ def read_json(path: str) -> Any:
     """Reads a JSON file.
 
     Raises:
-        FileNotFoundError: It is missing.
-        OSError: It cannot be read.
-        ValueError: It is damaged.
+        FileNotFoundError: The file is missing.
+        OSError: The file cannot be read.
+        ValueError: The file is damaged.
     """
     data = read_bytes(path)
     with reading(path, AGAIN):
@@ -52,10 +52,10 @@ def read_json(path: str) -> Any:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes a file: all of it, or nothing.
+    """Writes a file completely, or not at all.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     partial = f"{path}.partial"
     try:

@@ -1,4 +1,4 @@
-"""Summary of prepared records: pixel counts as a table, and a sheet of labelled pictures."""
+"""Summary of prepared records: pixel counts as a table, and a sheet of labelled images."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from zegformer_jax.input.records.shard import BadRecord, Contents
 from zegformer_jax.text.vocabulary import Vocabulary
 
 SHEET_RECORDS = 12
-SHEET_COLUMNS = 2  # of records: a picture and its labels each
+SHEET_COLUMNS = 2  # of records: an image and its labels each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class SplitCounts:
 
     Attributes:
         records: Number of records.
-        pictures: int64 [C], records that show a class.
-        pixels: int64 [C], pixels of a class.
-        ignored: Pixels without a label.
+        pictures: int64 [C], number of records that show a class.
+        pixels: int64 [C], number of pixels of a class.
+        ignored: Number of pixels without a label.
     """
 
     records: int
@@ -42,13 +42,13 @@ class SplitCounts:
         return cls(records=len(shown), pictures=pictures, pixels=pixels, ignored=ignored)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what `from_json` takes."""
+        """Returns the fields as JSON values."""
         fields = dataclasses.asdict(self)
         return {name: np.asarray(value).tolist() for name, value in fields.items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SplitCounts":
-        """Takes what `to_json` returned."""
+        """Reads the values of `to_json`."""
         arrays = {name: np.array(content[name], np.int64) for name in ("pictures", "pixels")}
         return cls(records=content["records"], ignored=content["ignored"], **arrays)
 
@@ -58,11 +58,11 @@ class Report:
     """Report of a preparation.
 
     Attributes:
-        name: Of the data set.
-        directory: That holds the records.
-        vocabulary: The classes that the labels tell apart.
+        name: Name of the data set.
+        directory: Directory that holds the records.
+        vocabulary: Classes that the labels distinguish.
         splits: Counts by split.
-        left_out: Bad records that are not among them.
+        left_out: Bad records, which are not counted.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Report:
     left_out: Sequence[BadRecord]
 
     def table(self) -> str:
-        """Returns one line per class: seen or unseen, its pictures and pixels in each split."""
+        """Returns one line per class: seen or unseen, its images and pixels in each split."""
         counts, seen = list(self.splits.values()), np.array(self.vocabulary.seen)
         kinds = ["seen" if flag else "unseen" for flag in seen]
         rows = [
@@ -84,7 +84,7 @@ class Report:
             rows.append([f"{np.count_nonzero(chosen)} classes", kind, *sums])
         rows.append(["no label", "", *_cells([(None, x.ignored) for x in counts])])
         rows.append(["records", "", *_cells([(x.records, None) for x in counts])])
-        heads = [head for split in self.splits for head in (f"{split}: pictures", "pixels")]
+        heads = [head for split in self.splits for head in (f"{split}: images", "pixels")]
         return _aligned([["class", "", *heads], *rows])
 
 
@@ -93,7 +93,7 @@ def _cells(pairs: Sequence[tuple[int | None, int | None]]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Aligns columns: two of words, then numbers."""
+    """Aligns columns: two of words, the others of numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -107,11 +107,11 @@ def draw_sheet(sources: Sequence[Any], vocabulary: Vocabulary) -> bytes:
     """Draws the images and labels of twelve records, evenly spread over the sources.
 
     Args:
-        sources: The splits, each a `zegformer_jax.input.datasets.Source`.
-        vocabulary: Of the labels.
+        sources: Splits, each a `zegformer_jax.input.datasets.Source`.
+        vocabulary: Vocabulary of the labels.
 
     Returns:
-        Content of a PNG file.
+        The content of a PNG file.
     """
     from zegformer_jax.drawing.sheet import sheet
 
@@ -126,7 +126,7 @@ def draw_sheet(sources: Sequence[Any], vocabulary: Vocabulary) -> bytes:
             rows[start : start + height],
             vocabulary.names,
             seen=vocabulary.seen,
-            titles=("picture", "labels"),
+            titles=("image", "labels"),
             ignore=vocabulary.ignore_label,
         )
         for start in range(0, len(rows), height)

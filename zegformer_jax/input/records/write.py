@@ -35,14 +35,14 @@ class BadRecords(UserError):
     """Records that cannot be used.
 
     Attributes:
-        records: All of them, in the data set's order.
+        records: All bad records, in the data set's order.
     """
 
     def __init__(self, records: Sequence[BadRecord], list_file: str):
-        """Takes the records, and the file that lists them."""
+        """Takes the records and the path of the file that lists them."""
         self.records = tuple(records)
         super().__init__(
-            f"{len(records)} bad records, listed in {list_file}: mend them and run the same "
+            f"{len(records)} bad records, listed in {list_file}: repair them and run the same "
             "command again, or leave them out with --skip-bad"
         )
 
@@ -65,20 +65,20 @@ def prepare(
 
     Args:
         benchmark: The data set.
-        source: The folder that holds it.
-        destination: The directory to be made, local or gs://..., for this data set alone.
-        splits: Names of the splits; none means all that the benchmark has.
-        subset: Accept another number of records than the benchmark has.
-        skip_bad: Leave bad records out.
-        workers: Number of processes; None means one per core.
-        progress: Show a progress bar.
+        source: Folder that holds the data set.
+        destination: Directory to make, local or gs://..., for this data set alone.
+        splits: Names of the splits; empty: all of the benchmark's.
+        subset: Accepts another number of records than the benchmark has.
+        skip_bad: Leaves bad records out.
+        workers: Number of processes; None: one per core.
+        progress: Shows a progress bar.
 
     Raises:
         FileNotFoundError: The source is not complete. Nothing is written.
-        BadRecords: Some records cannot be used; it holds those of the whole data set. The other
-            shards are kept for the next time, and the directory cannot be opened.
+        BadRecords: Some records cannot be used; the exception lists those of the whole data set.
+            The other shards are kept for the next run, and the directory cannot be opened.
         ValueError: The source has another number of records than the benchmark, or the destination
-            holds something else.
+            holds other files.
         OSError: The destination cannot be written.
     """
     directory, source = str(destination), Path(source)
@@ -126,9 +126,9 @@ def _contents_path(directory: str, shard: Shard) -> str:
 
 
 def _find_contents(directory: str, shard: Shard, skip_bad: bool) -> Contents | None:
-    """Reads what a shard holds, if it was written from the same files.
+    """Reads the summary of a shard that was written from the same files, else None.
 
-    A shard that bad records were left out of counts only where they may be left out.
+    A shard without its bad records is accepted only if they may be left out.
     """
     path, contents_path = join(directory, shard.name), _contents_path(directory, shard)
     if not tf.io.gfile.exists(contents_path) or not tf.io.gfile.exists(path):
@@ -142,9 +142,9 @@ def _find_contents(directory: str, shard: Shard, skip_bad: bool) -> Contents | N
 
 
 def _publish(directory: str, shard: Shard, contents: Contents) -> None:
-    """Moves a written shard to its place in one step, then writes what it holds."""
+    """Moves a written shard to its place in one step, then writes its summary."""
     path = join(directory, shard.name)
-    if storage.is_remote(directory):  # a file appears in a bucket when all of it is there
+    if storage.is_remote(directory):  # in a bucket, a file appears when it is complete
         tf.io.gfile.copy(shard.partial, path, overwrite=True)
     else:
         os.replace(shard.partial, path)
@@ -157,15 +157,13 @@ def _write_shards(
     """Writes the shards that are missing.
 
     Raises:
-        BadRecords: Some have bad records that are not to be left out.
+        BadRecords: Some shards have bad records, and `skip_bad` is false.
     """
     missing = [shard for shard in shards if _find_contents(directory, shard, skip_bad) is None]
     total = sum(len(shard.examples) for shard in shards)
     done = total - sum(len(shard.examples) for shard in missing)
     bad: dict[str, Sequence[BadRecord]] = {}
-    with tqdm(
-        total=total, initial=done, desc="prepare", unit="picture", disable=not progress
-    ) as bar:
+    with tqdm(total=total, initial=done, desc="prepare", unit="image", disable=not progress) as bar:
         for shard, contents in processes.run(write_shard, missing, min(workers, len(missing))):
             bad[shard.name] = contents.bad
             if skip_bad or not contents.bad:
@@ -181,10 +179,10 @@ def _write_shards(
 
 
 def _collect(shards: Sequence[Shard], directory: str, skip_bad: bool) -> dict[str, list[Contents]]:
-    """Reads what the shards of each split hold, and checks all of them again.
+    """Reads the summaries of each split's shards, and checks all shards again.
 
     Raises:
-        OSError: A shard, or a file that it was made from, changed meanwhile.
+        OSError: A shard, or one of its source files, changed since it was written.
         ValueError: All records of a split are bad.
     """
     found: dict[str, list[Contents]] = {}
@@ -203,7 +201,7 @@ def _collect(shards: Sequence[Shard], directory: str, skip_bad: bool) -> dict[st
 def _finish(
     found: Mapping[str, Sequence[Contents]], plan: Plan, vocabulary: Vocabulary, directory: str
 ) -> None:
-    """Writes the files beside the shards; `prepared.json` last."""
+    """Writes the other files of the directory, `prepared.json` last."""
     digests = {}
     for split, parts in found.items():
         ids = [id_ for part in parts for id_ in part.ids]
@@ -222,7 +220,7 @@ def _finish(
 def _write_tfds_metadata(
     directory: str, name: str, vocabulary: Vocabulary, found: Mapping[str, Sequence[Contents]]
 ) -> None:
-    """Writes what `tfds.builder_from_directory` opens the directory by."""
+    """Writes the metadata that `tfds.builder_from_directory` needs."""
     import tensorflow_datasets as tfds
 
     template = tfds.core.ShardedFileTemplate(

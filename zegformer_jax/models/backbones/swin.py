@@ -2,12 +2,17 @@
 
 Dense prediction's variant takes images of any size: it pads maps to whole windows, always at the
 published window, and norms every output; the classifier's shrinks a window that exceeds its map.
-Axes: b image, n window of an image, t pixel of a window (q the one that attends, k the one that
-it sees), s attention head, d channel of a head.
+
+Weights are read by the names that three publishers use. `microsoft`: the authors' classifiers,
+where a stage ends with the next one's patch merging. `timm`: timm's since 0.9, where a stage
+starts with it; older ones are `microsoft`. `detectron2`: dense prediction's, the authors' names
+and a norm for every output.
 """
 
+import math
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,136 +20,37 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from zegformer_jax.models.backbones.backbone import Absent, Backbone, Name, Published, Tensors
+from zegformer_jax.models.backbones.windows import (
+    LINEAR_INIT,
+    WindowAttention,
+    pad_to_multiple,
+    relative_index,
+)
 from zegformer_jax.models.layers import PYTORCH_INIT, layer_norm
+from zegformer_jax.runtime.errors import UserError
 
 PATCH_SIZE = 4  # pixels of a side; section 3.1
-MASKED = -100.0  # added to a masked logit, as in the authors' code
-# The authors' "truncated" normal cuts at +-2, a hundred deviations: it is the plain one.
-LINEAR_INIT = nn.initializers.normal(0.02)
-
-
-class SwinSizes(NamedTuple):
-    """What tells one published Swin from another; the attributes of `SwinTransformer`."""
-
-    width: int
-    depths: tuple[int, ...]
-    heads: tuple[int, ...]
-    window: int
-
+LAYOUTS = ("microsoft", "timm", "detectron2")
+LEFT_OUT = (
+    (r"(.*\.)?attn_mask", "the masks of shifted windows are computed from the image's size"),
+    (r"(.*\.)?relative_position_index", "the offsets are computed from the window's size"),
+)
+CLASSIFIER_LEFT_OUT = (
+    (r"head\..*", "the classifier's head"),
+    (r"norm\.(weight|bias)", "the classifier's final norm"),
+)
+PATCH_EMBEDDING = "patch_embed.proj.weight"
+BIAS_TABLE = "attn.relative_position_bias_table"
 
 # Section 3.3. The windows are those of the checkpoints that segmentation starts from: of 224
 # pixels for tiny and small, of 384 for base and large (which also exist with 224 and 7).
 SWIN = {
-    "tiny": SwinSizes(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
-    "small": SwinSizes(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
-    "base": SwinSizes(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
-    "large": SwinSizes(192, (2, 2, 18, 2), (6, 12, 24, 48), 12),
+    "tiny": {"width": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24), "window": 7},
+    "small": {"width": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24), "window": 7},
+    "base": {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "window": 12},
+    "large": {"width": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48), "window": 12},
 }
-
-
-def pad_to_multiple(x_bhwc: jax.Array, multiple: int) -> jax.Array:
-    """Adds zeros at the bottom and right of [B, H, W, C] until `multiple` divides H and W."""
-    _, height, width, _ = x_bhwc.shape
-    return jnp.pad(x_bhwc, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)))
-
-
-def to_windows(x_bhwc: jax.Array, window: int) -> jax.Array:
-    """Cuts [B, H, W, C] into windows [B, N, window * window, C], both in row order."""
-    return rearrange(
-        x_bhwc, "b (rows h) (columns w) c -> b (rows columns) (h w) c", h=window, w=window
-    )
-
-
-def from_windows(x_bntc: jax.Array, window: int, height: int, width: int) -> jax.Array:
-    """Puts windows [B, N, window * window, C] together to [B, height, width, C]."""
-    return rearrange(
-        x_bntc,
-        "b (rows columns) (h w) c -> b (rows h) (columns w) c",
-        rows=height // window,
-        columns=width // window,
-        h=window,
-        w=window,
-    )
-
-
-def relative_index(window: int) -> np.ndarray:
-    """Gives the row of the bias table for every pair of a window's pixels, int [T, T] (q, k).
-
-    A row stands for one offset q - k, rows of pixels first: T is window^2, the table has
-    (2 window - 1)^2 rows.
-    """
-    coordinates_2t = np.indices((window, window)).reshape(2, -1)
-    row, column = coordinates_2t[:, :, None] - coordinates_2t[:, None, :] + window - 1
-    return row * (2 * window - 1) + column
-
-
-def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
-    """Tells which pixels of a window of the shifted map may see each other, bool [N, T, T].
-
-    The map [height, width] was rolled up and left by `shift`: its last `shift` rows and columns
-    come from the other end, and are no neighbours of what stands beside them.
-    """
-    rolled_h = np.arange(height) >= height - shift
-    rolled_w = np.arange(width) >= width - shift
-    sides_hw = 2 * rolled_h[:, None] + rolled_w[None]
-    sides_nt = to_windows(sides_hw[None, :, :, None], window)[0, :, :, 0]
-    return sides_nt[:, :, None] == sides_nt[:, None, :]
-
-
-class WindowAttention(nn.Module):
-    """Self-attention within windows, with a learned bias for every offset (section 3.2).
-
-    Attributes:
-        heads: attention heads.
-        window: pixels of a window's side.
-        shift: pixels that the windows are shifted by, 0 or half a window.
-        dtype: what to compute in; softmax and parameters are float32.
-    """
-
-    heads: int
-    window: int
-    shift: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H, W, C], for any H and W.
-
-        The zeros that pad the last windows are seen as pixels are, as in the authors' code.
-        """
-        _, height, width, channels = x_bhwc.shape
-        x_bhwc = pad_to_multiple(x_bhwc, self.window)
-        _, padded_height, padded_width, _ = x_bhwc.shape
-        x_bhwc = jnp.roll(x_bhwc, (-self.shift, -self.shift), (1, 2))
-        allowed_nqk = shift_mask(padded_height, padded_width, self.window, self.shift)
-        y_bntc = self._attend(to_windows(x_bhwc, self.window), allowed_nqk)
-        y_bntc = nn.Dense(channels, kernel_init=LINEAR_INIT, dtype=self.dtype, name="out")(y_bntc)
-        y_bhwc = from_windows(y_bntc, self.window, padded_height, padded_width)
-        return jnp.roll(y_bhwc, (self.shift, self.shift), (1, 2))[:, :height, :width]
-
-    def _attend(self, x_bntc: jax.Array, allowed_nqk: np.ndarray) -> jax.Array:
-        """Weights the values [B, N, T, C] of every window."""
-        channels = x_bntc.shape[-1]
-        project = nn.Dense(3 * channels, kernel_init=LINEAR_INIT, dtype=self.dtype, name="qkv")
-        query, key, value = rearrange(
-            project(x_bntc), "b n t (three s d) -> three b n t s d", three=3, s=self.heads
-        )
-        logits_bnsqk = jnp.einsum(
-            "bnqsd,bnksd->bnsqk",
-            query * query.shape[-1] ** -0.5,
-            key,
-            preferred_element_type=jnp.float32,
-        )
-        table_shape = ((2 * self.window - 1) ** 2, self.heads)
-        table = self.param("relative_position_bias", LINEAR_INIT, table_shape)
-        bias_sqk = table[relative_index(self.window)].transpose(2, 0, 1)
-        logits_bnsqk += bias_sqk[None, None]
-        if self.shift:
-            mask_nqk = jnp.where(allowed_nqk, 0.0, MASKED)
-            logits_bnsqk += mask_nqk[None, :, None]
-        weights_bnsqk = nn.softmax(logits_bnsqk).astype(self.dtype)
-        attended = jnp.einsum("bnsqk,bnksd->bnqsd", weights_bnsqk, value)
-        return attended.reshape(x_bntc.shape)
 
 
 class SwinBlock(nn.Module):
@@ -220,10 +126,10 @@ class SwinTransformer(nn.Module):
         remat: whether blocks are computed again in the backward pass: less memory, more time.
     """
 
-    width: int = SWIN["tiny"].width
-    depths: Sequence[int] = SWIN["tiny"].depths
-    heads: Sequence[int] = SWIN["tiny"].heads
-    window: int = SWIN["tiny"].window
+    width: int = 96
+    depths: Sequence[int] = (2, 2, 6, 2)
+    heads: Sequence[int] = (3, 6, 12, 24)
+    window: int = 7
     mlp_ratio: float = 4.0
     drop_path: float = 0.3  # of the authors' segmentation configs
     dtype: jnp.dtype = jnp.float32
@@ -266,3 +172,124 @@ class SwinTransformer(nn.Module):
                 )(x, deterministic)
             maps[name] = layer_norm(f"{name}_norm", self.dtype)(x)
         return maps
+
+
+def names(module: SwinTransformer, layout: str = "detectron2") -> list[Name]:
+    """Names of a Swin's arrays.
+
+    Args:
+        module: of the file's sizes.
+        layout: one of `LAYOUTS`; only `detectron2` has the norms of the outputs, `res2_norm` to
+            `res5_norm`.
+
+    Raises:
+        UserError: the layout is not known.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"layout '{layout}': choose one of {', '.join(LAYOUTS)}")
+    found = _linear("patch_embedding", "patch_embed.proj", "conv")
+    found += _norm("patch_norm", "patch_embed.norm")
+    for stage, depth in enumerate(module.depths):
+        path = f"res{stage + 2}"
+        for index in range(depth):
+            found += _block(f"{path}_{index}", f"layers.{stage}.blocks.{index}")
+        if stage > 0:
+            name = f"layers.{stage if layout == 'timm' else stage - 1}.downsample"
+            found += _norm(f"{path}_merging/norm", f"{name}.norm")
+            found += _linear(f"{path}_merging/reduction", f"{name}.reduction", bias=False)
+        if layout == "detectron2":
+            found += _norm(f"{path}_norm", f"norm{stage}")
+    return found
+
+
+def infer_sizes(tensors: Tensors) -> dict[str, Any]:
+    """Reads a Swin's attributes off its tensors' names and shapes.
+
+    Raises:
+        UserError: a tensor that tells a size is missing or has an impossible shape.
+    """
+    width = tensors.shape(PATCH_EMBEDDING, 4)[0]
+    depths = tuple(
+        tensors.count(f"layers.{stage}.blocks.") for stage in range(tensors.count("layers."))
+    )
+    hint = ", which a Swin has and a Swin V2 has not"
+    tables = [
+        tensors.shape(f"layers.{stage}.blocks.0.{BIAS_TABLE}", 2, hint)
+        for stage in range(max(1, len(depths)))
+    ]
+    offsets = tables[0][0]
+    window = (math.isqrt(offsets) + 1) // 2
+    if (2 * window - 1) ** 2 != offsets:
+        raise UserError(
+            f"{tensors.where}: tensor '{tensors.prefix}layers.0.blocks.0.{BIAS_TABLE}' has "
+            f"{offsets} rows; for a window of side w it has (2 w - 1)^2"
+        )
+    heads = tuple(heads for _, heads in tables)
+    return {"width": width, "depths": depths, "heads": heads, "window": window}
+
+
+def recognise(tensors: Tensors) -> Published:
+    """Recognises a file with a Swin, in any of `LAYOUTS`.
+
+    Raises:
+        UserError: a tensor that tells a size is missing or has an impossible shape.
+    """
+    sizes = infer_sizes(tensors)
+    module = SwinTransformer(**sizes)
+    found = names(module, _find_layout(tensors.names()))
+    norms = {row.path for row in names(module)} - {row.path for row in found}
+    absent = [Absent(path, "a classifier has no norms of the outputs") for path in sorted(norms)]
+    return Published(sizes, found, LEFT_OUT + CLASSIFIER_LEFT_OUT, absent)
+
+
+def constants(module: SwinTransformer) -> dict[str, np.ndarray]:
+    """The published module's indices of offsets, int64."""
+    index = relative_index(module.window).astype(np.int64)
+    return {
+        f"layers.{stage}.blocks.{block}.attn.relative_position_index": index
+        for stage, depth in enumerate(module.depths)
+        for block in range(depth)
+    }
+
+
+def _find_layout(found: Sequence[str]) -> str:
+    if any(re.match(r"norm\d\.", name) for name in found):
+        return "detectron2"
+    merges_at_end = any(name.startswith("layers.0.downsample.") for name in found)
+    return "microsoft" if merges_at_end else "timm"
+
+
+def _block(path: str, name: str) -> list[Name]:
+    table = Name(f"params/{path}/attention/relative_position_bias", f"{name}.{BIAS_TABLE}")
+    return [
+        *_norm(f"{path}/norm1", f"{name}.norm1"),
+        *_linear(f"{path}/attention/qkv", f"{name}.attn.qkv"),
+        table,
+        *_linear(f"{path}/attention/out", f"{name}.attn.proj"),
+        *_norm(f"{path}/norm2", f"{name}.norm2"),
+        *_linear(f"{path}/mlp_in", f"{name}.mlp.fc1"),
+        *_linear(f"{path}/mlp_out", f"{name}.mlp.fc2"),
+    ]
+
+
+def _norm(path: str, name: str) -> list[Name]:
+    leaves = (("scale", "weight"), ("bias", "bias"))
+    return [Name(f"params/{path}/{ours}", f"{name}.{theirs}") for ours, theirs in leaves]
+
+
+def _linear(path: str, name: str, layout: str = "linear", bias: bool = True) -> list[Name]:
+    kernel = Name(f"params/{path}/kernel", f"{name}.weight", layout)
+    return [kernel] + [Name(f"params/{path}/bias", f"{name}.bias")] * bias
+
+
+BACKBONE = Backbone(
+    module=SwinTransformer,
+    variants={f"swin_{size[0]}": sizes for size, sizes in SWIN.items()},
+    marks=(PATCH_EMBEDDING,),
+    names=names,
+    infer_sizes=infer_sizes,
+    recognise=recognise,
+    constants=constants,
+    left_out=LEFT_OUT,
+    optimiser_groups=((".*relative_position_bias", {"weight_decay": 0.0}),),
+)

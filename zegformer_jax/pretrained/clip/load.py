@@ -24,6 +24,7 @@ from zegformer_jax.pretrained.clip.tensors import (
     read_parameters,
 )
 from zegformer_jax.pretrained.formats import read_tensors, write_tensors
+from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError, reading
 from zegformer_jax.text.tokenizer import Tokenizer
 
@@ -157,7 +158,7 @@ def _locate(source: str | Path) -> Path:
         raise MissingFile(
             f"{source}: no CLIP here: pass a Hugging Face or OpenCLIP directory, a file of "
             "OpenAI's or a name on the Hub, or train a small one "
-            "(./run.sh train --config=configs/openmoji.py:clip)"
+            f"({PROGRAM} train --config=configs/openmoji.py:clip)"
         )
     try:
         return _download(source)
