@@ -60,7 +60,7 @@ def read_config(argument: str) -> Any:
     """Reads a config from the argument `FILE[:VARIANT]`.
 
     Raises:
-        ValueError: there is no such file or variant, or the model is no grouper on a ResNet.
+        ValueError: There is no such file or variant, or the model is no grouper on a ResNet.
     """
     config = load(argument)
     if config.model.kind != "zegformer" or config.model.backbone.name != "resnet":

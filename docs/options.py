@@ -1,16 +1,23 @@
 """Writes options.md: the fields of `configs/base.py` with their defaults and comments.
 
-    python docs/options.py
+    .venv/bin/python docs/options.py
 
-Reads the source, so it needs no package. A comment is on the field's line or directly above it;
-a field with both starts a group, which the comment above it names.
+A comment is on the field's line or directly above it; a field with both starts a group, which the
+comment above it names. A backbone's fields are explained by the docstring of its module.
 """
 
 import ast
+import inspect
 import json
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, if not installed
+
+from zegformer_jax.models.backbones import BACKBONES, backbone_fields  # noqa: E402
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.py"
 PAGE = Path(__file__).with_name("options.md")
@@ -19,7 +26,7 @@ HEAD = """\
 
 Every field of an experiment, with its default and meaning. `--config.FIELD=VALUE` sets a field on
 the command line, for instance `--config.train.steps=3000`; a field that does not exist is an error.
-`python docs/options.py` generates this page from `configs/base.py`.
+`.venv/bin/python docs/options.py` generates this page from `configs/base.py` and the backbones.
 """
 COLUMNS = "| field | default | meaning |\n|---|---|---|\n"
 
@@ -31,6 +38,7 @@ class Option(NamedTuple):
     default: str
     comment: str
     group: str = ""
+    section: str = ""  # heading of its table; "" for the name's own
 
 
 def read_options(source: str) -> list[Option]:
@@ -42,11 +50,31 @@ def read_options(source: str) -> list[Option]:
         is_section = any(other.startswith(f"{name}.") for other in assigned)
         if is_section:
             continue
+        if name == "config.model.backbone":
+            options += [option for backbone in BACKBONES for option in read_backbone(backbone)]
+            continue
         after = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ")
         above = " ".join(_comment_above(lines, node.lineno - 1))
         comment, group = (after, above) if after else (above, "")
         options.append(Option(name.removeprefix("config."), _default(node.value), comment, group))
     return options
+
+
+def read_backbone(name: str) -> list[Option]:
+    """Returns the fields of the section `model.backbone` for one backbone."""
+    text = inspect.getdoc(BACKBONES[name].module)
+    meanings = dict(re.findall(r"^ {4}(\w+): ((?:.|\n {8})+)", text, re.MULTILINE))
+    meanings = {field: " ".join(meaning.split()) for field, meaning in meanings.items()}
+    meanings["name"] = "Name of the backbone; a config's variant chooses it with its sizes."
+    return [
+        Option(
+            f"model.backbone.{field}",
+            json.dumps(default) if isinstance(default, str) else repr(default),
+            meanings[field],
+            section=f"model.backbone, {name}",
+        )
+        for field, default in backbone_fields(name).items()
+    ]
 
 
 def _get_config(source: str) -> ast.FunctionDef:
@@ -75,7 +103,8 @@ def make_page(source: str) -> str:
     """Returns options.md for the source of `configs/base.py`."""
     sections: dict[str, list[Option]] = {}
     for option in read_options(source):
-        sections.setdefault(option.name.rpartition(".")[0], []).append(option)
+        section = option.section or option.name.rpartition(".")[0]
+        sections.setdefault(section, []).append(option)
     parts = [HEAD]
     for section, options in sections.items():
         parts.append(f"\n## {section or 'The whole experiment'}\n\n{COLUMNS}")

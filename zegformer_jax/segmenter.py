@@ -30,7 +30,7 @@ class Segmentation:
     Attributes:
         image: uint8 RGB [H, W, 3].
         labels: int32 [H, W], indices of classes in `vocabulary`.
-        vocabulary: the requested classes; `seen` marks those that the grouper was trained on.
+        vocabulary: The requested classes; `seen` marks those that the grouper was trained on.
     """
 
     image: np.ndarray
@@ -63,8 +63,8 @@ def read_image(image: ImageLike) -> np.ndarray:
             EXIF orientation is applied) or an array, uint8 [H, W, 3].
 
     Raises:
-        MissingFile: there is no such file.
-        ValueError: the file is not a complete image, or the array has another shape or type.
+        MissingFile: There is no such file.
+        ValueError: The file is not a complete image, or the array has another shape or type.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -24,14 +24,17 @@ import jax.numpy as jnp
 @dataclass(frozen=True, eq=False)
 class AnyRight:
     question: Any
+    subset: Any
     method: str
     gamma: float
     vocabulary: str
     name: str
 
     def count(self, prediction, truth):
-        right_yx = prediction.label_map(self.method, self.gamma) == truth.label_yx
-        labelled_yx = truth.label_yx != truth.ignore_label
+        # Label maps are in the question's classes, labels in the data set's.
+        label_yx = jnp.asarray(self.subset.table(truth.ignore_label))[truth.label_yx]
+        right_yx = prediction.label_map(self.method, self.gamma) == label_yx
+        labelled_yx = label_yx != truth.ignore_label
         pixels = {"right": right_yx & labelled_yx, "all": labelled_yx}
         return {name: map_yx.any().astype(jnp.int32) for name, map_yx in pixels.items()}
 
@@ -40,9 +43,9 @@ class AnyRight:
 
 
 def make(plan):
-    question, vocabulary = plan.questions[0], plan.subsets[0].stem
+    question, subset = plan.questions[0], plan.subsets[0]
     return [
-        AnyRight(question, method, plan.gamma, vocabulary, f"a right pixel by {method}")
+        AnyRight(question, subset, method, plan.gamma, subset.stem, f"a right pixel by {method}")
         for method in question.methods
     ]
 '''

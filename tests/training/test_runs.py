@@ -108,12 +108,12 @@ def test_a_run_killed_five_times_is_the_one_that_was_not(finished, whole, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on(finished, whole, tmp_path):
+def test_a_run_that_is_asked_to_stop_saves_and_resumes(finished, whole, tmp_path):
     process = start(command(tmp_path, finished))
     wait_for_step(process, tmp_path, 6)
     process.send_signal(signal.SIGTERM)
     output = finish(process)
-    assert f"of {STEPS}; the same command goes on from there" in output
+    assert f"of {STEPS}; run the same command to resume" in output
     with Checkpoints(tmp_path) as checkpoints:
         assert f"saved at step {checkpoints.latest_step} of" in output
     finish(start(command(tmp_path, finished)))
@@ -122,7 +122,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(finished, whole, tmp_path
 
 
 @pytest.mark.slow
-def test_another_config_goes_on_only_when_told(finished, whole, tmp_path):
+def test_another_config_resumes_only_when_told(finished, whole, tmp_path):
     workdir = tmp_path / "run"
     finish(start(command(workdir, finished, steps=2)))
     changed = command(workdir, finished, "--config.optimiser.power=0.5", steps=4)
@@ -152,13 +152,13 @@ def start_hosts(arguments, count=2, devices=2):
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", ["", "data"], ids=["replicated", "fsdp"])
 def test_two_hosts_train_as_one_device_does(finished, whole, tmp_path, axis):
-    """The first 20 steps' losses; then SIGTERM to one of the hosts stops both, and they go on."""
+    """The first 20 steps' losses; then SIGTERM to one of the hosts stops both, and they resume."""
     arguments = command(tmp_path, finished, f"--config.sharding.params={axis}")
     processes = start_hosts(arguments)
     wait_for_step(processes[0], tmp_path, 6)
     processes[1].send_signal(signal.SIGTERM)
     outputs = [finish(process) for process in processes]
-    assert all("the same command goes on from there" in output for output in outputs)
+    assert all("run the same command to resume" in output for output in outputs)
     for process in start_hosts(arguments):
         finish(process)
     lines, expected = lines_of(tmp_path), lines_of(whole)

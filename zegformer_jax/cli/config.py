@@ -54,12 +54,12 @@ def load(name: str) -> ConfigDict:
     """Returns the config of `FILE[:VARIANT]`, locked.
 
     Args:
-        name: a Python file with a function `get_config`, which takes the variant; relative to the
+        name: A Python file with a function `get_config`, which takes the variant; relative to the
             current folder, or to the one that holds the project's `configs`.
 
     Raises:
-        MissingFile: there is no such file.
-        UserError: the file has no `get_config`, or one that takes no variant.
+        MissingFile: There is no such file.
+        UserError: The file has no `get_config`, or one that takes no variant.
     """
     file, _, variant = name.partition(":")
     get_config = getattr(_import_file(_find(file)), "get_config", None)
@@ -76,11 +76,11 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     """Sets fields of a config.
 
     Args:
-        config: changed in place.
-        arguments: each `--config.FIELD=VALUE`, a value of the type that the field has.
+        config: Changed in place.
+        arguments: Each `--config.FIELD=VALUE`, a value of the type that the field has.
 
     Raises:
-        UserError: there is no such field, or the value is of another type.
+        UserError: There is no such field, or the value is of another type.
     """
     from absl import flags
     from ml_collections import config_flags

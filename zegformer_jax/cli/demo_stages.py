@@ -59,9 +59,9 @@ def run_stages(configs: Mapping[str, ConfigDict], workdir: str | Path, say: Say 
     """Trains what is not trained yet, evaluates it and writes the report into the workdir.
 
     Args:
-        configs: one for each of `KINDS`.
-        workdir: folder of the grouper's run; the other runs are in folders inside it.
-        say: prints a line.
+        configs: One for each of `KINDS`.
+        workdir: Folder of the grouper's run; the other runs are in folders inside it.
+        say: Prints a line.
 
     Returns:
         The report, which is also written as `report.md`.

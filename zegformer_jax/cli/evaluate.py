@@ -79,10 +79,10 @@ def evaluate_on(target: "Target", source: "Source", folder: Any, kinds: Sequence
     """Evaluates on one data set; an interrupted evaluation writes its tables, too.
 
     Args:
-        target: the data set.
-        source: the model.
-        folder: a local or remote folder for the tables and the label maps.
-        kinds: kinds of label maps to write, png or rle.
+        target: The data set.
+        source: The model.
+        folder: A local or remote folder for the tables and the label maps.
+        kinds: Kinds of label maps to write, png or rle.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came.

@@ -61,11 +61,11 @@ def read_classes(options: argparse.Namespace) -> list[str]:
     """Returns the class names of `--classes` or `--classes-file`.
 
     Args:
-        options: the parsed flags; one of the two is None.
+        options: The parsed flags; one of the two is None.
 
     Raises:
-        MissingFile: there is no such file.
-        UserError: the file is not text in UTF-8.
+        MissingFile: There is no such file.
+        UserError: The file is not text in UTF-8.
     """
     if options.classes is not None:
         return parse_classes(options.classes)

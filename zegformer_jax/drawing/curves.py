@@ -12,7 +12,7 @@ def loss_curves(histories: Mapping[str, Sequence[tuple[int, Mapping[str, float]]
     """Plots training losses, one panel per stage.
 
     Args:
-        histories: for each stage, (step, {name of the loss: value}) in order of the steps. Values
+        histories: For each stage, (step, {name of the loss: value}) in order of the steps. Values
             that are not finite are left out.
 
     Returns:

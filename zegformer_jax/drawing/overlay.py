@@ -34,18 +34,18 @@ def overlay(
 
     Args:
         image: uint8 [h, w, 3], RGB.
-        labels: integer [h, w]; values outside 0..c-1 are left as they are in the image.
-        names: c class names.
-        seen: c flags; None means all seen.
-        ignore: an additional value that means no label.
-        alpha: weight of the colours, 0..1.
-        min_side: the least longer side of the result, in pixels.
+        labels: Integer [h, w]; values outside 0..c-1 are left as they are in the image.
+        names: C class names.
+        seen: C flags; None means all seen.
+        ignore: An additional value that means no label.
+        alpha: Weight of the colours, 0..1.
+        min_side: The least longer side of the result, in pixels.
 
     Returns:
         An RGB image, of the image's size times an integer factor.
 
     Raises:
-        ValueError: if image, labels, names and seen do not fit together.
+        ValueError: If image, labels, names and seen do not fit together.
     """
     image, labels = check_drawing(image, labels, names, seen, ignore)
     seen = np.ones(len(names), bool) if seen is None else np.asarray(seen, bool)

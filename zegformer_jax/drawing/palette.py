@@ -13,13 +13,13 @@ def palette(n: int) -> np.ndarray:
     colours they repeat.
 
     Args:
-        n: number of colours, at least 0.
+        n: Number of colours, at least 0.
 
     Returns:
         uint8 [n, 3], RGB, read-only.
 
     Raises:
-        ValueError: if n is negative.
+        ValueError: If n is negative.
     """
     if n < 0:
         raise ValueError(f"palette: {n} colours requested; pass 0 or more")

@@ -36,20 +36,20 @@ def sheet(
     """Draws rows of image, truth and predictions, with a legend of the classes in them.
 
     Args:
-        rows: each (image uint8 [h, w, 3], truth integer [h, w], prediction [h, w], ...), with the
+        rows: Each (image uint8 [h, w, 3], truth integer [h, w], prediction [h, w], ...), with the
             same number of label maps in every row.
-        names: c class names.
-        seen: c flags; None means all seen.
-        titles: titles of the columns, at least one per column.
-        ignore: an additional value that means no label.
-        show_ignored: draw predictions also where the truth has no label.
-        cell: longer side of one image, in pixels.
+        names: C class names.
+        seen: C flags; None means all seen.
+        titles: Titles of the columns, at least one per column.
+        ignore: An additional value that means no label.
+        show_ignored: Draw predictions also where the truth has no label.
+        cell: Longer side of one image, in pixels.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: if there are no rows, rows differ in length or their arrays do not fit.
+        ValueError: If there are no rows, rows differ in length or their arrays do not fit.
     """
     if not rows or len({len(row) for row in rows}) != 1 or not 2 <= len(rows[0]) <= len(titles):
         raise ValueError(

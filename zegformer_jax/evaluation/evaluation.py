@@ -37,7 +37,7 @@ class Evaluation:
 
     @property
     def partial(self) -> bool:
-        """Whether images are missing, as after an interruption."""
+        """True if images are missing, as after an interruption."""
         return self.images < self.of
 
     def shown(self) -> list[tuple[Confusion, np.ndarray]]:

@@ -14,7 +14,7 @@ from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What an evaluation asks of a model; metrics are made from it, see `metrics.METRICS`.
+    """Questions of an evaluation to a model; metrics are made from it, see `metrics.METRICS`.
 
     Attributes:
         model: The model, without its arrays.

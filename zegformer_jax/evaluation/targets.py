@@ -98,7 +98,7 @@ def _find_beside(name: str, experiment: Experiment) -> str:
 
 
 def _is_directory(place: str | Path) -> bool:
-    """Whether the directory exists; assumes True if a remote store is unreachable.
+    """Returns whether the directory exists; assumes True if a remote store is unreachable.
 
     Its reader reports that; data sets before it are evaluated without a network.
     """

@@ -51,19 +51,19 @@ def convert(
     - A backbone (detectron2, torchvision, timm, Swin) becomes a file in detectron2's names.
 
     Args:
-        source: a file, a directory or a name on the Hub.
-        destination: a file or a directory that does not exist yet.
-        config: the config of a new workdir; the checkpoint's sizes replace its own.
-        heads: number of attention heads of a checkpoint, which cannot be inferred from its
+        source: A file, a directory or a name on the Hub.
+        destination: A file or a directory that does not exist yet.
+        config: The config of a new workdir; the checkpoint's sizes replace its own.
+        heads: Number of attention heads of a checkpoint, which cannot be inferred from its
             tensors; None takes one per 32 channels, as published.
-        with_clip: also writes CLIP into a checkpoint, as the authors do.
+        with_clip: Also writes CLIP into a checkpoint, as the authors do.
 
     Returns:
         A table in plain text of the tensors that were used, left out and are new.
 
     Raises:
-        MissingFile: the source does not exist.
-        UserError: the source is none of these or incomplete, or the destination exists.
+        MissingFile: The source does not exist.
+        UserError: The source is none of these or incomplete, or the destination exists.
     """
     path, destination = Path(source), Path(destination)
     is_workdir = (path / CONFIG_FILE).is_file()

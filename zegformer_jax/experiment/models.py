@@ -71,9 +71,9 @@ class LoadedClip:
     """A CLIP that is ready to encode.
 
     Attributes:
-        config: its sizes.
-        params: its parameters.
-        tokenizer: its tokenizer, from texts to token ids.
+        config: Its sizes.
+        params: Its parameters.
+        tokenizer: Its tokenizer, from texts to token ids.
     """
 
     config: ClipConfig
@@ -144,7 +144,7 @@ def embed_classes(
         float32 [C, D], rows of unit length.
 
     Raises:
-        UserError: word vectors are asked for in another model than the baseline.
+        UserError: Word vectors are asked for in another model than the baseline.
     """
     if config.model.word_vectors and config.model.kind != "per_pixel":
         raise UserError(

@@ -22,12 +22,12 @@ def check_config(config: ConfigDict, workdir: epath.Path, change: bool = False) 
     """Compares the config with the workdir's, if there is one.
 
     Args:
-        config: the experiment's config.
-        workdir: folder of the run; it may hold no run yet.
-        change: allows them to differ.
+        config: The experiment's config.
+        workdir: Folder of the run; it may hold no run yet.
+        change: Allows them to differ.
 
     Raises:
-        UserError: the workdir holds converted weights, or a run with another config; the message
+        UserError: The workdir holds converted weights, or a run with another config; the message
             lists the fields.
     """
     path = workdir / CONFIG_FILE
@@ -62,7 +62,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     """Reads a workdir's config.
 
     Raises:
-        MissingFile: the workdir has no config.
+        MissingFile: The workdir has no config.
     """
     path = epath.Path(workdir) / CONFIG_FILE
     if not path.exists():
@@ -101,11 +101,11 @@ def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[
     The parameters are their moving averages if the run has these.
 
     Args:
-        workdir: folder of the run.
+        workdir: Folder of the run.
         checkpoint: `latest`, or `best` for the one with the best validation score.
 
     Raises:
-        MissingFile: there is no checkpoint, or none was validated.
+        MissingFile: There is no checkpoint, or none was validated.
         UserError: `checkpoint` has another value.
     """
     if checkpoint not in ("latest", "best"):

@@ -33,16 +33,16 @@ def build(
     """Makes a grouper (`zegformer`), the baseline (`per_pixel`) or their start (`classifier`).
 
     Args:
-        kind: one of `KINDS`.
-        sizes: the modules' attributes by module: `backbone` (see `build_backbone`),
+        kind: One of `KINDS`.
+        sizes: The modules' attributes by module: `backbone` (see `build_backbone`),
             `pixel_decoder`, `transformer`; and `memory`, the backbone's map that the transformer
             attends to.
-        embed_dim: size of the text embeddings.
-        dtype: compute dtype.
-        remat: whether the backbone's blocks are computed again in the backward pass.
+        embed_dim: Size of the text embeddings.
+        dtype: Compute dtype.
+        remat: Computes the backbone's blocks again in the backward pass: less memory, more time.
 
     Raises:
-        UserError: the kind, or the backbone's name, is not known.
+        UserError: The kind, or the backbone's name, is not known.
     """
     if kind not in MODELS:
         raise UserError(f"model.kind '{kind}': choose one of {', '.join(KINDS)}")

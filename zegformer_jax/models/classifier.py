@@ -1,4 +1,4 @@
-"""A backbone that names single pictures: the start of a backbone that is trained from nothing."""
+"""A classifier of single images: trains a backbone where no pretrained one is used."""
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,9 @@ class Classifier(nn.Module):
     """The grouper's backbone, the mean of res5 and a projection to the text embeddings.
 
     Attributes:
-        backbone: gives res2..res5; `ResNet` or `SwinTransformer`.
-        embed_dim: size of the text embeddings.
-        dtype: what to compute in; parameters and logits are float32.
+        backbone: Backbone, see `models.backbones`.
+        embed_dim: Size of the text embeddings.
+        dtype: Compute dtype; parameters and logits are float32.
     """
 
     backbone: nn.Module
@@ -25,11 +25,11 @@ class Classifier(nn.Module):
     def __call__(
         self, images_bhwc: jax.Array, text_cd: jax.Array, deterministic: bool = True
     ) -> jax.Array:
-        """Gives class logits, float32 [B, C].
+        """Returns class logits, float32 [B, C].
 
         Args:
-            images_bhwc: normalised images [B, H, W, 3]; H and W are multiples of 4.
-            text_cd: text embeddings of unit length [C, embed_dim].
+            images_bhwc: Normalised images [B, H, W, 3]; H and W are multiples of 4.
+            text_cd: Text embeddings of unit length [C, embed_dim].
             deterministic: False applies the backbone's drop path, from the random stream
                 `dropout`.
         """

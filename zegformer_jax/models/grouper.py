@@ -14,7 +14,7 @@ CLASS_LOGIT_SCALE = 100.0  # temperature 0.01, fixed; ZegFormer, section 3.2
 
 
 class GrouperOutput(NamedTuple):
-    """What the grouper says of every query, after every decoder layer or the last alone.
+    """Logits of every query, after every decoder layer or the last one only.
 
     Attributes:
         class_logits_lbqc: float32 [L, B, Q, C + 1]; the last column is "no object".
@@ -47,14 +47,13 @@ class Grouper(nn.Module):
     The parameters do not depend on the vocabulary: another vocabulary is another array.
 
     Attributes:
-        backbone: gives res2..res5; `ResNet` or `SwinTransformer`.
-        pixel_decoder: gives the mask features.
-        transformer: gives the queries' states.
-        embed_dim: size of the text embeddings.
-        memory: which of the backbone's maps the queries attend to; `res5` in the paper, a finer
-            one where pictures are so small that res5 has a handful of pixels. Where the pixel
-            decoder has an encoder, `res5` is the encoder's output.
-        dtype: what to compute in; parameters and logits are float32.
+        backbone: Backbone, see `models.backbones`.
+        pixel_decoder: Pixel decoder, which makes the mask features.
+        transformer: Transformer decoder, which makes the queries' states.
+        embed_dim: Size of the text embeddings.
+        memory: Which of the backbone's maps the queries attend to; `res5` in the paper, a finer
+            one for small images. With an encoder in the pixel decoder, `res5` is its output.
+        dtype: Compute dtype; parameters and logits are float32.
     """
 
     backbone: nn.Module
@@ -75,8 +74,8 @@ class Grouper(nn.Module):
         """Runs the grouper.
 
         Args:
-            images_bhwc: normalised images [B, H, W, 3]; H and W are multiples of 32.
-            text_cd: text embeddings of unit length [C, embed_dim].
+            images_bhwc: Normalised images [B, H, W, 3]; H and W are multiples of 32.
+            text_cd: Text embeddings of unit length [C, embed_dim].
             deterministic: False applies dropout, from the random stream `dropout`.
             all_layers: False makes the logits of the last layer alone, L is 1: what inference
                 reads, in less memory.

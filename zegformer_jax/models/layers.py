@@ -20,11 +20,11 @@ class FrozenBatchNorm(nn.Module):
     """Batch norm by stored statistics, as at inference.
 
     Attributes:
-        collection: holds scale, bias, mean and variance. No optimiser and no gradient sees
+        collection: Holds scale, bias, mean and variance. No optimiser and no gradient sees
             `constants`. In `params` scale and bias are trained and no gradient reaches mean and
             variance; the optimiser must be kept off them.
-        scale_init: makes the initial scale of a shape.
-        dtype: compute dtype; the arrays are float32.
+        scale_init: Makes the initial scale of a shape.
+        dtype: Compute dtype; the arrays are float32.
     """
 
     collection: str = "constants"
@@ -66,9 +66,9 @@ def layer_norm(name: str | None, dtype: jnp.dtype, fast_variance: bool = False) 
     """Layer norm with PyTorch's epsilon.
 
     Args:
-        name: the module's name; None in `setup`, where the attribute's is taken.
-        dtype: compute dtype.
-        fast_variance: computes the variance as the mean square less the squared mean: other
+        name: The module's name; None in `setup`, where the attribute's is taken.
+        dtype: Compute dtype.
+        fast_variance: Computes the variance as the mean square less the squared mean: other
             rounding, the same speed.
     """
     return nn.LayerNorm(
@@ -82,11 +82,11 @@ def multiply(
     """Computes a 1x1 convolution as one matrix product: 0.9 of a training step's time on a CPU.
 
     Args:
-        x_bhwc: the maps.
-        kernel_11cd: the convolution's kernel.
-        strides: rows and columns from one output to the next.
-        *_: other arguments of `flax.linen.Conv`'s convolution, unused.
-        **__: its other keyword arguments, unused.
+        x_bhwc: The maps.
+        kernel_11cd: The convolution's kernel.
+        strides: Rows and columns from one output to the next.
+        *_: Other arguments of `flax.linen.Conv`'s convolution, unused.
+        **__: Its other keyword arguments, unused.
     """
     rows, columns = strides
     return x_bhwc[:, ::rows, ::columns] @ kernel_11cd[0, 0]
@@ -128,15 +128,15 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions with a shortcut (He et al., 2016).
 
     Attributes:
-        features: output channels.
-        bottleneck: channels of the 3x3 convolution.
-        stride: pixels of the input from one of the output to the next.
-        pools: whether the stride is an average pool's, before the last convolution and the
+        features: Output channels.
+        bottleneck: Channels of the 3x3 convolution.
+        stride: Pixels of the input from one of the output to the next.
+        pools: Whether the stride is an average pool's, before the last convolution and the
             shortcut's, as in CLIP; else the 3x3 convolution has it.
-        norm: of the convolutions.
-        last_norm: of the last convolution; None for `norm`.
-        kernel_init: of the convolutions.
-        dtype: compute dtype.
+        norm: Of the convolutions.
+        last_norm: Of the last convolution; None for `norm`.
+        kernel_init: Of the convolutions.
+        dtype: Compute dtype.
     """
 
     features: int

@@ -19,8 +19,8 @@ def normalise_images(
     Args:
         images_bhwc: [B, H, W, 3], 0..255, any dtype.
         sizes_b2: int [B, 2], true height and width; None where the whole images count.
-        mean: of every channel, on the scale 0..255.
-        std: of every channel, on the scale 0..255.
+        mean: Of every channel, on the scale 0..255.
+        std: Of every channel, on the scale 0..255.
 
     Returns:
         float32 [B, H, W, 3].

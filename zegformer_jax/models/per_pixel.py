@@ -13,10 +13,10 @@ class PerPixel(nn.Module):
     """The grouper's backbone and pixel decoder, then one projection for each pixel.
 
     Attributes:
-        backbone: gives res2..res5; `ResNet` or `SwinTransformer`.
-        pixel_decoder: gives the features.
-        embed_dim: size of the text embeddings.
-        dtype: what to compute in; parameters and logits are float32.
+        backbone: Backbone, see `models.backbones`.
+        pixel_decoder: Pixel decoder, which makes the features.
+        embed_dim: Size of the text embeddings.
+        dtype: Compute dtype; parameters and logits are float32.
     """
 
     backbone: nn.Module
@@ -28,11 +28,11 @@ class PerPixel(nn.Module):
     def __call__(
         self, images_bhwc: jax.Array, text_cd: jax.Array, deterministic: bool = True
     ) -> jax.Array:
-        """Gives class logits at stride 4, float32 [B, H/4, W/4, C].
+        """Returns class logits at stride 4, float32 [B, H/4, W/4, C].
 
         Args:
-            images_bhwc: normalised images [B, H, W, 3]; H and W are multiples of 32.
-            text_cd: text embeddings of unit length [C, embed_dim].
+            images_bhwc: Normalised images [B, H, W, 3]; H and W are multiples of 32.
+            text_cd: Text embeddings of unit length [C, embed_dim].
             deterministic: False applies dropout, from the random stream `dropout`.
         """
         maps = self.backbone(images_bhwc, deterministic=deterministic)

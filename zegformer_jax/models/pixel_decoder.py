@@ -17,11 +17,11 @@ def upsample_nearest(x_bhwc: jax.Array, factor: int = 2) -> jax.Array:
 
 
 class PixelDecoderOutput(NamedTuple):
-    """What the pixel decoder makes of the backbone's maps.
+    """Output of the pixel decoder.
 
     Attributes:
         mask_features_bhwd: [B, H/4, W/4, mask_width].
-        res5_bhwc: the transformer encoder's output [B, H/32, W/32, width]; without an encoder
+        res5_bhwc: The transformer encoder's output [B, H/32, W/32, width]; without an encoder
             the backbone's res5 as it came.
     """
 
@@ -33,14 +33,14 @@ class PixelDecoder(nn.Module):
     """FPN from res5 down to res2, then a 3x3 convolution to the mask features.
 
     Attributes:
-        width: channels of the pyramid, and of the encoder.
-        mask_width: channels of the mask features.
-        norm_groups: of the group norms; see `ResNet`.
-        encoder_layers: of a transformer encoder that res5 passes first; 0 for none.
-        encoder_heads: its attention heads.
-        encoder_mlp_width: hidden channels of its feed-forward parts.
-        dropout: of the encoder; see `TransformerEncoder`.
-        dtype: what to compute in; parameters are float32.
+        width: Channels of the pyramid, and of the encoder.
+        mask_width: Channels of the mask features.
+        norm_groups: Groups of the group norms, see `ResNet`.
+        encoder_layers: Layers of a transformer encoder before the pyramid; 0 for none.
+        encoder_heads: Attention heads of the encoder.
+        encoder_mlp_width: Hidden channels of the encoder's feed-forward parts.
+        dropout: Dropout rate of the encoder.
+        dtype: Compute dtype; parameters are float32.
     """
 
     width: int = 256

@@ -34,14 +34,14 @@ def sine_positions(height: int, width: int, channels: int) -> np.ndarray:
 
 
 class Layer(nn.Module):
-    """What the layers of encoder and decoder have in common.
+    """Base of the encoder's and the decoder's layers.
 
     Attributes:
-        heads: attention heads.
-        mlp_width: hidden channels of the feed-forward part.
-        dropout: rate, of attention weights and of every residual branch.
-        deterministic: whether dropout is off.
-        dtype: what to compute in; parameters are float32.
+        heads: Attention heads.
+        mlp_width: Hidden channels of the feed-forward part.
+        dropout: Dropout rate of attention weights and of every residual branch.
+        deterministic: Turns dropout off.
+        dtype: Compute dtype; parameters are float32.
     """
 
     heads: int
@@ -119,7 +119,7 @@ class DecoderLayer(Layer):
 
 
 def flatten_map(features_bhwc: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Gives the pixels of a map as tokens [B, H * W, C], and their positions [1, H * W, C]."""
+    """Returns the pixels of a map as tokens [B, H * W, C], and their positions [1, H * W, C]."""
     batch, height, width, channels = features_bhwc.shape
     positions_hwc = sine_positions(height, width, channels)
     positions_bkc = jnp.asarray(positions_hwc, dtype).reshape(1, -1, channels)
@@ -130,11 +130,11 @@ class TransformerEncoder(nn.Module):
     """Pixels of one feature map that attend to one another. No norm follows the last layer.
 
     Attributes:
-        layers: encoder layers.
-        heads: attention heads.
-        mlp_width: hidden channels of the feed-forward parts.
-        dropout: rate, of attention weights and of every residual branch.
-        dtype: what to compute in; parameters are float32.
+        layers: Encoder layers.
+        heads: Attention heads.
+        mlp_width: Hidden channels of the feed-forward parts.
+        dropout: Dropout rate of attention weights and of every residual branch.
+        dtype: Compute dtype; parameters are float32.
     """
 
     layers: int = 6
@@ -145,7 +145,7 @@ class TransformerEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, features_bhwc: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Gives the encoded map, of the shape of the features [B, H, W, C].
+        """Returns the encoded map, of the shape of the features [B, H, W, C].
 
         Needs the random stream `dropout` where it is not deterministic.
         """
@@ -160,15 +160,15 @@ class TransformerDecoder(nn.Module):
     """Learned queries that attend to one feature map.
 
     Attributes:
-        queries: number of queries.
-        width: channels of queries and memory.
-        layers: decoder layers.
-        heads: attention heads.
-        mlp_width: hidden channels of the feed-forward parts.
-        dropout: rate, of attention weights and of every residual branch.
-        project_input: whether the map passes a 1x1 convolution first. Without one it must have
+        queries: Number of queries.
+        width: Channels of queries and memory.
+        layers: Decoder layers.
+        heads: Attention heads.
+        mlp_width: Hidden channels of the feed-forward parts.
+        dropout: Dropout rate of attention weights and of every residual branch.
+        project_input: Whether the map passes a 1x1 convolution first. Without one it must have
             `width` channels; checkpoints with a transformer in the pixel decoder have none.
-        dtype: what to compute in; parameters are float32.
+        dtype: Compute dtype; parameters are float32.
     """
 
     queries: int = 100
@@ -182,7 +182,7 @@ class TransformerDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, features_bhwc: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Gives the normed states after every layer, [L, B, Q, width].
+        """Returns the normed states after every layer, [L, B, Q, width].
 
         Needs the random stream `dropout` where it is not deterministic. Raises ValueError where
         the map is not projected and has another width than the queries.

@@ -22,10 +22,10 @@ class ReadBackbone(NamedTuple):
     """A backbone from a file.
 
     Attributes:
-        sizes: its name and its module's attributes.
+        sizes: Its name and its module's attributes.
         arrays: float32, by their paths under `params/backbone` and `constants/backbone`, without
             those that the model must initialise.
-        summary: what became of every tensor.
+        summary: What became of every tensor.
     """
 
     sizes: dict[str, Any]
@@ -34,15 +34,15 @@ class ReadBackbone(NamedTuple):
 
 
 def read(tensors: tables.Tensors, where: str) -> ReadBackbone:
-    """Reads a backbone, whoever published it.
+    """Reads a backbone of any publisher.
 
     Args:
-        tensors: all that a file holds; where the backbone's names begin with `backbone.`, there
+        tensors: All that a file holds; where the backbone's names begin with `backbone.`, there
             may be other parts of a model, which are left out.
-        where: the file's name, for messages.
+        where: The file's name, for messages.
 
     Raises:
-        UserError: there is no backbone, or a tensor is missing, has no place or has another
+        UserError: There is no backbone, or a tensor is missing, has no place or has another
             shape; it is named.
     """
     shapes = {name: x.shape for name, x in tensors.items()}
@@ -68,7 +68,7 @@ def table(sizes: Mapping[str, Any]) -> list[Entry]:
     """Returns the entries of a backbone in a whole checkpoint.
 
     Args:
-        sizes: its name and its module's attributes.
+        sizes: Its name and its module's attributes.
     """
     module = build_backbone(sizes)
     return entries(BACKBONES[sizes["name"]].names(module), BACKBONE)
@@ -83,11 +83,11 @@ def infer_sizes(shapes: Shapes, where: str) -> dict[str, Any]:
     """Reads a backbone's name and attributes off the tensors of a whole checkpoint.
 
     Args:
-        shapes: of the tensors, by name.
-        where: the file's name, for messages.
+        shapes: Of the tensors, by name.
+        where: The file's name, for messages.
 
     Raises:
-        UserError: there is no backbone, or a tensor that tells a size is missing.
+        UserError: There is no backbone, or a tensor that tells a size is missing.
     """
     name, _ = _find(shapes, where, [BACKBONE], marks=1)
     tensors = Tensors(shapes, where, BACKBONE)

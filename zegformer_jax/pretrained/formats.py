@@ -45,9 +45,9 @@ class Archive(NamedTuple):
     """Arrays of a file.
 
     Attributes:
-        tensors: arrays by their names, read-only; bfloat16 and float8 as float32.
-        chosen: key of the dict of arrays in the file, "" if there is no such key.
-        ignored: number of entries of this dict that are not arrays.
+        tensors: Arrays by their names, read-only; bfloat16 and float8 as float32.
+        chosen: Key of the dict of arrays in the file, "" if there is no such key.
+        ignored: Number of entries of this dict that are not arrays.
     """
 
     tensors: dict[str, np.ndarray]
@@ -71,11 +71,11 @@ def read_archive(path: str | Path) -> Archive:
     is removed.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
-        MissingFile: there is no such file.
-        ValueError: the format is unknown, the file is cut short or damaged, asks for anything but
+        MissingFile: There is no such file.
+        ValueError: The format is unknown, the file is cut short or damaged, asks for anything but
             tensors and plain containers, or holds no arrays; one line that names the file.
     """
     path = Path(path)
@@ -102,15 +102,15 @@ def write_tensors(
     The write is atomic: the data goes to a temporary file, which is then renamed.
 
     Args:
-        path: the file, in an existing directory.
-        tensors: numeric arrays by their names; `.npz` cannot hold bfloat16.
-        metadata: strings to store with the arrays; `.npz` cannot hold them. A `.pth`, which PyTorch
+        path: The file, in an existing directory.
+        tensors: Numeric arrays by their names; `.npz` cannot hold bfloat16.
+        metadata: Strings to store with the arrays; `.npz` cannot hold them. A `.pth`, which PyTorch
             writes, holds `{"model": tensors} | metadata`.
 
     Raises:
-        ValueError: the suffix is unknown, the format cannot hold an array or the metadata, or
+        ValueError: The suffix is unknown, the format cannot hold an array or the metadata, or
             PyTorch is needed and not installed.
-        MissingFile: there is no such directory.
+        MissingFile: There is no such directory.
     """
     path = Path(path)
     if path.suffix not in _WRITERS:

@@ -66,9 +66,9 @@ class Call:
     """A call that a pickle asks for and that is not made.
 
     Attributes:
-        name: full name of the function or class.
-        arguments: arguments of the call.
-        state: state that the pickle sets on the result, or None.
+        name: Full name of the function or class.
+        arguments: Arguments of the call.
+        state: State that the pickle sets on the result, or None.
     """
 
     __slots__ = __match_args__ = ("name", "arguments", "state")
@@ -164,15 +164,15 @@ def load(file: BinaryIO, persistent: Callable[[Any], Any] = _no_persistent_ids) 
     """Reads one pickle and leaves the file at its end.
 
     Args:
-        file: a `BytesIO` or `mmap` at the start of the pickle. Unlike other files, these have no
+        file: A `BytesIO` or `mmap` at the start of the pickle. Unlike other files, these have no
             `peek` and never allocate more bytes than the file has.
-        persistent: returns the object of a persistent id, or raises ValueError.
+        persistent: Returns the object of a persistent id, or raises ValueError.
 
     Returns:
         Plain values and containers, and objects of `Call`, `Named` and `Module`.
 
     Raises:
-        ValueError: the pickle is damaged, or asks for something that is not allowed.
+        ValueError: The pickle is damaged, or asks for something that is not allowed.
     """
     start = file.tell()
     try:

@@ -1,4 +1,4 @@
-"""What a training can start from: pretrained backbones and checkpoints, whoever published them."""
+"""Weights that a training starts from: pretrained backbones and checkpoints."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ class Start(NamedTuple):
     """Variables to start from.
 
     Attributes:
-        kind: of the model that they come from: zegformer, per_pixel or backbone.
-        sizes: of that model; a backbone's own, with its `name`.
+        kind: Of the model that they come from: zegformer, per_pixel or backbone.
+        sizes: Of that model; a backbone's own, with its `name`.
         variables: `params` and, with frozen norms, `constants`, float32.
-        summary: what became of every published tensor.
+        summary: What became of every published tensor.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class Start(NamedTuple):
 
 
 def is_checkpoint(tensors: Tensors) -> bool:
-    """Whether tensors are those of a whole model in detectron2's layout."""
+    """Returns whether tensors are a whole model in detectron2's layout."""
     return any(name.startswith(HEADS) for name in tensors)
 
 
@@ -36,12 +36,12 @@ def read_start(path: str | Path) -> Start:
     """Reads a file of published weights.
 
     Args:
-        path: the authors' or MaskFormer's checkpoint, or a backbone: detectron2's `.pkl`,
+        path: The authors' or MaskFormer's checkpoint, or a backbone: detectron2's `.pkl`,
             torchvision's or timm's ResNet, a Swin of Microsoft's or timm's.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none of these, or a tensor is missing, unknown or of another shape.
+        FileNotFoundError: There is no such file.
+        ValueError: It is none of these, or a tensor is missing, unknown or of another shape.
     """
     tensors = read_tensors(path)
     if not is_checkpoint(tensors):
@@ -55,7 +55,7 @@ def read_backbone(tensors: Tensors, where: str) -> Start:
     """Reads a backbone from all the tensors of a file; `where` is its name, for messages.
 
     Raises:
-        ValueError: as `read_start`.
+        ValueError: As `read_start`.
     """
     backbone = backbones.read(tensors, where)
     return Start("backbone", backbone.sizes, unflatten(backbone.arrays), backbone.summary)

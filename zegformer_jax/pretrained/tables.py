@@ -24,8 +24,8 @@ class Layout(NamedTuple):
     """The order of an array's axes, ours and PyTorch's.
 
     Attributes:
-        to_ours: converts a published array to our array of the given shape.
-        to_published: converts our array to the published one.
+        to_ours: Converts a published array to our array of the given shape.
+        to_published: Converts our array to the published one.
     """
 
     to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
@@ -53,9 +53,9 @@ class Entry(NamedTuple):
     its first axis, in equal parts, to make several arrays.
 
     Attributes:
-        paths: paths of our arrays; one, if there are several names.
-        names: names of the published tensors; one, if there are several paths.
-        layout: layout of each array.
+        paths: Paths of our arrays; one, if there are several names.
+        names: Names of the published tensors; one, if there are several paths.
+        layout: Layout of each array.
     """
 
     paths: tuple[str, ...]
@@ -67,9 +67,9 @@ class Summary(NamedTuple):
     """Use of every published tensor and source of every array.
 
     Attributes:
-        used: the paths that a tensor fills, by its published name.
-        left_out: the reason why a tensor is not used, by its published name.
-        new: the reason why no tensor fills an array, by its path.
+        used: The paths that a tensor fills, by its published name.
+        left_out: The reason why a tensor is not used, by its published name.
+        new: The reason why no tensor fills an array, by its path.
     """
 
     used: Mapping[str, tuple[str, ...]]
@@ -109,10 +109,10 @@ def read(
     """Converts published tensors to our arrays.
 
     Args:
-        table: entries of all arrays that the model and the source share.
-        tensors: all tensors of the source.
-        shapes: shapes of all our arrays.
-        where: the source's name, for messages.
+        table: Entries of all arrays that the model and the source share.
+        tensors: All tensors of the source.
+        shapes: Shapes of all our arrays.
+        where: The source's name, for messages.
         left_out: (regular expression of a whole published name, reason) of unused tensors.
         new: (regular expression of a whole path, reason) of arrays that the source may lack.
 
@@ -120,7 +120,7 @@ def read(
         Our arrays, float32, by their paths; and a summary.
 
     Raises:
-        ValueError: a tensor is missing, has no place or has another shape; it is named.
+        ValueError: A tensor is missing, has no place or has another shape; it is named.
     """
     left, created = {}, {}
     for name in tensors:
@@ -158,11 +158,11 @@ def write(table: Sequence[Entry], arrays: Arrays) -> dict[str, np.ndarray]:
     """Converts our arrays to published tensors, float32: the inverse of `read`.
 
     Args:
-        table: entries of all arrays.
-        arrays: our arrays by their paths.
+        table: Entries of all arrays.
+        arrays: Our arrays by their paths.
 
     Raises:
-        ValueError: an array is missing or has no place in the table; it is named.
+        ValueError: An array is missing or has no place in the table; it is named.
     """
     wanted = {path for row in table for path in row.paths}
     if odd := sorted(wanted ^ set(arrays)):

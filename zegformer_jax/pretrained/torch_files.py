@@ -46,10 +46,10 @@ class Contents(NamedTuple):
     """Contents of a file.
 
     Attributes:
-        root: the saved object.
-        size: size of the file in bytes.
-        order: byte order of the storages, "little" or "big".
-        stored: returns a storage's bytes by its key while the file is open; raises ValueError.
+        root: The saved object.
+        size: Size of the file in bytes.
+        order: Byte order of the storages, "little" or "big".
+        stored: Returns a storage's bytes by its key while the file is open; raises ValueError.
     """
 
     root: Any
@@ -67,12 +67,12 @@ def read_zip(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo], siz
     """Reads a file of torch.save since 1.6, or of torch.jit.save.
 
     Args:
-        archive: the zip.
-        infos: its entries by their names.
-        size: size of the file in bytes.
+        archive: The zip.
+        infos: Its entries by their names.
+        size: Size of the file in bytes.
 
     Raises:
-        ValueError: torch did not write the zip, or its pickle asks for something not allowed.
+        ValueError: Torch did not write the zip, or its pickle asks for something not allowed.
     """
     names = [name for name in infos if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(names) != 1:
@@ -100,7 +100,7 @@ def read_legacy(mapped: mmap.mmap) -> Contents:
     """Reads a file of torch.save before 1.6.
 
     Raises:
-        ValueError: the file is damaged, or asks for something not allowed.
+        ValueError: The file is damaged, or asks for something not allowed.
     """
     itemsizes: dict[str, int] = {}
     storages: dict[str, bytes] = {}
@@ -142,7 +142,7 @@ def read_arrays(contents: Contents) -> tuple[dict[str, np.ndarray], str, int]:
         the number of its entries that are not arrays.
 
     Raises:
-        ValueError: there are no arrays, or the shape of one does not fit its data.
+        ValueError: There are no arrays, or the shape of one does not fit its data.
     """
     chosen, entries = _state_dict(contents.root)
     arrays: dict[str, np.ndarray] = {}

@@ -58,14 +58,14 @@ NEW_CLASSES = (
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
-        sizes: of the model, `kind` and `embed_dim` among them; see `models.build`.
+        sizes: Of the model, `kind` and `embed_dim` among them; see `models.build`.
         variables: `params` and, with frozen norms, `constants`; float32. What `summary.new`
             names is missing.
         clip_tensors: CLIP's, by OpenAI's names, as they were stored; empty where there is none.
-        summary: what became of every tensor.
+        summary: What became of every tensor.
     """
 
     sizes: Sizes
@@ -80,13 +80,13 @@ def from_checkpoint(
     """Reads a model's state dict, with or without CLIP inside.
 
     Args:
-        tensors: all that the state dict holds, by name, in PyTorch's layouts.
-        where: the file's name, for messages.
-        heads: see `infer_sizes`.
-        embed_dim: see `infer_sizes`.
+        tensors: All that the state dict holds, by name, in PyTorch's layouts.
+        where: The file's name, for messages.
+        heads: See `infer_sizes`.
+        embed_dim: See `infer_sizes`.
 
     Raises:
-        UserError: a tensor is missing, has no place or has another shape, or a constant is not
+        UserError: A tensor is missing, has no place or has another shape, or a constant is not
             what it is here; the tensor is named.
     """
     sizes = infer_sizes(tensors, where, heads, embed_dim)
@@ -108,17 +108,17 @@ def from_checkpoint(
 
 
 def to_checkpoint(variables: Mapping[str, Any], sizes: Sizes) -> dict[str, np.ndarray]:
-    """Gives a model's state dict, float32: the inverse of `from_checkpoint`, CLIP left out.
+    """Returns a model's state dict, float32: the inverse of `from_checkpoint`, CLIP left out.
 
-    The constants that PyTorch's modules hold besides are there, so that they load it strictly:
+    It also has the constants that PyTorch's modules hold, so that they load it strictly:
     the logit scale, and a Swin's indices of offsets (int64).
 
     Args:
         variables: `params` and, with frozen norms, `constants`.
-        sizes: of the model; a config's `model` will do.
+        sizes: Of the model; a config's `model` will do.
 
     Raises:
-        UserError: the published modules cannot compute what this model does, or the variables
+        UserError: The published modules cannot compute what this model does, or the variables
             are not those of the sizes.
     """
     _check_published(sizes)
@@ -133,13 +133,13 @@ def infer_sizes(
     """Reads a model's sizes off its tensors' names and shapes.
 
     Args:
-        tensors: all that the state dict holds, by name.
-        where: the file's name, for messages.
-        heads: attention heads, which no tensor tells; None for one every 32 channels.
-        embed_dim: size of the text embeddings where no tensor tells: MaskFormer's checkpoints.
+        tensors: All that the state dict holds, by name.
+        where: The file's name, for messages.
+        heads: Attention heads, which no tensor tells; None for one every 32 channels.
+        embed_dim: Size of the text embeddings where no tensor tells: MaskFormer's checkpoints.
 
     Raises:
-        UserError: a tensor that tells a size is missing, or the heads do not divide the width.
+        UserError: A tensor that tells a size is missing, or the heads do not divide the width.
     """
     tell = _Tell(tensors, where)
     kind = "per_pixel" if f"{PROJECTIONS['per_pixel']}.weight" in tensors else "zegformer"
@@ -168,7 +168,7 @@ def infer_sizes(
 
 
 def shapes(sizes: Sizes) -> Shapes:
-    """Gives the shape of every array of a model by its path."""
+    """Returns the shape of every array of a model by its path."""
     model = models.build(sizes["kind"], sizes, sizes["embed_dim"])
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     text = jax.ShapeDtypeStruct((1, sizes["embed_dim"]), np.float32)

@@ -9,12 +9,12 @@ def read_model(tensors: tables.Tensors, where: str, heads: int | None = None) ->
     """Reads a checkpoint in the authors' layout whose model is complete.
 
     Args:
-        tensors: all that the file holds.
-        where: its name, for messages.
-        heads: attention heads, which nothing in it tells; None: one every 32 channels.
+        tensors: All that the file holds.
+        where: Its name, for messages.
+        heads: Attention heads, which nothing in it tells; None: one every 32 channels.
 
     Raises:
-        UserError: a tensor is missing or unknown, or it is MaskFormer's.
+        UserError: A tensor is missing or unknown, or it is MaskFormer's.
     """
     checkpoint = from_checkpoint(tensors, where, heads=heads)
     if checkpoint.summary.new:

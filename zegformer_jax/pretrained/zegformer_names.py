@@ -27,7 +27,7 @@ LOGIT_SCALES = {"zegformer": f"{PREDICTOR}.logit_scale", "per_pixel": "sem_seg_h
 
 
 def table(sizes: Sizes) -> list[Entry]:
-    """Gives an entry for every array of a model, and for every tensor but constants."""
+    """Returns an entry for every array of a model, and for every tensor but constants."""
     rows = backbones.table(sizes["backbone"])
     rows += _pixel_decoder(sizes["pixel_decoder"].get("encoder_layers", 0))
     if sizes["kind"] == "per_pixel":

@@ -18,7 +18,7 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> str:
         environment: The environment variables.
 
     Raises:
-        RuntimeError: neither variable is set, and the user has no home.
+        RuntimeError: Neither variable is set, and the user has no home.
     """
     if environment.get(CACHE_VARIABLE):
         return environment[CACHE_VARIABLE]

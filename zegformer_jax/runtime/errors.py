@@ -21,12 +21,12 @@ def reading(path: object, advice: str) -> Iterator[None]:
     The context must contain only the parsing, since it also reports bugs as damage.
 
     Args:
-        path: the file.
-        advice: what to do if it is damaged.
+        path: The file.
+        advice: What to do if it is damaged.
 
     Raises:
-        UserError: the content cannot be parsed, or has another structure.
-        OSError: the file cannot be read.
+        UserError: The content cannot be parsed, or has another structure.
+        OSError: The file cannot be read.
     """
     try:
         yield

@@ -24,11 +24,11 @@ def errors_in_one_line(path: Path, what: str) -> Iterator[None]:
     """Turns any error of transformers into one line that names the file.
 
     Args:
-        path: the file or directory that is read.
-        what: the object that is read, such as "tokenizer"; named in the message.
+        path: The file or directory that is read.
+        what: The object that is read, such as "tokenizer"; named in the message.
 
     Raises:
-        UserError: transformers raised; its errors have many types and span many lines.
+        UserError: Transformers raised; its errors have many types and span many lines.
     """
     try:
         yield

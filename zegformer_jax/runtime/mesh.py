@@ -74,7 +74,7 @@ def shard_arrays(tree: Any, mesh: Mesh, axis: str) -> Any:
         axis: `data`, which is FSDP (Zhao et al., 2023), or `model`; "" replicates everything.
 
     Raises:
-        UserError: there is no such axis.
+        UserError: There is no such axis.
     """
     if axis not in ("", *mesh.axis_names):
         raise UserError(f"sharding.params: no axis '{axis}'; choose '', data or model")

@@ -35,8 +35,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         environment: The environment variables.
 
     Raises:
-        UserError: only a part of these is set, or one that is no number.
-        RuntimeError: the others did not connect in time.
+        UserError: Only a part of these is set, or one that is no number.
+        RuntimeError: The others did not connect in time.
     """
     given = [name for name in BY_HAND if environment.get(name)]
     if given and len(given) < len(BY_HAND):

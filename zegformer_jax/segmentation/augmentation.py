@@ -16,7 +16,7 @@ class View(NamedTuple):
     Attributes:
         image_hwc: RGB 0..255 [H, W, 3], padded at the bottom and right to multiples of 32.
         size: int [2], height and width before padding; may be traced.
-        mirrored: static, whether the columns are from right to left.
+        mirrored: Static; True if mirrored left-right.
     """
 
     image_hwc: jax.Array

@@ -1,8 +1,9 @@
 """Class scores of every query: the ensemble of grouper and segment classifier.
 
-ZegFormer (2022), section 3.3. P is the softmax of the grouper's class logits, R that of the segment
-classifier's logits with the grouper's "no object" logit appended, both without their last column;
-l is the ensemble weight. The modes:
+ZegFormer (2022), section 3.3, with the ensemble weight l (lambda):
+
+    P = softmax of the grouper's logits and its "no object" logit, which is then dropped
+    R = softmax of CLIP's logits and the grouper's "no object" logit, which is then dropped
 
     grouper       P
     clip          R
@@ -77,8 +78,7 @@ def class_scores(
         seen_c: bool [c], whether the class was seen in training; all or none may be.
         mode: One of `MODES`, see above.
         weight: The ensemble weight l in [0, 1].
-        named_q: bool [q], whether the segment classifier's logits are the query's own; the other
-            queries are scored as in mode `grouper`. None: all are.
+        named_q: bool [q]; False: score the query as in mode `grouper`. None: all True.
 
     Raises:
         ValueError: The mode is unknown, or the segment classifier's logits are missing.
@@ -136,7 +136,7 @@ def score_bounds(
     mode: str = MODES[0],
     weight: float = ENSEMBLE_WEIGHT,
 ) -> jax.Array:
-    """Returns an upper bound of each query's scores, float32 [q], whatever CLIP's logits are.
+    """Returns the highest score that each query can reach, float32 [q], before CLIP is run.
 
     CLIP's logits are at most exp(logit scale) each, so its probability of all c classes together
     is at most sigmoid(log c + exp(logit scale) - the "no object" logit).
@@ -172,7 +172,7 @@ def score_bounds(
 
 
 def foreground_weights(class_logits_qc1: jax.Array, mask_logits_qhw: jax.Array) -> jax.Array:
-    """Returns how much each query covers, float32 [q] in pixels: its mask's sum x P(object).
+    """Returns each query's expected foreground, float32 [q] in pixels: P(object) x sum of its mask.
 
     Args:
         class_logits_qc1: Class logits of the grouper, float [q, c + 1], "no object" last.

@@ -1,10 +1,14 @@
 """Class scores and masks -> label maps at the image's original size, a strip of rows at a time.
 
-For each class the sum over queries of score * sigmoid(mask logit at the padded size), cut to the
-size before padding, resized bilinearly to the original size, averaged over the views, minus gamma
-on seen classes; then the argmax. Cut and resize are linear and act on pixels alone, so they are
-applied to the masks before the sum: the cost of resizing depends on the number of queries, not on
-the vocabulary, and is paid once for all vocabularies.
+1. Sum over queries of class score x sigmoid(mask logit), at the padded size.
+2. Cut off the padding.
+3. Resize bilinearly to the original size.
+4. Average over the views.
+5. Subtract gamma from the scores of seen classes.
+6. Argmax.
+
+Steps 2 and 3 are linear and act on pixels alone, so they are applied to the masks before the sum:
+their cost depends on the number of queries, not of classes, and is paid once for all vocabularies.
 
 Axes: v view, q query, c class, n way of scoring, g calibration, h w pixels at stride 4, y x pixels
 of the label map.
@@ -38,9 +42,9 @@ class ClassScores(NamedTuple):
 
     Attributes:
         scores_vnqc: For each view float [n, q, c], from `class_scores`; None for the per-pixel
-            baseline, whose maps are the classes' own (n is 1).
+            baseline, whose maps are its class probabilities (n is 1).
         seen_c: bool [c].
-        gammas: g numbers, each subtracted from the seen classes' scores in maps of its own.
+        gammas: The g calibrations; gamma is subtracted from the scores of seen classes.
     """
 
     scores_vnqc: Sequence[jax.Array] | None
@@ -61,16 +65,16 @@ def label_maps(
     """Returns every pixel's class.
 
     Args:
-        logits_vqhw: For each view float [q, h, w], mask logits at `STRIDE`; for the baseline class
-            logits [c, h, w], of which a softmax over classes takes the place of the sigmoid.
+        logits_vqhw: For each view mask logits at `STRIDE`, float [q, h, w]; for the baseline class
+            logits [c, h, w], with a softmax over classes instead of the sigmoid.
         views: The views, one or more of the same image; their pixels are not read.
         scores: Which maps to make.
         original_size: int32 [2], rows and columns of the image; may be traced.
         out_size: Static (y, x) of the result, at least `original_size`.
         resize: One of `RESIZE`. With "before" the mask logits are resized to the original size
             and the sigmoid comes last.
-        rows_at_once: Output rows computed together, memory grows with it; None: as many as
-            `STRIP_VALUES` allows, so that it does not grow with queries or classes.
+        rows_at_once: Output rows computed together; None: as many as `STRIP_VALUES` allows, which
+            bounds the memory.
 
     Returns:
         For each of `scores` int32 [n, g, y, x] in 0..c-1; undefined beyond `original_size`.
@@ -101,10 +105,9 @@ def map_strips(
     resize: str = RESIZE[0],
     rows_at_once: int | None = None,
 ) -> list[jax.Array]:
-    """Returns maps made strip by strip: `finish` of every pixel's calibrated class scores.
+    """Applies `finish` to calibrated class scores, strip by strip.
 
-    The arguments after `finish`, which maps [c, rows, x] to [..., rows, x], are those of
-    `label_maps`.
+    `finish` maps [c, rows, x] to [..., rows, x]; the other arguments are those of `label_maps`.
     """
     if resize not in RESIZE:
         raise UserError(f"eval.resize '{resize}': choose one of {', '.join(RESIZE)}")
@@ -142,7 +145,7 @@ def _activate(of_queries: bool, logits_qyx: jax.Array) -> jax.Array:
 def _combine(
     scores: ClassScores, masks_vqyx: Sequence[jax.Array], finish: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """Sums every view's masks by its scores, averages, calibrates and finishes: [n, g, ...]."""
+    """Weighs masks by scores, averages views, subtracts gamma, applies `finish`: [n, g, ...]."""
 
     def calibrate(maps_vcyx: Sequence[jax.Array]) -> jax.Array:
         mean_cyx = sum(maps_vcyx) / len(maps_vcyx)
@@ -186,7 +189,8 @@ def _resized_rows(
     An output row mixes two rows of the padded size, so a strip needs only those.
 
     Returns:
-        Arrays [lines, ...], and a function that maps some of their rows to maps [q, y, columns].
+        Interpolation data per row [lines, ...], and `make(rows)`, which computes those rows of the
+        maps [q, y, columns].
     """
     _, stride_height, stride_width = logits_qhw.shape
     padded_height, padded_width = STRIDE * stride_height, STRIDE * stride_width

@@ -3,7 +3,7 @@
 Resizing is separable and linear: one matrix for the rows and one for the columns. Sample
 positions are ratios of integers and are split into a pixel and a fraction in integer
 arithmetic, so large images lose no precision to float32. `jax.image.resize` computes positions in
-float32 and takes static sizes only; one convention serves static and traced sizes here.
+float32 and takes static sizes only; here one function serves static and traced sizes.
 
 Axes: q query, h w input pixels, y x output pixels.
 """
@@ -31,7 +31,7 @@ def resize_taps(
 
     Returns:
         low, high: int32 [out_length] in 0..in_size-1; weight of `high`: float32 in [0, 1).
-        Positions from `out_size` on repeat the edge.
+        Positions from `out_size` on are clamped to the last pixel.
     """
     in_size, out_size = jnp.int32(in_size), jnp.int32(out_size)
     numerator = (2 * jnp.arange(out_length, dtype=jnp.int32) + 1) * in_size - out_size

@@ -12,8 +12,8 @@ SEGMENT_THRESHOLD = 0.5  # a pixel belongs to a segment where sigmoid(mask logit
 def boxes_from_masks(masks_qhw: jax.Array) -> jax.Array:
     """Returns the box of each segment, int32 [q, 4].
 
-    First column, first row, last column and last row as pixel indices. A box of zero area (one
-    column, one row or no pixel at all) becomes (0, 0, w, h).
+    Left, top, right and bottom, inclusive pixel indices. A box of zero area (one column, one row or
+    no pixel at all) becomes (0, 0, w, h).
 
     Args:
         masks_qhw: bool [q, h, w], True inside the segment.

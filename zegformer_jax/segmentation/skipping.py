@@ -19,9 +19,10 @@ class Skipping:
 
     Attributes:
         skip_below: A segment whose weight in every pixel of the label map is provably below this
-            is not shown to the classifier; it is classified as an empty one. 0 changes nothing.
-        top_segments: Number of segments, those with the most foreground, that are classified; the
-            grouper alone names the others. 0 classifies all.
+            is not shown to the classifier and gets the logits of an empty segment. 0: no such
+            test (the classifier itself leaves out empty segments).
+        top_segments: The classifier sees only this many segments, those with the most foreground;
+            the grouper alone scores the others. 0: all.
 
     Raises:
         UserError: A field is negative.
@@ -44,12 +45,12 @@ class Skipping:
         scorings: Sequence[tuple[Sequence[int] | None, jax.Array, str]],
         ensemble_weight: float,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns which queries the classifier sees and which it names, bool [q] each.
+        """Returns which queries to show to the classifier, and whose logits of it are used.
 
         Args:
             class_logits_qc1: The grouper's class logits [q, c + 1], "no object" last.
             mask_logits_qhw: Mask logits [q, h, w].
-            logit_scale: Logarithm of the classifier's largest logit, scalar.
+            logit_scale: Logarithm of the classifier's largest possible logit, scalar.
             scorings: Every way in which the queries will be scored: the classes' indices (None for
                 all), bool [k] whether each is seen, and the mode (see `class_scores`).
             ensemble_weight: Weight of the ensemble.

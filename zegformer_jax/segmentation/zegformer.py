@@ -29,7 +29,7 @@ from zegformer_jax.segmentation.skipping import Skipping
 
 
 class TextEmbeddings(NamedTuple):
-    """A vocabulary as the model takes it, float32 [C, D] of unit length each.
+    """Text embeddings of a vocabulary, float32 [c, d], one row of unit length per class.
 
     Attributes:
         grouper_cd: What the grouper, or the per-pixel baseline, compares with.
@@ -53,12 +53,12 @@ class Weights(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Label maps that are asked for in one vocabulary: n ways of scoring, g calibrations each.
+    """Label maps to make in one vocabulary: one for each of n methods and g gammas.
 
     Attributes:
         seen_c: bool [c], whether each class was seen in training.
-        methods: n names of ways of scoring, of the model's `methods`.
-        gammas: g numbers, each subtracted from the seen classes' scores in maps of its own.
+        methods: The n ways of scoring, of the model's `methods`.
+        gammas: The g calibrations; gamma is subtracted from the scores of seen classes.
         indices: The c classes' indices among the text embeddings; None for all of them.
     """
 
@@ -119,7 +119,7 @@ def predict(
     Args:
         model: The networks and settings.
         weights: The networks' arrays.
-        text: Text embeddings of every class that a question names.
+        text: Text embeddings of all classes; `Question.indices` selects among them.
         views: The image, see `augmentation.make_views`; the views' scores are averaged.
         questions: Which label maps to make.
         original_size: int [2], rows and columns of the label map; may be traced.
@@ -138,7 +138,7 @@ class Queries(NamedTuple):
         class_logits_qc: Class logits of the grouper, float32 [q, c + 1], "no object" last.
         mask_logits_qhw: Mask logits, float32 [q, h, w].
         clip_logits_qc: Class logits of the segment classifier, float32 [q, c].
-        named_q: bool [q], whether the segment classifier's logits count.
+        named_q: bool [q]; False: the grouper alone scores this query.
     """
 
     class_logits_qc: jax.Array
@@ -156,7 +156,7 @@ class ZegFormer:
         classifier: Classifies the segments, see `classifiers`.
         ensemble_weight: Weight of the grouper on seen classes, lambda in the paper.
         skipping: Which segments the classifier does not see.
-        resize: Whether maps are resized after the sum over queries or before, see `label_maps`.
+        resize: When maps are resized: "after" or "before" the sum over queries.
     """
 
     grouper: nn.Module
@@ -238,7 +238,7 @@ class PerPixelBaseline:
 
     Attributes:
         model: Flax module, see `models.per_pixel.PerPixel`.
-        resize: Whether maps are resized after the softmax or before, see `label_maps`.
+        resize: When maps are resized: "after" or "before" the softmax.
     """
 
     model: nn.Module

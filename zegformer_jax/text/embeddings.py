@@ -39,15 +39,15 @@ def tokenize_classes(
     """Returns the token ids of each class: all its synonyms in all templates.
 
     Args:
-        tokenizer: converts texts to token ids.
+        tokenizer: Converts texts to token ids.
         names: C class names; "sofa, couch" is two synonyms.
-        templates: prompts with `{}` where a synonym goes.
+        templates: Prompts with `{}` where a synonym goes.
 
     Returns:
         C arrays, int32 [N, T].
 
     Raises:
-        UserError: a class has no name or a text is too long; the message names the class.
+        UserError: A class has no name or a text is too long; the message names the class.
     """
     prompts = [class_prompts(name, templates) for name in names]
     return [_class_tokens(tokenizer, *x) for x in zip(names, prompts, strict=True)]
@@ -63,9 +63,9 @@ def embed_tokens(
     The source is CLIP (Radford et al. 2021), section 3.1.4.
 
     Args:
-        encode_text: maps token ids int32 [N, T], T <= context length, to features [N, D].
-        tokens: each class's token ids, from `tokenize_classes`.
-        batch_size: the largest N; a short batch is padded to a multiple of 32.
+        encode_text: Maps token ids int32 [N, T], T <= context length, to features [N, D].
+        tokens: Each class's token ids, from `tokenize_classes`.
+        batch_size: The largest N; a short batch is padded to a multiple of 32.
 
     Returns:
         float32 [C, D], rows of length 1.
@@ -81,7 +81,7 @@ def cache_folder() -> epath.Path:
     """Returns the folder of the cache, which need not exist.
 
     Raises:
-        RuntimeError: no environment variable names it, and the user has no home.
+        RuntimeError: No environment variable names it, and the user has no home.
     """
     return epath.Path(environment.cache_folder()) / CACHE_FOLDER
 
@@ -90,8 +90,8 @@ def tower_digest(config: ClipConfig, text_params: Mapping[str, Any]) -> str:
     """Returns a hash of the text tower's sizes and weights.
 
     Args:
-        config: sizes of the CLIP; the image tower's are ignored.
-        text_params: the text tower's parameters.
+        config: Sizes of the CLIP; the image tower's are ignored.
+        text_params: The text tower's parameters.
     """
     fields = dataclasses.asdict(config).items()
     sizes = [(k, v) for k, v in fields if k.startswith("text_") or k in TEXT_FIELDS]
@@ -103,8 +103,8 @@ def embedding_key(tower: str, tokens: Sequence[np.ndarray]) -> str:
     """Returns a hash of everything that determines text embeddings.
 
     Args:
-        tower: the text tower's hash, from `tower_digest`.
-        tokens: each class's token ids, from `tokenize_classes`; they include the effect of names,
+        tower: The text tower's hash, from `tower_digest`.
+        tokens: Each class's token ids, from `tokenize_classes`; they include the effect of names,
             prompts and tokenizer.
     """
     # Devices differ in the precision of float32 products.
@@ -118,9 +118,9 @@ def load_or_compute(
     """Reads embeddings from the cache, or computes them and writes them there.
 
     Args:
-        key: the embeddings' hash, from `embedding_key`.
-        shape: shape of the embeddings, [C, D].
-        compute: computes the embeddings, float32 [C, D].
+        key: The embeddings' hash, from `embedding_key`.
+        shape: Shape of the embeddings, [C, D].
+        compute: Computes the embeddings, float32 [C, D].
     """
     try:
         path = cache_folder() / f"{key}.npy"

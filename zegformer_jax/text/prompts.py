@@ -11,13 +11,13 @@ def load_templates(name: str) -> tuple[str, ...]:
     """Reads a set of prompt templates of `data/prompts.json`.
 
     Args:
-        name: name of the set, such as "single".
+        name: Name of the set, such as "single".
 
     Returns:
         Templates with `{}` in place of the class name.
 
     Raises:
-        UserError: there is no such set; the message lists the existing ones.
+        UserError: There is no such set; the message lists the existing ones.
     """
     path = DATA / "prompts.json"
     sets = json.loads(path.read_text(encoding="utf-8"))
@@ -30,11 +30,11 @@ def class_prompts(name: str, templates: Sequence[str]) -> list[str]:
     """Returns the prompts of a class: every synonym in every template.
 
     Args:
-        name: the class name; "sofa, couch" is two synonyms.
-        templates: prompts with `{}` in place of a synonym.
+        name: The class name; "sofa, couch" is two synonyms.
+        templates: Prompts with `{}` in place of a synonym.
 
     Raises:
-        UserError: there is no name or no template.
+        UserError: There is no name or no template.
     """
     synonyms = [x.strip() for x in name.split(",") if x.strip()]
     if not synonyms or not templates:

@@ -38,20 +38,20 @@ class Tokenizer:
     and `whitespace_clean`, and split by its pattern.
 
     Attributes:
-        context_length: the length of a row.
-        start_id: id of `<|startoftext|>`.
-        end_id: id of `<|endoftext|>`.
-        vocab_size: the number of tokens.
+        context_length: The length of a row.
+        start_id: Id of `<|startoftext|>`.
+        end_id: Id of `<|endoftext|>`.
+        vocab_size: The number of tokens.
     """
 
     def __init__(self, published: Any):
         """Wraps a tokenizer of transformers.
 
         Args:
-            published: a `transformers.CLIPTokenizer`.
+            published: A `transformers.CLIPTokenizer`.
 
         Raises:
-            UserError: its vocabulary lacks one of CLIP's two special tokens.
+            UserError: Its vocabulary lacks one of CLIP's two special tokens.
         """
         model = published.backend_tokenizer.model
         self.start_id = model.token_to_id(START_TOKEN)
@@ -71,12 +71,12 @@ class Tokenizer:
         """Reads a Hugging Face directory: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
         Args:
-            directory: the directory that holds the files.
-            context_length: the length of a row.
+            directory: The directory that holds the files.
+            context_length: The length of a row.
 
         Raises:
-            MissingFile: both are missing.
-            UserError: the files cannot be read, or belong to another tokenizer than CLIP's.
+            MissingFile: Both are missing.
+            UserError: The files cannot be read, or belong to another tokenizer than CLIP's.
         """
         directory = Path(directory)
         if not any(all((directory / x).is_file() for x in names) for names in VOCABULARY_FILES):
@@ -95,7 +95,7 @@ class Tokenizer:
         """Reads OpenAI's vocabulary, 49408 tokens, from `data/clip_vocab`.
 
         Args:
-            context_length: the length of a row.
+            context_length: The length of a row.
         """
         path = DATA / "clip_vocab" / "bpe_simple_vocab_16e6.txt.gz"
         with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -106,7 +106,7 @@ class Tokenizer:
         """Returns token ids, int32 [N, context_length]: start, the text, end, zeros.
 
         Raises:
-            UserError: a text has too many tokens; the message names the first one.
+            UserError: A text has too many tokens; the message names the first one.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = np.zeros((len(texts), self.context_length), np.int32)
@@ -125,7 +125,7 @@ class Tokenizer:
         """Writes the files that transformers' CLIPTokenizer and `from_directory` read.
 
         Args:
-            directory: receives the files; it is made if it is missing.
+            directory: Receives the files; it is made if it is missing.
         """
         self._published.save_pretrained(directory)
         self._published.backend_tokenizer.model.save(str(directory))  # vocab.json, merges.txt
@@ -139,12 +139,12 @@ def train_tokenizer(
     The ids are in OpenAI's order: 256 bytes, 256 bytes that end a word, merges, start, end.
 
     Args:
-        texts: the texts whose pairs of tokens are counted.
-        vocab_size: the number of tokens; fewer if the texts have no more pairs.
-        context_length: the length of a row.
+        texts: The texts whose pairs of tokens are counted.
+        vocab_size: The number of tokens; fewer if the texts have no more pairs.
+        context_length: The length of a row.
 
     Raises:
-        UserError: vocab_size has no room for the bytes and the special tokens.
+        UserError: Vocab_size has no room for the bytes and the special tokens.
     """
     from tokenizers import trainers
 

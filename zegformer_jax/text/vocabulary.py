@@ -22,11 +22,11 @@ class Vocabulary:
         names: C names; commas separate synonyms ("sofa, couch").
         seen: C flags; True if the class may appear in training labels.
         ids: C pixel values of the classes in the original annotation files.
-        ignore_label: the label of ignored pixels, 255 (uint8 labels) or 65535 (uint16 labels).
-        ignored_ids: further pixel values of annotation files that mean no label.
+        ignore_label: The label of ignored pixels, 255 (uint8 labels) or 65535 (uint16 labels).
+        ignored_ids: Further pixel values of annotation files that mean no label.
 
     Raises:
-        ValueError: empty list, empty or repeated name, repeated id, lengths that differ, or more
+        ValueError: Empty list, empty or repeated name, repeated id, lengths that differ, or more
             classes than the label type holds; an ignored id that belongs to a class or is no pixel
             value.
     """
@@ -46,7 +46,7 @@ class Vocabulary:
         """Reads a vocabulary from JSON, in the format of `data/vocabularies/*.json`.
 
         Args:
-            path: file with `classes`, a list of objects with `name` and optionally `seen` (default
+            path: File with `classes`, a list of objects with `name` and optionally `seen` (default
                 true) and `id` (default: the index in the list), and optionally `ignore_label` (255)
                 and `ignored_ids` (none).
 
@@ -54,8 +54,8 @@ class Vocabulary:
             The vocabulary; white space around names is removed.
 
         Raises:
-            MissingFile: there is no such file.
-            UserError: the file is not such JSON, or its classes fail the checks; one line that
+            MissingFile: There is no such file.
+            UserError: The file is not such JSON, or its classes fail the checks; one line that
                 starts with the file's name and counts entries from 1.
         """
         path = Path(path)
@@ -68,11 +68,11 @@ class Vocabulary:
         """Reads a vocabulary from the JSON text of a file, in the format that `load` takes.
 
         Args:
-            text: the content, bytes in UTF-8.
-            where: the start of error messages, such as the name of the file.
+            text: The content, bytes in UTF-8.
+            where: The start of error messages, such as the name of the file.
 
         Raises:
-            UserError: the text is not such JSON, or its classes fail the checks; one line.
+            UserError: The text is not such JSON, or its classes fail the checks; one line.
         """
         try:
             content = json.loads(text)
@@ -89,7 +89,7 @@ class Vocabulary:
             seen: C flags; None marks all classes as seen.
 
         Raises:
-            ValueError: the names are a single text, or the vocabulary's checks fail.
+            ValueError: The names are a single text, or the vocabulary's checks fail.
         """
         if isinstance(names, str):
             raise ValueError(f"vocabulary: expected a list of names, got the text {names!r}")
@@ -233,8 +233,8 @@ def mark_seen(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
     A class counts as seen if one of its synonyms names a class of the training.
 
     Args:
-        vocabulary: any classes.
-        trained: the training's vocabulary; only its seen classes count.
+        vocabulary: Any classes.
+        trained: The training's vocabulary; only its seen classes count.
     """
     known = {name.lower() for place in trained.seen_indices for name in trained.synonyms(place)}
     seen = tuple(

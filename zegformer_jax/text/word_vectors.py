@@ -16,15 +16,15 @@ def load_word_vectors(path: str | Path, names: Sequence[str]) -> np.ndarray:
     ("sofa, couch") if the file has it, else the mean of its synonyms' normalised vectors.
 
     Args:
-        path: the file.
+        path: The file.
         names: C class names; commas separate synonyms.
 
     Returns:
         float32 [C, D], rows of length 1.
 
     Raises:
-        MissingFile: there is no such file.
-        UserError: the file has another layout, or lacks a class, which the message names.
+        MissingFile: There is no such file.
+        UserError: The file has another layout, or lacks a class, which the message names.
     """
     rows = _read(Path(path))
     vectors = []

@@ -19,7 +19,7 @@ STEP_METRICS = ("gradient_norm",)  # metrics of the step itself, for every objec
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes, and the model's constants; a checkpoint holds all of it.
+    """State that a step changes, and the model's constants; a checkpoint holds all of it.
 
     Attributes:
         step: Steps that are done, int32 scalar.

@@ -85,7 +85,7 @@ def write_evaluation(folder: epath.Path, evaluation: Evaluation, report: Report)
 
 
 def _is_finished(folder: epath.Path) -> bool:
-    """Whether a folder has the report of a finished evaluation."""
+    """Returns whether a folder has the report of a finished evaluation."""
     path = folder / REPORT
     try:
         return path.exists() and not json.loads(path.read_text()).get("partial")

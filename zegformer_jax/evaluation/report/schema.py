@@ -17,7 +17,7 @@ from zegformer_jax.evaluation.metrics.confusion import Confusion, confused_pairs
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one metric reports.
+    """Report of one metric.
 
     Attributes:
         name: Name of the metric: a way of scoring, or what else is measured.
@@ -108,7 +108,7 @@ class Report:
 
     @property
     def partial(self) -> bool:
-        """Whether images are missing, as after an interruption."""
+        """True if images are missing, as after an interruption."""
         return self.images < self.of
 
     @property

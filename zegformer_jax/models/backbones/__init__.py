@@ -19,11 +19,11 @@ def backbone_fields(name: str, **sizes: Any) -> dict[str, Any]:
     """Returns a config's section `model.backbone`.
 
     Args:
-        name: one of `BACKBONES`.
-        **sizes: attributes of its module; the others have their defaults.
+        name: One of `BACKBONES`.
+        **sizes: Attributes of its module; the others have their defaults.
 
     Raises:
-        UserError: the name or an attribute is not known.
+        UserError: The name or an attribute is not known.
     """
     attributes = dataclasses.fields(_find(name).module)
     fields = {x.name: x.default for x in attributes if x.name not in NOT_FIELDS}
@@ -52,11 +52,11 @@ def build_backbone(
     Args:
         sizes: `name`, one of `BACKBONES`, and attributes of its module; the others have their
             defaults.
-        dtype: compute dtype.
-        remat: computes the blocks again in the backward pass: less memory, more time.
+        dtype: Compute dtype.
+        remat: Computes the blocks again in the backward pass: less memory, more time.
 
     Raises:
-        UserError: the name or an attribute is not known.
+        UserError: The name or an attribute is not known.
     """
     fields = backbone_fields(**sizes)
     name = fields.pop("name")

@@ -20,9 +20,9 @@ class Name(NamedTuple):
     """An array of a backbone and the published tensor that holds it.
 
     Attributes:
-        path: the array's path in the module's variables, `params/stem/conv/kernel`.
-        name: the tensor's name.
-        layout: the order of the tensor's axes, a key of `pretrained.tables.LAYOUTS`.
+        path: The array's path in the module's variables, `params/stem/conv/kernel`.
+        name: The tensor's name.
+        layout: The order of the tensor's axes, a key of `pretrained.tables.LAYOUTS`.
     """
 
     path: str
@@ -34,9 +34,9 @@ class Absent(NamedTuple):
     """An array that a file need not hold.
 
     Attributes:
-        path: the array's path in the module's variables.
-        reason: why the file does not hold it.
-        value: of all its numbers; None leaves it to the model's initialisation.
+        path: The array's path in the module's variables.
+        reason: Why the file does not hold it.
+        value: Of all its numbers; None leaves it to the model's initialisation.
     """
 
     path: str
@@ -45,13 +45,13 @@ class Absent(NamedTuple):
 
 
 class Published(NamedTuple):
-    """The content of a file with a backbone, whoever published it.
+    """The content of a file with a backbone.
 
     Attributes:
-        sizes: the module's attributes.
-        names: of all arrays.
-        left_out: of the tensors that are not used.
-        absent: the arrays that the file need not hold.
+        sizes: The module's attributes.
+        names: Of all arrays.
+        left_out: Of the tensors that are not used.
+        absent: The arrays that the file need not hold.
     """
 
     sizes: dict[str, Any]
@@ -65,9 +65,9 @@ class Tensors:
     """Shapes of published tensors whose names begin with one prefix.
 
     Attributes:
-        shapes: the shapes of all tensors by their whole names.
-        where: the file's name, for messages.
-        prefix: begins the names of these tensors; the methods take names without it.
+        shapes: The shapes of all tensors by their whole names.
+        where: The file's name, for messages.
+        prefix: Begins the names of these tensors; the methods take names without it.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -75,7 +75,7 @@ class Tensors:
     prefix: str = ""
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is such a tensor."""
+        """True if there is such a tensor."""
         return self.prefix + name in self.shapes
 
     def names(self) -> list[str]:
@@ -86,12 +86,12 @@ class Tensors:
         """Returns a tensor's shape.
 
         Args:
-            name: the tensor's name.
-            axes: number of axes that it must have.
-            hint: ends the message where there is no such tensor.
+            name: The tensor's name.
+            axes: Number of axes that it must have.
+            hint: Ends the message where there is no such tensor.
 
         Raises:
-            UserError: there is no such tensor, or it has other axes.
+            UserError: There is no such tensor, or it has other axes.
         """
         whole = self.prefix + name
         if whole not in self.shapes:
@@ -114,20 +114,20 @@ class Backbone:
     """A backbone's module, and what configs and published weights need to know about it.
 
     Attributes:
-        module: maps images [B, H, W, 3] to `{"res2": ..., ..., "res5": ...}`, strides 4 to 32. Its
+        module: Maps images [B, H, W, 3] to `{"res2": ..., ..., "res5": ...}`, strides 4 to 32. Its
             attributes are the fields of `config.model.backbone`; all have defaults.
-        variants: attributes of the published models, by the names that follow a config's colon.
-        marks: names of the first layer's kernel; a file holds this backbone if it has one of
+        variants: Attributes of the published models, by the names that follow a config's colon.
+        marks: Names of the first layer's kernel; a file holds this backbone if it has one of
             them. The first one is the name in a whole checkpoint.
-        names: of a module's arrays in a whole checkpoint, in detectron2's layout, without the
+        names: Of a module's arrays in a whole checkpoint, in detectron2's layout, without the
             `backbone.` that begins them.
-        infer_sizes: from a whole checkpoint's tensors to the module's attributes.
-        recognise: from the tensors of a file with this backbone to its names in there; None: as
+        infer_sizes: From a whole checkpoint's tensors to the module's attributes.
+        recognise: From the tensors of a file with this backbone to its names in there; None: as
             in a whole checkpoint. Raises ValueError where a tensor is missing.
-        check: raises ValueError where the published module cannot compute what a module does.
-        constants: tensors of the published module that are no weights, by name.
-        left_out: tensors of a whole checkpoint that are not used, `constants` among them.
-        optimiser_groups: rules of `config.optimiser.groups` for its parameters.
+        check: Raises ValueError where the published module cannot compute what a module does.
+        constants: Tensors of the published module that are no weights, by name.
+        left_out: Tensors of a whole checkpoint that are not used, `constants` among them.
+        optimiser_groups: Rules of `config.optimiser.groups` for its parameters.
     """
 
     module: type[nn.Module]
@@ -145,7 +145,7 @@ class Backbone:
         """Recognises the tensors of a file with this backbone.
 
         Raises:
-            UserError: a tensor that tells the sizes is missing.
+            UserError: A tensor that tells the sizes is missing.
         """
         if self.recognise is not None:
             return self.recognise(tensors)

@@ -85,18 +85,18 @@ def max_pool(x_bhwc: jax.Array) -> jax.Array:
 
 
 class ResNet(nn.Module):
-    """A ResNet that gives the feature maps of its four stages.
+    """A ResNet that returns the feature maps of its four stages.
 
     Attributes:
-        blocks: bottleneck blocks in each stage, `BLOCKS[50]` for ResNet-50.
-        stem_width: channels of the 7x7 stem (64 in the paper).
-        bottleneck_width: channels inside the blocks of the first stage (64); doubles every stage.
-        stage_width: channels that come out of the first stage (256); doubles every stage.
-        norm: `frozen_batch` (a pretrained backbone) or `group` (training from nothing).
-        norm_groups: of the group norm. Few channels want few groups: a group of one channel is
-            blown up to unit variance where it has nothing to say.
-        dtype: what to compute in; parameters are float32.
-        remat: whether blocks are computed again in the backward pass: less memory, more time.
+        blocks: Bottleneck blocks of each stage.
+        stem_width: Channels of the 7x7 stem.
+        bottleneck_width: Channels inside the first stage's blocks; doubles every stage.
+        stage_width: Output channels of the first stage; doubles every stage.
+        norm: `frozen_batch` (pretrained) or `group` (from scratch).
+        norm_groups: Groups of the group norm, 4 or more channels each: a group of one channel is
+            scaled to unit variance even where it is constant.
+        dtype: Compute dtype; parameters are float32.
+        remat: Computes the blocks again in the backward pass: less memory, more time.
     """
 
     blocks: Sequence[int] = BLOCKS[50]
@@ -157,7 +157,7 @@ def detectron2_names(layer: str) -> dict[str, str]:
 
 
 def torchvision_names(layer: str) -> dict[str, str]:
-    """As `detectron2_names`, by torchvision and timm."""
+    """Returns the names of torchvision and timm, by the keys of `detectron2_names`."""
     kernel, norm = "conv1", "bn1"
     if layer != "stem":
         block, part = layer.split("/")
@@ -168,7 +168,12 @@ def torchvision_names(layer: str) -> dict[str, str]:
 
 
 def caffe2_names(layer: str, norm: dict[str, str]) -> dict[str, str]:
-    """As `detectron2_names`, by Caffe2; `norm` is `CAFFE2_NORM` or `CAFFE2_FOLDED`."""
+    """Returns the names of Caffe2, by the keys of `detectron2_names`.
+
+    Args:
+        layer: A layer, as `detectron2_names` takes it.
+        norm: Names of the norm's leaves, `CAFFE2_NORM` or `CAFFE2_FOLDED`.
+    """
     kernel, place = "conv1", "res_conv1"
     if layer != "stem":
         block, part = layer.split("/")
@@ -210,7 +215,7 @@ def infer_sizes(tensors: Tensors, layer_names: LayerNames = detectron2_names) ->
     """Reads a ResNet's attributes off its tensors: group norm is one without statistics.
 
     Raises:
-        UserError: a tensor that tells a size is missing.
+        UserError: A tensor that tells a size is missing.
     """
 
     def width(layer: str) -> int:
@@ -239,7 +244,7 @@ def recognise(tensors: Tensors) -> Published:
     variance 1 - epsilon, so that dividing by sqrt(variance + epsilon) changes nothing.
 
     Raises:
-        UserError: the first layer has no batch norm, or a tensor that tells a size is missing.
+        UserError: The first layer has no batch norm, or a tensor that tells a size is missing.
     """
     layer_names, left_out = _find_naming(tensors)
     sizes = infer_sizes(tensors, layer_names) | {"norm": "frozen_batch"}

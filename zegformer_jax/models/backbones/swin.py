@@ -113,17 +113,17 @@ class PatchMerging(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """A Swin Transformer that gives the normed feature maps of its stages.
+    """A Swin Transformer that returns the normed feature maps of its stages.
 
     Attributes:
-        width: channels of the first stage; doubles every stage.
-        depths: blocks of each stage; every second has shifted windows.
-        heads: attention heads of each stage.
-        window: pixels of a window's side.
-        mlp_ratio: hidden channels of the feed-forward parts, in channels.
-        drop_path: the last block's rate of stochastic depth; it rises linearly from 0.
-        dtype: what to compute in; parameters are float32.
-        remat: whether blocks are computed again in the backward pass: less memory, more time.
+        width: Channels of the first stage; doubles every stage.
+        depths: Blocks of each stage; every second one has shifted windows.
+        heads: Attention heads of each stage.
+        window: Side of an attention window in tokens.
+        mlp_ratio: Hidden channels of the MLPs, as a multiple of their inputs.
+        drop_path: Stochastic depth of the last block, rising linearly from 0.
+        dtype: Compute dtype; parameters are float32.
+        remat: Computes the blocks again in the backward pass: less memory, more time.
     """
 
     width: int = 96
@@ -178,12 +178,12 @@ def names(module: SwinTransformer, layout: str = "detectron2") -> list[Name]:
     """Names of a Swin's arrays.
 
     Args:
-        module: of the file's sizes.
-        layout: one of `LAYOUTS`; only `detectron2` has the norms of the outputs, `res2_norm` to
+        module: Of the file's sizes.
+        layout: One of `LAYOUTS`; only `detectron2` has the norms of the outputs, `res2_norm` to
             `res5_norm`.
 
     Raises:
-        UserError: the layout is not known.
+        UserError: The layout is not known.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout '{layout}': choose one of {', '.join(LAYOUTS)}")
@@ -206,7 +206,7 @@ def infer_sizes(tensors: Tensors) -> dict[str, Any]:
     """Reads a Swin's attributes off its tensors' names and shapes.
 
     Raises:
-        UserError: a tensor that tells a size is missing or has an impossible shape.
+        UserError: A tensor that tells a size is missing or has an impossible shape.
     """
     width = tensors.shape(PATCH_EMBEDDING, 4)[0]
     depths = tuple(
@@ -232,7 +232,7 @@ def recognise(tensors: Tensors) -> Published:
     """Recognises a file with a Swin, in any of `LAYOUTS`.
 
     Raises:
-        UserError: a tensor that tells a size is missing or has an impossible shape.
+        UserError: A tensor that tells a size is missing or has an impossible shape.
     """
     sizes = infer_sizes(tensors)
     module = SwinTransformer(**sizes)

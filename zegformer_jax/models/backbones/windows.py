@@ -41,9 +41,9 @@ def from_windows(x_bntc: jax.Array, window: int, height: int, width: int) -> jax
 
 
 def relative_index(window: int) -> np.ndarray:
-    """Gives the row of the bias table for every pair of a window's pixels, int [T, T] (q, k).
+    """Returns the row of the bias table for every pair of a window's pixels, int [T, T] (q, k).
 
-    A row stands for one offset q - k, rows of pixels first: T is window^2, the table has
+    A row is one offset q - k, rows of pixels first: T is window^2, the table has
     (2 window - 1)^2 rows.
     """
     coordinates_2t = np.indices((window, window)).reshape(2, -1)
@@ -52,10 +52,10 @@ def relative_index(window: int) -> np.ndarray:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
-    """Tells which pixels of a window of the shifted map may see each other, bool [N, T, T].
+    """Returns which pixels of a window of the shifted map may see each other, bool [N, T, T].
 
     The map [height, width] was rolled up and left by `shift`: its last `shift` rows and columns
-    come from the other end, and are no neighbours of what stands beside them.
+    come from the other end, and are no neighbours of the pixels next to them.
     """
     rolled_h = np.arange(height) >= height - shift
     rolled_w = np.arange(width) >= width - shift
@@ -68,10 +68,10 @@ class WindowAttention(nn.Module):
     """Self-attention within windows, with a learned bias for every offset (section 3.2).
 
     Attributes:
-        heads: attention heads.
-        window: pixels of a window's side.
-        shift: pixels that the windows are shifted by, 0 or half a window.
-        dtype: what to compute in; softmax and parameters are float32.
+        heads: Attention heads.
+        window: Pixels of a window's side.
+        shift: Pixels that the windows are shifted by, 0 or half a window.
+        dtype: Compute dtype; softmax and parameters are float32.
     """
 
     heads: int

@@ -25,11 +25,11 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
 class ClipConfig:
     """Sizes of a CLIP; the defaults are those of ViT-B/16.
 
-    The image tower is a ViT, or a ModifiedResNet where ``vision_layers`` is a tuple, the number
-    of bottlenecks of each stage; then ``vision_width`` is that of the first stage,
-    ``vision_heads`` are the attention pool's, and ``patch_size`` is None.
-    ``vision_mlp_width`` None is four times the width of the ViT.
-    ``eos_token_id`` is the token at which the text's feature is read, at its first occurrence;
+    The image tower is a ViT, or a ModifiedResNet where `vision_layers` is a tuple, the number
+    of bottlenecks of each stage; then `vision_width` is that of the first stage,
+    `vision_heads` are the attention pool's, and `patch_size` is None.
+    `vision_mlp_width` None is four times the width of the ViT.
+    `eos_token_id` is the token at which the text's feature is read, at its first occurrence;
     None is OpenAI's rule, the position of the largest token id.
     Raises ValueError where a width is not a multiple of its heads, the image not of its patches
     (of 32 for a ResNet), a field does not belong to the tower, or the activation is unknown.
@@ -66,7 +66,7 @@ class ClipConfig:
 
     @property
     def is_resnet(self) -> bool:
-        """Whether the image tower is a ModifiedResNet."""
+        """True if the image tower is a ModifiedResNet."""
         return not isinstance(self.vision_layers, int)
 
     @property
@@ -100,14 +100,14 @@ class ClipConfig:
 class CLIP(nn.Module):
     """Both towers and the logarithm of the logit scale; parameters are float32.
 
-    ``dtype`` is the compute dtype; softmaxes, norm statistics and features are float32.
+    `dtype` is the compute dtype; softmaxes, norm statistics and features are float32.
     """
 
     config: ClipConfig
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        """Builds the towers ``visual`` and ``text`` and the scalar ``logit_scale``."""
+        """Builds the towers `visual` and `text` and the scalar `logit_scale`."""
         config = self.config
         tower = {
             "image_size": config.image_size,

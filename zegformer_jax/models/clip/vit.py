@@ -68,13 +68,13 @@ class TransformerBlock(nn.Module):
     """A pre-norm residual block: attention, then an MLP.
 
     Attributes:
-        heads: attention heads.
-        layers: blocks of the whole stack, for CLIP's initialisation (openai/CLIP model.py,
+        heads: Attention heads.
+        layers: Blocks of the whole stack, for CLIP's initialisation (openai/CLIP model.py,
             initialize_parameters, used here for both towers as transformers does).
-        activation: of the MLP, one of `ACTIVATIONS`.
-        mlp_width: hidden channels of the MLP; None for four times the width.
-        is_causal: hides later tokens from each token.
-        dtype: compute dtype.
+        activation: Of the MLP, one of `ACTIVATIONS`.
+        mlp_width: Hidden channels of the MLP; None for four times the width.
+        is_causal: Hides later tokens from each token.
+        dtype: Compute dtype.
     """
 
     heads: int
@@ -117,15 +117,15 @@ class VisionTransformer(nn.Module):
     A patch is embedded by one matrix product over its pixels, ordered (row, column, channel).
 
     Attributes:
-        image_size: side of the images in pixels.
-        patch_size: side of a patch in pixels.
-        width: channels of a token.
-        layers: number of blocks.
-        heads: attention heads.
-        embed_dim: size of the features.
-        activation: of the MLPs, one of `ACTIVATIONS`.
-        mlp_width: hidden channels of the MLPs; None for four times the width.
-        dtype: compute dtype.
+        image_size: Side of the images in pixels.
+        patch_size: Side of a patch in pixels.
+        width: Channels of a token.
+        layers: Number of blocks.
+        heads: Attention heads.
+        embed_dim: Size of the features.
+        activation: Of the MLPs, one of `ACTIVATIONS`.
+        mlp_width: Hidden channels of the MLPs; None for four times the width.
+        dtype: Compute dtype.
     """
 
     image_size: int
@@ -180,13 +180,13 @@ class VisionTransformer(nn.Module):
         Args:
             images_bhwc: [B, S, S, 3].
             coverage_bqp: [B, Q, P], the share of each patch that is in each segment.
-            segment_layers: number of the last blocks in which the segments are apart.
+            segment_layers: Number of the last blocks in which the segments are apart.
 
         Returns:
-            the features [B, Q, D].
+            The features [B, Q, D].
 
         Raises:
-            ValueError: the images are not of the size that the positions were made for, or the
+            ValueError: The images are not of the size that the positions were made for, or the
                 tower has not so many blocks.
         """
         if not 1 <= segment_layers <= self.layers:

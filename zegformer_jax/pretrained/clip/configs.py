@@ -53,11 +53,11 @@ def read_fields(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
-        MissingFile: there is no such file.
-        UserError: the file has other content; one line that names the file.
+        MissingFile: There is no such file.
+        UserError: The file has other content; one line that names the file.
     """
     if not path.is_file():
         raise MissingFile(f"{path}: no such file")
@@ -74,11 +74,11 @@ def from_hugging_face(path: Path) -> ClipConfig:
     """Reads Hugging Face's config; absent fields have the defaults of transformers' CLIPConfig.
 
     Args:
-        path: a file `config.json`.
+        path: A file `config.json`.
 
     Raises:
-        MissingFile: there is no such file.
-        UserError: the config is not a CLIP's, or the named field is not supported.
+        MissingFile: There is no such file.
+        UserError: The config is not a CLIP's, or the named field is not supported.
     """
     fields = read_fields(path)
     if fields.get("model_type", "clip") != "clip":
@@ -115,11 +115,11 @@ def from_open_clip(path: Path) -> ClipConfig:
     """Reads OpenCLIP's config.
 
     Args:
-        path: a file `open_clip_config.json`.
+        path: A file `open_clip_config.json`.
 
     Raises:
-        MissingFile: there is no such file.
-        UserError: the named field is not supported.
+        MissingFile: There is no such file.
+        UserError: The named field is not supported.
     """
     fields = read_fields(path)
     if "model_cfg" not in fields:
@@ -165,10 +165,10 @@ def save_hugging_face(directory: Path, config: ClipConfig, start_id: int, end_id
     """Writes `config.json` and `preprocessor_config.json` of a ViT CLIP.
 
     Args:
-        directory: an existing directory, which receives the files.
-        config: the CLIP's sizes.
-        start_id: the id of the tokenizer's start token.
-        end_id: the id of the tokenizer's end token.
+        directory: An existing directory, which receives the files.
+        config: The CLIP's sizes.
+        start_id: The id of the tokenizer's start token.
+        end_id: The id of the tokenizer's end token.
     """
     library = hugging_face.load_transformers()
     shared = {"projection_dim": config.embed_dim, "hidden_act": config.activation}

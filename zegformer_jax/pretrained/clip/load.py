@@ -60,14 +60,14 @@ def load_clip(
     """Loads a CLIP: sizes, parameters and tokenizer.
 
     Args:
-        source: one of
+        source: One of
             - a Hugging Face directory: `config.json`, weights, the tokenizer's files;
             - an OpenCLIP directory: `open_clip_config.json`, weights; or its file of weights;
             - the name of either on the Hub, such as `openai/clip-vit-base-patch16`: it is
               downloaded once, and read from the Hub's cache without a network;
             - an OpenAI archive (`ViT-B-16.pt`), or a state dict in OpenAI's naming, .pth, .npz
               or .safetensors, with QuickGELU and heads of width 64.
-        image_size: side of the images in pixels; position embeddings are interpolated to it. None
+        image_size: Side of the images in pixels; position embeddings are interpolated to it. None
             keeps the training's.
 
     Returns:
@@ -75,8 +75,8 @@ def load_clip(
         the tokenizer: the source's, or OpenAI's if the source has none.
 
     Raises:
-        MissingFile: a file is missing.
-        UserError: a tensor is missing, unused or of another shape, or a field of the config is not
+        MissingFile: A file is missing.
+        UserError: A tensor is missing, unused or of another shape, or a field of the config is not
             supported.
     """
     path = _locate(source)
@@ -98,13 +98,13 @@ def from_openai_state_dict(
     """Converts OpenAI's state dict of a ViT or ResNet to sizes and float32 parameters.
 
     Args:
-        arrays: arrays by name, in the names and layouts of OpenAI's state dicts. In place of
+        arrays: Arrays by name, in the names and layouts of OpenAI's state dicts. In place of
             `token_embedding.weight` there may be `token_embedding.rows` and
             `token_embedding.values`: the indices and values of the nonzero rows among 49408.
-        where: the source's name, for messages.
+        where: The source's name, for messages.
 
     Raises:
-        UserError: the named tensor is missing, unused or of another shape.
+        UserError: The named tensor is missing, unused or of another shape.
     """
     arrays = dict(arrays)
     if "token_embedding.rows" in arrays:
@@ -126,13 +126,13 @@ def save_clip(
     OpenCLIP directory.
 
     Args:
-        directory: receives the files; it is made if it is missing.
-        config: the CLIP's sizes.
-        params: its parameters.
-        tokenizer: its tokenizer.
+        directory: Receives the files; it is made if it is missing.
+        config: The CLIP's sizes.
+        params: Its parameters.
+        tokenizer: Its tokenizer.
 
     Raises:
-        UserError: the parameters do not fit the config.
+        UserError: The parameters do not fit the config.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -23,13 +23,13 @@ def from_hugging_face(directory: Path) -> Normalisation:
     """Reads the mean and standard deviation of a Hugging Face directory's image processor.
 
     Args:
-        directory: the directory; without an image processor, the values are OpenAI's.
+        directory: The directory; without an image processor, the values are OpenAI's.
 
     Returns:
         Mean and standard deviation of RGB 0..255, two arrays [3].
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     if not any((directory / name).is_file() for name in PROCESSOR_FILES):
         return _normalisation(None, None)
@@ -44,13 +44,13 @@ def from_open_clip(path: Path) -> Normalisation:
     """Reads the mean and standard deviation of OpenCLIP's config.
 
     Args:
-        path: a file `open_clip_config.json`; without these fields, the values are OpenAI's.
+        path: A file `open_clip_config.json`; without these fields, the values are OpenAI's.
 
     Returns:
         Mean and standard deviation of RGB 0..255, two arrays [3].
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     fields = read_fields(path).get("preprocess_cfg") or {}
     return _normalisation(fields.get("mean"), fields.get("std"))
@@ -69,17 +69,17 @@ def fold_normalisation(
     position embeddings of the patches absorb the constant from the difference of the means.
 
     Args:
-        params: a CLIP's parameters.
-        config: its sizes.
-        mean: mean of RGB 0..255 in the CLIP's training.
-        std: standard deviation of RGB 0..255 in the CLIP's training.
-        where: a file's name, for messages.
+        params: A CLIP's parameters.
+        config: Its sizes.
+        mean: Mean of RGB 0..255 in the CLIP's training.
+        std: Standard deviation of RGB 0..255 in the CLIP's training.
+        where: A file's name, for messages.
 
     Returns:
         The parameters; unchanged if the normalisations are equal.
 
     Raises:
-        UserError: they differ and the CLIP is a ResNet, whose zero padding is another grey after
+        UserError: They differ and the CLIP is a ResNet, whose zero padding is another grey after
             the conversion.
     """
     mean, std, clip_mean, clip_std = (

@@ -22,15 +22,15 @@ def resize_positions(
     antialiasing; the position of the class token (of a ResNet's mean token) is unchanged.
 
     Args:
-        params: a CLIP's parameters.
-        config: its sizes.
-        image_size: side of the images in pixels, a multiple of the patch (of 32 for a ResNet).
+        params: A CLIP's parameters.
+        config: Its sizes.
+        image_size: Side of the images in pixels, a multiple of the patch (of 32 for a ResNet).
 
     Returns:
         The sizes and the parameters; all arrays but the positions are shared with `params`.
 
     Raises:
-        ValueError: the image is not a multiple of the patch.
+        ValueError: The image is not a multiple of the patch.
     """
     resized = dataclasses.replace(config, image_size=image_size)
     arrays = dict(tables.flatten(params))
@@ -54,8 +54,8 @@ def cubic_matrix(old: int, new: int) -> np.ndarray:
     another kernel (a = -0.5).
 
     Args:
-        old: the number of samples.
-        new: the number of interpolated samples.
+        old: The number of samples.
+        new: The number of interpolated samples.
 
     Returns:
         float64 [new, old].

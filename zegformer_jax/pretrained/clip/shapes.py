@@ -17,11 +17,11 @@ def from_shapes(arrays: Mapping[str, np.ndarray], where: str) -> ClipConfig:
     """Infers the sizes of OpenAI's CLIP from its tensors, as OpenAI's build_model does.
 
     Args:
-        arrays: tensors by their published names.
-        where: a file's name, for messages.
+        arrays: Tensors by their published names.
+        where: A file's name, for messages.
 
     Raises:
-        UserError: the named tensor is missing.
+        UserError: The named tensor is missing.
     """
 
     def shape(name: str) -> tuple[int, ...]:

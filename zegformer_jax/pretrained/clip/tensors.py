@@ -91,14 +91,14 @@ class Naming(NamedTuple):
     """A publisher's names of tensors.
 
     Attributes:
-        column: index of the publisher's names in the rows of the tables above.
-        visual: prefix of the image tower's names.
-        visual_blocks: prefix of the image tower's numbered blocks.
-        visual_projection: name of the image tower's projection.
-        text: prefix of the text tower's names.
-        text_blocks: prefix of the text tower's numbered blocks.
-        text_projection: name of the text tower's projection.
-        projection: layout of the projections: SAME for [W, D], LINEAR for [D, W].
+        column: Index of the publisher's names in the rows of the tables above.
+        visual: Prefix of the image tower's names.
+        visual_blocks: Prefix of the image tower's numbered blocks.
+        visual_projection: Name of the image tower's projection.
+        text: Prefix of the text tower's names.
+        text_blocks: Prefix of the text tower's numbered blocks.
+        text_projection: Name of the text tower's projection.
+        projection: Layout of the projections: SAME for [W, D], LINEAR for [D, W].
     """
 
     column: int
@@ -138,11 +138,11 @@ def table(config: ClipConfig, naming: Naming) -> list[Entry]:
     """Lists the published name of each parameter of a CLIP, by its path (`visual/projection`).
 
     Args:
-        config: the CLIP's sizes.
-        naming: the publisher's names.
+        config: The CLIP's sizes.
+        naming: The publisher's names.
 
     Raises:
-        ValueError: the CLIP has a ResNet, for which the publisher has no names.
+        ValueError: The CLIP has a ResNet, for which the publisher has no names.
     """
     rows = [entry("logit_scale", "logit_scale")]
     if not config.is_resnet:
@@ -165,13 +165,13 @@ def read_parameters(
     """Converts published tensors to CLIP's parameter tree of float32 NumPy arrays.
 
     Args:
-        tensors: arrays by their published names.
-        config: the CLIP's sizes.
-        naming: the publisher's names.
-        where: a file's name, for messages.
+        tensors: Arrays by their published names.
+        config: The CLIP's sizes.
+        naming: The publisher's names.
+        where: A file's name, for messages.
 
     Raises:
-        ValueError: the named tensor is missing, unknown in a model of this config, or of another
+        ValueError: The named tensor is missing, unknown in a model of this config, or of another
             shape.
     """
     arrays, _ = tables.read(
@@ -186,12 +186,12 @@ def published_tensors(
     """Converts CLIP's parameters to published float32 tensors: the inverse of `read_parameters`.
 
     Args:
-        params: the CLIP's parameters.
-        config: its sizes.
-        naming: the publisher's names.
+        params: The CLIP's parameters.
+        config: Its sizes.
+        naming: The publisher's names.
 
     Raises:
-        ValueError: the named parameter does not fit the config.
+        ValueError: The named parameter does not fit the config.
     """
     arrays = tables.flatten(params)
     shapes = parameter_shapes(config)

@@ -36,8 +36,8 @@ class Crops:
 
     Attributes:
         clip: The Flax module.
-        crop_style: How a segment is shown: `cropmask` crops image x segment to the segment's box,
-            `crop` crops the image, `mask` resizes the whole image and blanks what is outside.
+        crop_style: How a segment is shown: `cropmask` blanks what is outside it and crops to
+            its box, `crop` only crops, `mask` blanks and resizes the whole image.
         clip_chunk: Segments that are encoded at once; 0: a number that suits the device.
 
     Raises:
@@ -96,14 +96,14 @@ def segment_features(
     """Returns CLIP's features of the segments, [q, d] in the encoder's dtype, not normalised.
 
     Crops are made, encoded and dropped a chunk at a time, so memory does not grow with the number
-    of queries. All empty segments are encoded as one. Chunks are always full, so the bits of
-    a feature do not depend on the other segments.
+    of queries. Empty segments share one encoding. Every chunk has the same size, so a feature's
+    bits do not depend on the other segments.
 
     Args:
         encode_images: Maps float32 [n, side, side, 3] to float [n, d].
         image_hwc: float [h, w, 3], normalised with CLIP's mean and standard deviation and then
             padded with zeros at the bottom and right.
-        mask_logits_qhw: float [q, h / 4, w / 4]; any lower resolution works.
+        mask_logits_qhw: float [q, h / 4, w / 4], or coarser.
         style: One of `STYLES`, see `Crops`.
         side: Side of CLIP's input in pixels.
         chunk: Number of segments encoded at once, at least 1.
@@ -131,7 +131,7 @@ def _map_chosen(
 ) -> jax.Array:
     """Applies a function to the chosen queries in full chunks; the others' results are zeros.
 
-    The function takes indices, int32 [chunk]; those that fill the last chunk are beyond q.
+    The function takes indices, int32 [chunk]; indices from q on are padding.
     """
     queries = len(chosen_q)
     length = -(-queries // chunk) * chunk
@@ -161,7 +161,7 @@ def segment_images(
     Args:
         image_hwc: float [h, w, 3], normalised with CLIP's mean and standard deviation and then
             padded with zeros at the bottom and right.
-        mask_logits_qhw: float [q, h / 4, w / 4]; any lower resolution works.
+        mask_logits_qhw: float [q, h / 4, w / 4], or coarser.
         style: One of `STYLES`, see `Crops`.
         side: Side of the result in pixels.
     """

@@ -1,7 +1,9 @@
-"""Segment classifier: CLIP sees the whole image once, and a token per segment attends within it.
+"""Segment classifier: one pass of CLIP over the image, with one token per segment.
+
+In the last layers a segment's token attends to that segment's patches only.
 
 Ding et al., "Open-Vocabulary Universal Image Segmentation with MaskCLIP", 2023. Far less work than
-a crop per segment; another accuracy than the published system's.
+a crop per segment; results differ from the published system's.
 
 Axes: q query, h w pixels, c colour or class, s t sides of CLIP's input, p patch, g side of the
 grid of patches, d joint embedding.
@@ -30,7 +32,7 @@ from zegformer_jax.segmentation.segments import inside
 
 @dataclass(frozen=True)
 class OnePass:
-    """One pass of CLIP over the image squeezed into its square.
+    """One pass of CLIP over the image, resized to CLIP's square input.
 
     Attributes:
         clip: The Flax module; its image tower is a ViT.

@@ -13,8 +13,8 @@ from zegformer_jax.segmentation.augmentation import View
 class SegmentClassifier(Protocol):
     """Classifies the segments of an image: a hashable value without arrays.
 
-    One is a frozen dataclass whose first field is `clip`, the Flax module; its other fields have
-    the names of fields of the config's section `eval`, from which they are filled.
+    Implement it as a frozen dataclass: first `clip`, the Flax module, then settings, each filled
+    from the field of that name in the config's section `eval`.
     """
 
     def __call__(
@@ -32,7 +32,7 @@ class SegmentClassifier(Protocol):
             view: The image.
             mask_logits_qhw: Mask logits [q, h, w].
             text_cd: Text embeddings of unit length [c, d].
-            wanted_q: bool [q]; the others may be classified as empty segments.
+            wanted_q: bool [q]; False: the logits of an empty segment will do.
         """
 
     def logit_scale(self, params: Any) -> jax.Array:
