@@ -1,4 +1,4 @@
-"""What an evaluation asks of a model: vocabularies, ways of scoring, calibrations."""
+"""Plan of an evaluation: its vocabularies, ways of scoring and calibrations."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a segment classifier is.
+"""The protocol of segment classifiers.
 
 Axes: q query, c class, d joint embedding, h w pixels at stride 4.
 """
