@@ -21,7 +21,6 @@ from zegformer_jax.evaluation.checkpoint import open_checkpoint
 from zegformer_jax.evaluation.evaluator import Evaluator
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.conversion import convert
-from zegformer_jax.experiment.models import model_sizes
 from zegformer_jax.experiment.workdir import CONVERTED_FILE, load_config
 from zegformer_jax.models.backbones.resnet import ResNet, torchvision_names
 from zegformer_jax.pretrained import tables, zegformer
@@ -226,7 +225,7 @@ FULL_SIZE = {"r50": (3, 4, 6, 3), "r101": (3, 4, 23, 3)}
 def random_checkpoint(name, with_clip):
     """A full-size checkpoint in the authors' layout, with random weights of a sane size."""
     config = importlib.import_module("configs.coco_stuff").get_config(name)
-    sizes = model_sizes(config) | {"embed_dim": 512}
+    sizes = config.model.to_dict() | {"embed_dim": 512}
     rng = np.random.default_rng(0)
 
     def draw(path, shape):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from zegformer_jax.experiment.models import build_model, model_sizes, set_sizes
+from zegformer_jax.experiment.models import build_model, set_sizes
 from zegformer_jax.models.backbones import BACKBONES
 from zegformer_jax.pretrained import backbones, start, tables, zegformer
 
@@ -131,7 +131,7 @@ def assert_same(actual, expected):
 
 
 def test_a_whole_checkpoint_is_written_and_read(case, config):
-    sizes = model_sizes(config)
+    sizes = config.model.to_dict()
     tensors = zegformer.to_checkpoint(case.variables, sizes)
     kernel = case.variables["params"]["backbone"]["stage1"]["kernel"]
     np.testing.assert_array_equal(tensors["backbone.down.1.weight"], kernel.transpose(3, 2, 0, 1))

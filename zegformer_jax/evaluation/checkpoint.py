@@ -13,7 +13,7 @@ from zegformer_jax.pretrained.clip.load import from_openai_state_dict
 from zegformer_jax.pretrained.clip.positions import resize_positions
 from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.start import is_checkpoint
-from zegformer_jax.pretrained.zegformer_model import read_model
+from zegformer_jax.pretrained.zegformer import read_model
 from zegformer_jax.runtime.checkpoints import FOLDER
 from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError

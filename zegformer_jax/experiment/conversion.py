@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from zegformer_jax.experiment.models import load_clip_of, model_sizes, set_sizes
+from zegformer_jax.experiment.models import load_clip_of, set_sizes
 from zegformer_jax.experiment.workdir import (
     CONFIG_FILE,
     CONVERTED_FILE,
@@ -21,8 +21,7 @@ from zegformer_jax.pretrained.clip.load import from_openai_state_dict, load_clip
 from zegformer_jax.pretrained.clip.tensors import OPENAI, published_tensors
 from zegformer_jax.pretrained.formats import read_tensors, write_tensors
 from zegformer_jax.pretrained.start import is_checkpoint, read_backbone
-from zegformer_jax.pretrained.zegformer import CLIP_PREFIX, to_checkpoint
-from zegformer_jax.pretrained.zegformer_model import read_model
+from zegformer_jax.pretrained.zegformer import CLIP_PREFIX, read_model, to_checkpoint
 from zegformer_jax.runtime.checkpoints import FOLDER, Checkpoints
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.tokenizer import Tokenizer
@@ -85,7 +84,7 @@ def export(workdir: Path, destination: Path, with_clip: bool = False) -> str:
     """Writes a trained model as a checkpoint in the authors' layout, for PyTorch."""
     config = load_config(workdir)
     variables = load_variables(workdir)
-    tensors = to_checkpoint(variables, model_sizes(config))
+    tensors = to_checkpoint(variables, config.model.to_dict())
     if with_clip:
         clip = load_clip_of(config, workdir)
         if clip is None:

@@ -16,7 +16,8 @@ from zegformer_jax import models
 from zegformer_jax.experiment.workdir import resolve
 from zegformer_jax.models.backbones import backbone_fields
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
-from zegformer_jax.pretrained.clip.load import HUB_NAME, load_clip
+from zegformer_jax.pretrained.clip.load import load_clip
+from zegformer_jax.pretrained.clip.sources import HUB_NAME
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text import embeddings
 from zegformer_jax.text.prompts import load_templates
@@ -161,11 +162,6 @@ def needs_clip(config: ConfigDict) -> bool:
     return config.model.kind != "per_pixel" or not config.model.word_vectors
 
 
-def model_sizes(config: ConfigDict) -> dict[str, Any]:
-    """Returns the sizes of the experiment's model in the layout of `models.build`."""
-    return config.model.to_dict()
-
-
 def build_model(
     config: ConfigDict, embed_dim: int, dtype: str | None = None
 ) -> models.Grouper | models.PerPixel:
@@ -178,7 +174,7 @@ def build_model(
     """
     return models.build(
         config.model.kind,
-        model_sizes(config),
+        config.model.to_dict(),
         embed_dim,
         dtype or config.dtype,
         remat=config.train.remat,

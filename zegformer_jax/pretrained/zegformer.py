@@ -107,6 +107,26 @@ def from_checkpoint(
     return Checkpoint(sizes, unflatten(arrays), clip, summary)
 
 
+def read_model(tensors: Tensors, where: str, heads: int | None = None) -> Checkpoint:
+    """Reads a checkpoint in the authors' layout whose model is complete.
+
+    Args:
+        tensors: All that the file holds.
+        where: Its name, for messages.
+        heads: Attention heads, which nothing in it tells; None: one every 32 channels.
+
+    Raises:
+        UserError: A tensor is missing or unknown, or it is MaskFormer's.
+    """
+    checkpoint = from_checkpoint(tensors, where, heads=heads)
+    if checkpoint.summary.new:
+        raise UserError(
+            f"{where}: MaskFormer's, which cannot name classes it was not trained on: train "
+            f"from it with --config.model.start_from={where}"
+        )
+    return checkpoint
+
+
 def to_checkpoint(variables: Mapping[str, Any], sizes: Sizes) -> dict[str, np.ndarray]:
     """Returns a model's state dict, float32: the inverse of `from_checkpoint`, CLIP left out.
 
@@ -193,7 +213,7 @@ class _Tell(NamedTuple):
         return self.tensors[name].shape[0]
 
     def count(self, prefix: str) -> int:
-        """How many numbered modules come after a prefix."""
+        """Number of numbered modules after a prefix."""
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
         return len({m[1] for m in map(pattern.match, self.tensors) if m})
 

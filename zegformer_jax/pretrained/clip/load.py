@@ -17,6 +17,15 @@ from zegformer_jax.models.clip.model import ClipConfig
 from zegformer_jax.pretrained.clip import configs, normalisation
 from zegformer_jax.pretrained.clip.positions import resize_positions
 from zegformer_jax.pretrained.clip.shapes import from_shapes
+from zegformer_jax.pretrained.clip.sources import (
+    FLAX_WEIGHTS,
+    HUGGING_FACE_CONFIG,
+    HUGGING_FACE_WEIGHTS,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    is_open_clip,
+    locate,
+)
 from zegformer_jax.pretrained.clip.tensors import (
     HUGGING_FACE,
     OPENAI,
@@ -24,29 +33,11 @@ from zegformer_jax.pretrained.clip.tensors import (
     read_parameters,
 )
 from zegformer_jax.pretrained.formats import read_tensors, write_tensors
-from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError, reading
 from zegformer_jax.text.tokenizer import Tokenizer
 
-HUB_NAME = re.compile(r"[^./~][^/]*/[^/]+")  # owner/model
 OPENAI_VOCAB_SIZE = 49408
-FLAX_WEIGHTS = "flax_model.msgpack"  # of transformers 4, in some of OpenAI's repositories
-HUGGING_FACE_CONFIG = "config.json"
-HUGGING_FACE_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    FLAX_WEIGHTS,
-    "pytorch_model.bin",
-)
-OPEN_CLIP_CONFIG = "open_clip_config.json"
-OPEN_CLIP_WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
-FILE_SUFFIXES = (".pt", ".pth", ".bin", ".npz", ".safetensors")
 AGAIN = "get the published file again"
-SMALL_FILES = ("*.json", "merges.txt")  # of a repository on the Hub
 # Prefix of the text tower's names if it is a separate module (OpenCLIP's CustomTextCLIP).
 TEXT_PREFIX = re.compile(
     r"^text\.(?=transformer\.|token_embedding\.|ln_final\."
@@ -79,8 +70,8 @@ def load_clip(
         UserError: A tensor is missing, unused or of another shape, or a field of the config is not
             supported.
     """
-    path = _locate(source)
-    if path.is_dir() and not _is_open_clip(path):
+    path = locate(source)
+    if path.is_dir() and not is_open_clip(path):
         config, params = _read_hugging_face(path)
     elif (path if path.is_dir() else path.parent).joinpath(OPEN_CLIP_CONFIG).is_file():
         config, params = _read_open_clip(path)
@@ -146,63 +137,6 @@ def save_clip(
     else:
         configs.save_hugging_face(directory, config, tokenizer.start_id, tokenizer.end_id)
     tokenizer.save(directory)
-
-
-def _locate(source: str | Path) -> Path:
-    """Returns a model's local file or directory, which is in the Hub's cache for a name."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    is_name = isinstance(source, str) and HUB_NAME.fullmatch(source)
-    if not is_name or path.suffix in FILE_SUFFIXES:
-        raise MissingFile(
-            f"{source}: no CLIP here: pass a Hugging Face or OpenCLIP directory, a file of "
-            "OpenAI's or a name on the Hub, or train a small one "
-            f"({PROGRAM} train --config=configs/openmoji.py:clip)"
-        )
-    try:
-        return _download(source)
-    except Exception as error:  # the Hub's errors have many types and span many lines
-        first_line = str(error).partition("\n")[0]
-        raise MissingFile(
-            f"{source}: neither a local directory nor available from the Hugging Face Hub "
-            f"({type(error).__name__}: {first_line}); download its {HUGGING_FACE_CONFIG}, "
-            f"{HUGGING_FACE_WEIGHTS[0]} and tokenizer.json (or {OPEN_CLIP_CONFIG} and "
-            f"{OPEN_CLIP_WEIGHTS[0]}) on another machine into a folder, and pass that folder"
-        ) from error
-
-
-def _download(name: str) -> Path:
-    """Downloads a repository's small files and its first readable format of weights.
-
-    Files in the Hub's cache are not downloaded again. The formats are tried one after the other
-    instead of listed, since the Hub's list is not available without a network.
-    """
-    from huggingface_hub import snapshot_download
-
-    directory = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
-    weights = OPEN_CLIP_WEIGHTS
-    if _model_type(directory) == "clip" or not (directory / OPEN_CLIP_CONFIG).is_file():
-        weights = ("model*.safetensors", *HUGGING_FACE_WEIGHTS[2:], *OPEN_CLIP_WEIGHTS)
-    for pattern in weights:
-        if not any(directory.glob(pattern)):
-            directory = Path(snapshot_download(name, allow_patterns=[*SMALL_FILES, pattern]))
-        if any(directory.glob(pattern)):
-            break
-    return directory
-
-
-def _model_type(directory: Path) -> str | None:
-    path = directory / HUGGING_FACE_CONFIG
-    return configs.read_fields(path).get("model_type") if path.is_file() else None
-
-
-def _is_open_clip(directory: Path) -> bool:
-    """Returns True for OpenCLIP's directories, unless complete in Hugging Face's layout."""
-    if not (directory / OPEN_CLIP_CONFIG).is_file():
-        return False
-    has_weights = any((directory / name).is_file() for name in HUGGING_FACE_WEIGHTS)
-    return not (has_weights and _model_type(directory) == "clip")
 
 
 def _read_hugging_face(directory: Path) -> tuple[ClipConfig, dict]:
