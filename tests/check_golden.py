@@ -290,7 +290,7 @@ def map_of(
 
 
 def clip_inputs(case: GoldenCase, picture: Picture, mask_logits, style: str) -> np.ndarray:
-    """What CLIP sees of every segment, [Q, side, side, 3]."""
+    """Returns CLIP's image of every segment, [Q, side, side, 3]."""
     side = case.clip[0].config.image_size
     make = jax.jit(partial(segment_images, style=style, side=side))
     chunks = [
@@ -332,7 +332,7 @@ def run_halves(case: GoldenCase, picture: Picture, image_chw: np.ndarray, style:
 
 
 def check_inference(case: GoldenCase) -> Iterator[Row]:
-    """From pictures to semantic maps, through both halves of the method, every variant."""
+    """Compares the semantic maps of every variant, computed by the whole method."""
     arrays, training = case.arrays("inference"), case.arrays("training")
     count = sum(name.startswith("class_logits") for name in arrays)
     for i in range(count):

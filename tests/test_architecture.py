@@ -1,4 +1,4 @@
-"""The layout of the package, checked from its imports: layers, circles, and what belongs where."""
+"""The layout of the package, from its source: layers, circles, places, sizes, docstrings."""
 
 import ast
 import textwrap
@@ -29,6 +29,9 @@ LAYERS = (
 BASE = {"__init__", "_version"}  # the lazy API and the version: importable from anywhere
 TOP_LEVEL = BASE | {"export", "segmenter"}  # modules beside the packages
 CONFIG_READERS = {"cli", "experiment"}  # layers that know `ConfigDict`
+MODULE_LINES, FUNCTION_LINES = 300, 60  # at most
+# A docstring begins with a verb or with the noun that it describes.
+CLAUSES = {"What", "Whether", "Which", "How", "Where", "When", "As", "Of", "Gives"}
 # Where functions are compiled: training, evaluation and prediction; text embeddings,
 # which are made once; and the placing and hashing of arrays. All others are pure.
 JITS = {
@@ -130,6 +133,29 @@ def misplaced(modules: list[Module]) -> list[str]:
     return found
 
 
+def oversized(modules: list[Module]) -> list[str]:
+    """Modules and functions with too many lines."""
+    found = [x.name for x in modules if len(x.source.splitlines()) > MODULE_LINES]
+    for module in modules:
+        for node in ast.walk(ast.parse(module.source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                if node.end_lineno - node.lineno + 1 > FUNCTION_LINES:
+                    found.append(f"{module.name}.{node.name}")
+    return found
+
+
+def clauses(modules: list[Module]) -> list[str]:
+    """Docstrings that begin with a clause."""
+    nodes = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    found = []
+    for module in modules:
+        for node in ast.walk(ast.parse(module.source)):
+            text = ast.get_docstring(node) if isinstance(node, nodes) else None
+            if text and text.split()[0] in CLAUSES:
+                found.append(f"{module.name}: {text.splitlines()[0]}")
+    return found
+
+
 def _calls(module: Module, name: str) -> bool:
     return any(
         isinstance(node, ast.Attribute)
@@ -161,6 +187,14 @@ def test_everything_is_in_its_place():
     assert misplaced(MODULES) == []
 
 
+def test_modules_and_functions_are_short():
+    assert oversized(MODULES) == []
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    assert clauses(MODULES) == []
+
+
 def changed(name: str, more: str) -> list[Module]:
     """The modules, with lines added to one of them."""
     assert name in {module.name for module in MODULES}
@@ -183,6 +217,9 @@ def changed(name: str, more: str) -> list[Module]:
         (misplaced, "training.step", "import argparse"),
         (misplaced, "segmentation.zegformer", "run = jax.jit(len)"),
         (misplaced, "training.step", "import orbax.checkpoint"),
+        (clauses, "training.step", 'def f():\n    """What it is."""'),
+        (oversized, "models.normalise", "# a comment\n" * MODULE_LINES),
+        (oversized, "models.normalise", "def f():\n" + "    f()\n" * FUNCTION_LINES),
     ],
 )
 def test_what_is_wrong_is_found(check, name, more):

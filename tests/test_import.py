@@ -14,7 +14,7 @@ HIDE += "    sys.modules[name] = None  # an import of it raises\n"
 
 
 def run(code):
-    """What a program prints that runs with these packages hidden."""
+    """Runs a program with these packages hidden; returns the words it prints."""
     done = subprocess.run(
         [sys.executable, "-c", HIDE + code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

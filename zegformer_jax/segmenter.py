@@ -64,7 +64,8 @@ def read_image(image: ImageLike) -> np.ndarray:
 
     Raises:
         MissingFile: There is no such file.
-        ValueError: The file is not a complete image, or the array has another shape or type.
+        UserError: The file is not a complete image.
+        ValueError: The array has another shape or type.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -106,7 +107,7 @@ class Segmenter:
 
         Raises:
             MissingFile: The workdir holds no checkpoint.
-            ValueError: The model is not a grouper.
+            UserError: The model is not a grouper.
         """
         if experiment.kind != "zegformer":
             raise UserError(
@@ -126,7 +127,7 @@ class Segmenter:
         A class counts as seen if a synonym of it names a class that the grouper was trained on.
 
         Raises:
-            ValueError: There is no class, or one is empty or listed twice.
+            UserError: There is no class, or one is empty or listed twice.
         """
         return mark_seen(Vocabulary.from_names(classes), self._experiment.vocabulary)
 
@@ -139,7 +140,7 @@ class Segmenter:
 
         Raises:
             MissingFile: There is no such file.
-            ValueError: The image cannot be read, or the classes are not a vocabulary.
+            UserError: The image cannot be read, or the classes are not a vocabulary.
         """
         vocabulary = self.vocabulary(classes)
         pixels = read_image(image)

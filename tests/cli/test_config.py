@@ -43,7 +43,7 @@ def test_a_users_file_goes_first_and_imports_the_projects_base(tmp_path, monkeyp
 
 
 def test_without_the_repository_on_the_path(tmp_path):
-    """As when it is installed: `configs` is no top-level package, and config files import it."""
+    """Config files import `configs`, which is no top-level package in an installed copy."""
     code = (
         "import importlib.util, pathlib, sys; from zegformer_jax.cli import config\n"
         "sys.path = [x for x in sys.path if not pathlib.Path(x, 'configs').is_dir()]\n"

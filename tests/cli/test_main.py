@@ -253,7 +253,7 @@ def test_evaluate_prints_the_scores(finished, capsys):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_path, monkeypatch):
-    """And goes on without a picture's counts or label map missing, also if no table is written."""
+    """The next run completes it, with or without a table: no counts or label map are missing."""
     workdir, written = finished.workdir / "per_pixel", []
     arguments = ["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}", f"--output={tmp_path}"]
     arguments.append("--predictions=png")
@@ -301,7 +301,7 @@ def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_pat
 
 @pytest.mark.slow
 def test_a_model_is_evaluated_on_its_own_data_set_and_on_a_folder(finished, capsys, tmp_path):
-    """In one command: with its own vocabularies and gamma on the one, and without on the other."""
+    """One command does both: only the first has the model's own vocabularies and gamma."""
     mine, out, workdir = tmp_path / "mine", tmp_path / "out", finished.workdir / "per_pixel"
     folders.make_folder(mine, train=0, validation=3)
     text = f"--datasets=openmoji_voc,folder={mine}"

@@ -64,7 +64,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def make_experiment():
-    """In two of the five images the shifted classes are right, in the others the plain ones."""
+    """Makes five images: the shifted classes are right in two, the plain ones in the others."""
     source = Records()
     for place in (1, 3):
         source.images[place][..., 0] = LEVELS * ((source.images[place][..., 0] // LEVELS + 2) % 3)
@@ -72,7 +72,7 @@ def make_experiment():
 
 
 def assert_reported(evaluation, tmp_path):
-    """On the screen, in report.json and in report.md."""
+    """Asserts that the metric is on the screen, in report.json and in report.md."""
     report = describe(evaluation, "words")
     text = files.write_evaluation(tmp_path / "out", evaluation, report)
     assert "a right pixel by shift: share 40.0\n" in text

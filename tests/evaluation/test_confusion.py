@@ -30,7 +30,7 @@ def golden_scores(case):
 
 
 def test_absent_classes_are_counted_and_left_out():
-    """Where the published code gives NaN, the mean is over the classes in the labels."""
+    """The mean is over the classes in the labels; the published code returns NaN here."""
     unseen_case = EVALUATION["one_unseen_absent_from_labels"]
     scores = golden_scores(unseen_case)
     assert (scores.seen_absent, scores.unseen_absent) == (0, 1)

@@ -165,7 +165,7 @@ def test_what_is_shown_swept_and_asked_of_oracles_is_by_eval_scores(
 
 
 def test_another_clip_is_another_evaluation(make_evaluator, tmp_path):
-    """What it has counted is not resumed from."""
+    """The counts of one are not resumed with the other."""
     identity = make_evaluator().identity()
     assert make_evaluator().identity() == identity
     save_clip(tmp_path / "clip", VIT, random_params(VIT, seed=2), train_tokenizer(["a"], 530, 14))
@@ -173,7 +173,7 @@ def test_another_clip_is_another_evaluation(make_evaluator, tmp_path):
 
 
 def test_regions_are_named_by_calibrated_scores(make_evaluator):
-    """Of the query that fits best; of all queries if none touches the region."""
+    """The scores are the best-fitting query's, or all queries' if none touches the region."""
     evaluator = make_evaluator(scores="grouper", gamma=0.2)
     headline = evaluator.plan.subsets[0]
     seen = np.asarray(headline.vocabulary.seen)
@@ -255,7 +255,7 @@ def assert_same_states(actual, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices, batch_size", [(1, 1), (1, 3), (2, 4)])
 def test_neither_batches_nor_devices_matter(finished, monkeypatch, devices, batch_size):
-    """For the baseline; for the whole method see test_runs.py."""
+    """This is the per-pixel baseline; `test_runs.py` has the whole method."""
     make_mesh = evaluator.make_local_mesh
     reference = loop.evaluate(experiment_of(finished, "per_pixel"), progress=False)
     monkeypatch.setattr(evaluator, "make_local_mesh", lambda: make_mesh(devices))
@@ -315,7 +315,7 @@ def queries_by_colour(self, weights, text, view, questions):
 
 @pytest.mark.slow
 def test_augmented_maps_are_averages_of_plain_ones(finished, monkeypatch):
-    """Of two sizes, as they are and mirrored; evaluation and prediction agree on them."""
+    """The plain maps are of two sizes, each mirrored too; evaluation and prediction agree."""
     monkeypatch.setattr(ZegFormer, "run", queries_by_colour)
     config = load_config(finished.workdir).unlock()
     config.eval.update(scores=SHOWN, methods=(SHOWN,), vocabularies=(HEADLINE,), gamma=1e-4)
@@ -349,7 +349,7 @@ def test_augmented_maps_are_averages_of_plain_ones(finished, monkeypatch):
 
 @pytest.mark.slow
 def test_in_one_pass_clip_alone_says_something_else(finished):
-    """And it says what `encode_in_one_pass` gives."""
+    """Its answer follows from the features of `encode_in_one_pass`."""
     config = load_config(finished.workdir).unlock()
     experiment = Experiment(config, finished.workdir)
     picture = experiment.open_split("validation")[0]["image"]

@@ -69,7 +69,7 @@ def write(folder, evaluation, **fields):
 
 
 def strict(path):
-    """What JSON's grammar admits, and no NaN."""
+    """Reads a JSON file by the grammar, which has no NaN."""
     return json.loads(path.read_text(), parse_constant=pytest.fail)
 
 

@@ -71,7 +71,7 @@ def files_of(tmp_path):
 
 
 def finish(ran):
-    """What a command does when it has written the tables."""
+    """Ends an evaluation as a command does once its tables are written."""
     with ran.resume:
         pass
 
@@ -160,7 +160,7 @@ def test_counts_are_saved_in_between(run, tmp_path, monkeypatch):
 
 
 def changed(change):
-    """What writes a file again with other arrays in it."""
+    """Returns a function that changes the arrays in a file."""
 
     def write(file):
         with np.load(file) as arrays:

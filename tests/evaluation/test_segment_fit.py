@@ -76,7 +76,7 @@ def picture():
 
 
 def measure(logits_qhw, label_yx):
-    """What an evaluation does with a picture: all functions, jitted, in a loop over pictures."""
+    """Calls all functions as an evaluation does: jitted, in a loop over images."""
 
     def one(arrays):
         counts = overlap(*arrays, CLASSES)

@@ -1,4 +1,4 @@
-"""Which data sets an evaluation is on, and what is refused before the first of them."""
+"""Tests of the data sets an evaluation runs on, and of the requests refused before it starts."""
 
 import json
 

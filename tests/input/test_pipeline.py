@@ -262,7 +262,7 @@ def test_evaluation_shards_are_disjoint_and_complete():
 
 @pytest.mark.parametrize("shards", [1, 2])
 def test_evaluation_leaves_out_what_is_done(shards):
-    """By the records' places in the source, whichever process reads them."""
+    """Records are left out by their index in the source, on every process."""
     source, done = make_source(), np.zeros(11, bool)
     done[[0, 3, 4, 9]] = True
     found = {}

@@ -44,7 +44,7 @@ def write(root, directory, benchmark=None, **options):
 
 
 def times_of(directory):
-    """When the shards were written."""
+    """Times of the shards' last writes."""
     return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.array_record-*")}
 
 
@@ -410,7 +410,7 @@ def test_an_unfinished_split_is_not_lost_to_another(folder, tmp_path):
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(folder, tmp_path):
-    """As far as a limit of files' sizes is like one."""
+    """A limit on the size of files stands in for the full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:

@@ -64,7 +64,7 @@ def torchvision_resnet(rng, **sizes):
 
 
 def to_detectron2(tensors):
-    """As detectron2's tools/convert-torchvision-to-d2.py names them."""
+    """Renames tensors as detectron2's tools/convert-torchvision-to-d2.py does."""
     renamed = {}
     for name, tensor in tensors.items():
         if "layer" not in name:
@@ -77,7 +77,7 @@ def to_detectron2(tensors):
 
 
 def to_caffe2(tensors):
-    """As MSRA's files in detectron2's model zoo are named."""
+    """Renames tensors as in MSRA's files in detectron2's model zoo."""
     renamed = {}
     norm = {"weight": "gamma", "bias": "beta"}
     for name, tensor in to_detectron2(tensors).items():
@@ -234,7 +234,7 @@ def fold(tensors):
 
 
 def to_affine_channels(tensors):
-    """As MSRA's files in Detectron's model zoo are named: scale and bias alone."""
+    """Renames tensors as in MSRA's files in Detectron's model zoo: scale and bias alone."""
     ends = {"gamma": "s", "beta": "b"}
     renamed = {}
     for name, tensor in to_caffe2(tensors).items():

@@ -85,7 +85,7 @@ def assert_trees_equal(one, other):
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_parameter_counts(name):
-    """Of what trains; a ResNet's running means and variances are leaves beside them."""
+    """Only trained parameters count; a ResNet's running means and variances are further leaves."""
     shapes = parameter_shapes(CLIPS[name])
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     statistics = sum(n for path, n in sizes.items() if path.endswith(("/mean", "/var")))

@@ -146,7 +146,7 @@ def test_the_encoder_against_float64(small):
 
 @pytest.mark.slow
 def test_the_queries_attend_to_the_encoders_output(small):
-    """And the pyramid starts from it: nothing else of res5 reaches the output."""
+    """The pyramid starts from it too: res5 reaches the output in no other way."""
     model, variables, images, text = small
     _, state = model.apply(variables, images, text, capture_intermediates=True)
     inner = state["intermediates"]
@@ -201,7 +201,7 @@ def test_dropout_acts_in_the_encoder_in_training_alone(small):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zegformer", "per_pixel"])
 def test_training_reaches_the_encoder(small, kind):
-    """With the decoder's dropout off, so that only the encoder's can move the output."""
+    """The decoder's dropout is off, so only the encoder's can move the output."""
     _, _, images, text = small
     sizes = SMALL | {"kind": kind, "transformer": SMALL["transformer"] | {"dropout": 0.0}}
     variables = random_variables(sizes)

@@ -59,12 +59,12 @@ def random_arrays(sizes, seed=0):
 
 
 def variables_of(arrays):
-    """What the module applies."""
+    """Variables of the module, from flat arrays of a whole model."""
     return {"params": tables.unflatten(arrays)["params"]["backbone"]}
 
 
 def relative_error(actual, expected):
-    """Of two arrays, in the norm."""
+    """Norm of the difference over the norm of the expected array."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
@@ -287,7 +287,7 @@ def test_bfloat16_is_close(maps, arrays, images):
 
 @pytest.mark.parametrize("silent", ["attention/out", "mlp_out"])
 def test_stochastic_depth_keeps_the_mean(silent):
-    """With one branch silenced, the other is there, grown by 1 / 0.6, or it is not."""
+    """One branch is silenced; the other is dropped, or scaled by 1 / 0.6."""
     rate, draws = 0.4, 2000
     image = np.random.default_rng(6).normal(size=(1, 4, 4, 8)).astype(np.float32)
     x = np.repeat(image, draws, axis=0)  # every image of a batch has its own draw

@@ -21,7 +21,7 @@ COUNTS = {"r50": (41_348_032, 106_240), "r101": (60_287_936, 210_688)}
 
 
 def sizes_of(blocks=BLOCKS["r50"], **changes):
-    """Of a published model on a ResNet (the papers' sizes), as `infer_sizes` gives them."""
+    """Sizes of a published model on a ResNet (the papers'), as `infer_sizes` returns them."""
     return {
         "kind": "zegformer",
         "embed_dim": 512,
@@ -219,7 +219,7 @@ def test_the_names_are_the_published_ones(name, encoder_layers):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_counts_of_numbers(name):
-    """Of our arrays and of the published tensors; of the pixel decoder and of what follows it."""
+    """Counts our numbers and the published ones, in the pixel decoder and in the rest."""
     shapes = zegformer.shapes(PUBLISHED[name])
 
     def count(prefix):
@@ -236,7 +236,7 @@ def test_the_counts_of_numbers(name):
 
 
 def test_clip_inside_is_given_apart(grouper_tensors, golden):
-    """And whatever else a checkpoint may hold is left out for a reason."""
+    """Each other tensor that a checkpoint may hold is left out for a reason."""
     clip = golden("clip_weights")
     prefix = f"{PREDICTOR}.clip_model."
     others = {
@@ -355,7 +355,7 @@ def random_variables(sizes):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_way_back_at_full_size(name):
-    """From random arrays to a checkpoint and back: the same arrays, bit for bit."""
+    """Random arrays are bit-identical after the way to a checkpoint and back."""
     sizes = PUBLISHED[name]
     variables = random_variables(sizes)
     start = time.process_time()

@@ -138,7 +138,7 @@ def test_semantic_map_is_the_formula_at_any_strip_height(rows_at_once, resize):
 @pytest.mark.parametrize("grown", ["queries", "classes"])
 @pytest.mark.parametrize("resize", label_maps.RESIZE)
 def test_memory_of_a_label_map_does_not_grow(monkeypatch, resize, grown):
-    """With more queries or classes, strips become lower."""
+    """Strips become lower with more queries or classes."""
     monkeypatch.setattr(label_maps, "STRIP_VALUES_ON", {})
     monkeypatch.setattr(label_maps, "STRIP_VALUES", 2**14)
 
@@ -209,7 +209,7 @@ def test_label_map_is_the_argmax_of_the_semantic_map(resize):
 
 @pytest.mark.parametrize("of_queries", [True, False])
 def test_many_maps_at_once_are_those_one_by_one(of_queries):
-    """Of two vocabularies, the first with two ways of scoring, of two views."""
+    """The maps are of two views and two vocabularies, the first scored in two ways."""
     rng, size = np.random.default_rng(9), (21, 30)
     logits = [rng.normal(size=(4, 6, 8)).astype(np.float32) for _ in range(2)]
     asked = [(2, (0.0, 0.05, 0.2), SEEN[2:6]), (1, (0.1,), SEEN[3:])]
@@ -286,7 +286,7 @@ def test_no_score_exceeds_its_bound(mode, seed, no_object, weight, scale):
 
 @pytest.mark.parametrize("mode", class_scores_module.MODES)
 def test_a_bound_gives_each_class_all_that_clip_has_to_give(mode):
-    """Where CLIP's logits are as large as they get, to all classes together; class by class."""
+    """The bound holds class by class, with CLIP's logits at their largest for all classes."""
     rng, scale, weight = np.random.default_rng(0), 1.5, 0.8
     class_logits = np.append(rng.normal(0, 8, (40, 5)), rng.uniform(-5, 15, (40, 1)), axis=1)
     seen = np.array([True, False, False, True, False])

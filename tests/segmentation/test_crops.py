@@ -1,4 +1,4 @@
-"""Which segments CLIP encodes, how often, and with what result."""
+"""Tests of the segments that CLIP encodes: their choice, number and features."""
 
 from functools import partial
 
@@ -67,7 +67,7 @@ def test_features_are_those_of_every_segments_image(picture, encode, style, chun
 
 @pytest.mark.parametrize("style", STYLES)
 def test_no_bit_depends_on_the_other_segments(picture, encode, style):
-    """In whatever order, beside empty, unwanted and like ones, in a chunk of its own."""
+    """Segments come in any order, beside empty, unwanted and equal ones, or alone in a chunk."""
     image, logits = picture
     run = features_of(encode, style=style, chunk=4)
     features = np.asarray(run(image, logits))
@@ -96,7 +96,7 @@ def test_unwanted_segments_look_empty(picture, encode):
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 99])
 def test_all_empty_segments_are_encoded_as_one(picture, chunk):
-    """As many full chunks as hold the shown segments and one for all that are not shown."""
+    """The chunks hold all shown segments, and one for those that are not shown."""
     image, logits = picture
     encoded = []
     encode = counted(partial(jnp.mean, axis=(1, 2)), encoded)
@@ -131,7 +131,7 @@ def test_a_segment_is_empty_where_no_logit_is_positive(picture):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_no_query_has_a_map_of_the_pictures_size(style):
-    """Or of CLIP's: the compiled function's memory grows with the chunk, not with the queries."""
+    """None has a map of CLIP's image size either: memory grows with the chunk, not the queries."""
 
     def temporaries(queries, chunk):
         image, logits = np.zeros((256, 256, 3), np.float32), np.zeros((queries, 16, 16), np.float32)

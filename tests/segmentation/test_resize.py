@@ -111,7 +111,7 @@ def test_padded_resize_matrix_uses_true_sizes(in_size, out_size):
 
 
 def test_resize_positions_stay_exact_on_long_sides():
-    """In float32, PyTorch's formula is off by up to 1e-4 of a pixel here."""
+    """PyTorch's formula in float32 is off by up to 1e-4 of a pixel here."""
     in_size, out_size = 2047, 4093
     low, _, weight = resize_taps(in_size, out_size, out_size)
     position = (np.arange(out_size) + 0.5) * in_size / out_size - 0.5

@@ -1,4 +1,4 @@
-"""Which segments the classifier need not see: against the scores that they would have had."""
+"""Tests of the segments that need no classifier, against the scores they would have had."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def choose(class_logits, masks, modes=MODES, weight=2 / 3, vocabularies=SUBSETS,
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("below", [1e-3, 1e-1])
 def test_what_is_skipped_weighs_less_in_every_vocabulary(mode, below):
-    """Also in a vocabulary of a few of the classes, where a query's scores are larger."""
+    """This holds in a vocabulary of few classes too, in which a query's scores are larger."""
     class_logits, clip_logits, masks = make_queries(0)
     chosen = choose(class_logits, masks, skip_below=below, modes=(mode,))
     wanted, named = map(np.asarray, chosen)

@@ -95,7 +95,7 @@ def test_the_last_layer_alone_is_the_last_of_all():
 
 @pytest.mark.slow
 def test_queries_cost_no_memory_beyond_their_masks(monkeypatch):
-    """From the picture to its label map: the logits of one layer, and no map at a larger size."""
+    """A picture needs the mask logits of one layer, and no map at a larger size."""
     monkeypatch.setattr(label_maps, "STRIP_VALUES_ON", {})
     monkeypatch.setattr(label_maps, "STRIP_VALUES", 2**14)
     clip, size = CLIP(VIT), np.array([256, 256])

@@ -148,7 +148,7 @@ def write_pth(path, tensors):
 
 
 def python2_pickle(array):
-    """What Python 2.7 wrote at protocol 2: byte strings, __builtin__, a long."""
+    """Returns a pickle as Python 2.7 wrote it at protocol 2: byte strings, __builtin__, a long."""
     raw = array.tobytes()
     string = b"T" + struct.pack("<I", len(raw)) + raw
     dtype = b"cnumpy\ndtype\nU\x02" + array.dtype.str[1:].encode() + b"K\x00K\x01\x87R"

@@ -43,7 +43,7 @@ class GoldenCase:
         self._arrays, self._text = {}, {}
 
     def has(self, file: str) -> bool:
-        """Whether the directory has a file."""
+        """Returns True if the directory has a file."""
         return (self.directory / file).is_file()
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:

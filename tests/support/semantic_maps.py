@@ -6,7 +6,7 @@ from zegformer_jax.segmentation import label_maps
 
 
 def semantic_maps(logits_vqhw, views, scores, **options) -> list[jax.Array]:
-    """As `label_maps.label_maps`, but for each of `scores` float32 [n, g, c, y, x]."""
+    """Returns the maps of class scores for each of `scores`, float32 [n, g, c, y, x]."""
     return label_maps.map_strips(
         lambda scores_cyx: scores_cyx, logits_vqhw, views, scores, **options
     )

@@ -12,7 +12,7 @@ STEPS = {"clip": 2, "classifier": 2, "per_pixel": 2, "zegformer": 3}
 
 
 def get_config(kind: str = "zegformer") -> ConfigDict:
-    """Gives one of the four trainings with tiny sizes and a few steps."""
+    """Returns the config of one of the four trainings with tiny sizes and a few steps."""
     config = openmoji.get_config(kind).unlock()
     config.model.backbone.update(
         blocks=(1, 1, 1, 1), stem_width=8, bottleneck_width=8, stage_width=16, norm_groups=4

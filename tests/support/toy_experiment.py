@@ -59,7 +59,7 @@ class Shift:
 
 
 class ToyExperiment:
-    """What an evaluation reads of an experiment, without a folder."""
+    """Experiment without a folder: it has the attributes that an evaluation reads."""
 
     kind, vocabulary = "toy", VOCABULARY
     dataset = SimpleNamespace(name="words")

@@ -92,7 +92,7 @@ def whole(finished, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_killed_five_times_is_the_one_that_was_not(finished, whole, tmp_path):
-    """At random moments: while it starts, steps, saves."""
+    """The kills come at random moments: while it starts, steps or saves."""
     rng, expected = random.Random(0), lines_of(whole)
     for kill in range(KILLS):
         process = start(command(tmp_path, finished))
@@ -217,7 +217,7 @@ def count_command(finished, kind, path, **fields):
 
 @pytest.fixture(scope="module")
 def counted_alone(finished, tmp_path_factory):
-    """What one process with one device counts: a kind of model to its counts."""
+    """Returns a function from a kind of model to the counts of one process with one device."""
     folder, counts = tmp_path_factory.mktemp("alone"), {}
 
     def count(kind):
@@ -252,7 +252,7 @@ MATRICES = {"per_pixel": 2, "zegformer": 4 * 2 + 2}  # methods in two vocabulari
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["per_pixel", "zegformer"])
 def test_two_hosts_count_as_one_device_does(finished, counted_alone, tmp_path, kind):
-    """Of five pictures one host gets three and the other two, on two devices each."""
+    """One host gets three of the five images and the other two, on two devices each."""
     expected = counted_alone(kind)
     path = tmp_path / "counts.npz"
     for process in start_hosts(count_command(finished, kind, path)):

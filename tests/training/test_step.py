@@ -22,7 +22,7 @@ OPTIONS = dict(learning_rate=0.05, steps=20, power=0.9, weight_decay=1e-2, clip_
 
 
 class LeastSquares(Objective):
-    """Of weighted rows, divided by the weights of the whole batch."""
+    """Squared error of weighted rows, divided by the weights of the whole batch."""
 
     metrics = ("loss", "rows")
     adds_up = True
@@ -163,7 +163,7 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been():
 
 
 def test_a_line_of_the_log_is_of_its_own_finite_steps():
-    """What was skipped before counts no more, but in the learning rate; averages skip it, too."""
+    """Skipped steps change neither the log's means, nor the learning rate, nor the averages."""
     bad = (2, 4, 5)
     batches = [batch for number, batch in enumerate(make_batches(), 1) if number not in bad]
     good, (first, second, third) = run(batches=batches, ema=0.9)

@@ -58,7 +58,7 @@ def test_the_batches_do_not_tell_unseen_classes_apart(change):
 
 
 def test_a_seen_label_does_change_the_batches():
-    """So that the test above could fail."""
+    """This shows that the test above can fail."""
     labels = make_labels()
     pairs = zip(batches_of(labels), batches_of(changed(labels, {0: 2})), strict=True)
     assert any(np.any(first["label"] != second["label"]) for first, second in pairs)

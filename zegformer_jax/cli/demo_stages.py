@@ -94,7 +94,7 @@ class StageClock:
     """Announces each stage with the time left, and measures it."""
 
     def __init__(self, say: Say):
-        """Has no stage yet."""
+        """Begins without a stage."""
         self.seconds: dict[str, float] = {}
         self._say = say
         self._name = ""

@@ -65,8 +65,8 @@ class FileSource:
         """Reads a record; see `Source`.
 
         Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is damaged, or the label image has several channels, another size
+            MissingFile: A file is missing.
+            UserError: A file is damaged, or the label image has several channels, another size
                 than its image or an unknown id; the message names the file.
         """
         image_file, label_file = self.image_files[index], self.label_files[index]
@@ -106,8 +106,8 @@ def open_source(
         **builder_options: For `openmoji_voc`: train_scenes, validation_scenes, side, seed.
 
     Raises:
-        FileNotFoundError: A folder is missing or has no images, or nothing is prepared there.
-        ValueError: There is no such data set or split, the prepared records have other classes, or
+        MissingFile: A folder is missing or has no images, or nothing is prepared there.
+        UserError: There is no such data set or split, the prepared records have other classes, or
             the data set takes no options.
     """
     if name == GENERATED:

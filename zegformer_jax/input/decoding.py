@@ -23,8 +23,8 @@ def read_file(path: Path) -> bytes:
     """Reads a whole file.
 
     Raises:
-        FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: It cannot be read; the message starts with the path.
+        MissingFile: There is no such file; the message starts with the path.
+        UserError: It cannot be read; the message starts with the path.
     """
     try:
         return path.read_bytes()
@@ -43,7 +43,7 @@ def decode_image(data: bytes, where: object, *, upright: bool = False) -> np.nda
         upright: Applies the EXIF orientation, like viewers and annotation tools.
 
     Raises:
-        ValueError: The data is no image, damaged, cut off, or has more than 8 bits per channel.
+        UserError: The data is no image, damaged, cut off, or has more than 8 bits per channel.
     """
     image, _ = _open(data, where)
     if image.mode in WIDE_MODES:
@@ -59,7 +59,7 @@ def is_storable(data: bytes, where: object) -> bool:
     transparency and EXIF orientation.
 
     Raises:
-        ValueError: The data is no image.
+        UserError: The data is no image.
     """
     image, raw_mode = _open(data, where)
     turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
@@ -75,7 +75,7 @@ def decode_label(data: bytes, where: object) -> np.ndarray:
         where: The file, with which error messages start.
 
     Raises:
-        ValueError: The data is no PNG, damaged, cut off, in colour, or grey with 2 or 4 bits, whose
+        UserError: The data is no PNG, damaged, cut off, in colour, or grey with 2 or 4 bits, whose
             values Pillow changes.
     """
     image, raw_mode = _open(data, where)

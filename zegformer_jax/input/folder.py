@@ -55,8 +55,8 @@ class Folder(Benchmark):
             splits: Names of the splits to look for.
 
         Raises:
-            FileNotFoundError: The folder or a part of it is missing or empty; the message names it.
-            ValueError: `classes.json` or a list is invalid, or two images have the same stem.
+            MissingFile: The folder or a part of it is missing or empty; the message names it.
+            UserError: `classes.json` or a list is invalid, or two images have the same stem.
         """
         root = Path(root)
         if not root.is_dir():
@@ -91,8 +91,8 @@ def read_classes(root: Path) -> Vocabulary:
     """Reads a folder's `classes.json`.
 
     Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: The file is invalid; the message starts with its path.
+        MissingFile: The file is missing.
+        UserError: The file is invalid; the message starts with its path.
     """
     path = root / CLASSES_FILE
     if not path.is_file():
@@ -107,8 +107,8 @@ def read_files(image: Path, label: Path, classes: Vocabulary) -> tuple[np.ndarra
         Image, uint8 RGB [h, w, 3], and label map, as `read_label` returns it.
 
     Raises:
-        FileNotFoundError: A file is missing; the message starts with its path.
-        ValueError: A file is invalid, or the sizes differ; the message starts with its path.
+        MissingFile: A file is missing; the message starts with its path.
+        UserError: A file is invalid, or the sizes differ; the message starts with its path.
     """
     image_hw3 = decoding.decode_image(_image_bytes(image), image, upright=True)
     label_hw = read_label(label, classes)
@@ -129,8 +129,8 @@ def read_label(path: Path, classes: Vocabulary) -> np.ndarray:
         Label map, uint8 or uint16 [h, w]: indices of classes, or their ignore label.
 
     Raises:
-        FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: The file is no label image, or an id is neither a class's nor ignored; the
+        MissingFile: There is no such file; the message starts with the path.
+        UserError: The file is no label image, or an id is neither a class's nor ignored; the
             message starts with the path.
     """
     ids_hw = files.read_ids(path)
@@ -158,8 +158,8 @@ def list_examples(root: Path, split: str) -> list[Example]:
         split: Name of a sub-folder or of a list; `val` and `validation` are the same.
 
     Raises:
-        FileNotFoundError: There is no such split, or a folder is missing or has no images.
-        ValueError: Two images share a stem, or a list is empty, names an image twice, or is no
+        MissingFile: There is no such split, or a folder is missing or has no images.
+        UserError: Two images share a stem, or a list is empty, names an image twice, or is no
             list of names.
     """
     place = _find(root, split)

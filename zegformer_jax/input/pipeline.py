@@ -54,7 +54,7 @@ def train_batches(
         `source`.
 
     Raises:
-        ValueError: There are no images, sizes do not fit, or a label is outside the vocabulary
+        UserError: There are no images, sizes do not fit, or a label is outside the vocabulary
             (raised when its image is read; the message names the image).
     """
     _check(settings, shard_index, shard_count)
@@ -194,7 +194,7 @@ def eval_batches(
         indices in `source`, -1 in those rows.
 
     Raises:
-        ValueError: A label is outside the vocabulary; the message names the image.
+        UserError: A label is outside the vocabulary; the message names the image.
     """
     types = (*[tf.uint8] * len(short_sides), tf.as_dtype(vocabulary.label_dtype), tf.string)
     calls = Calls(_Views(source, vocabulary, short_sides, max_long_side), types)

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class InputSettings:
-    """How training images are read and augmented, the section `input` of a config.
+    """Reading and augmentation of training images: the section `input` of a config.
 
     Attributes:
         batch_size: Number of images in the global batch.

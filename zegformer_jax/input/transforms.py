@@ -54,7 +54,7 @@ def resized_sides(height: int, width: int, short_side: int, max_long_side: int) 
         (height, width), each `int(x + 0.5)` of the exact side x, at least 1.
 
     Raises:
-        ValueError: `short_side` or `max_long_side` is not an integer above 0.
+        UserError: `short_side` or `max_long_side` is not an integer above 0.
     """
     for name, side in (("short side", short_side), ("longest side", max_long_side)):
         if not isinstance(side, int | np.integer) or side < 1:

@@ -184,7 +184,7 @@ class TransformerDecoder(nn.Module):
     def __call__(self, features_bhwc: jax.Array, deterministic: bool = True) -> jax.Array:
         """Returns the normed states after every layer, [L, B, Q, width].
 
-        Needs the random stream `dropout` where it is not deterministic. Raises ValueError where
+        Needs the random stream `dropout` where it is not deterministic. Raises UserError where
         the map is not projected and has another width than the queries.
         """
         if self.project_input:

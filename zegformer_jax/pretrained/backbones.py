@@ -75,7 +75,7 @@ def table(sizes: Mapping[str, Any]) -> list[Entry]:
 
 
 def check(sizes: Mapping[str, Any]) -> None:
-    """Raises ValueError where the published modules cannot compute what a backbone does."""
+    """Raises UserError where the published modules cannot compute what a backbone does."""
     BACKBONES[sizes["name"]].check(build_backbone(sizes))
 
 

@@ -75,7 +75,7 @@ def read_archive(path: str | Path) -> Archive:
 
     Raises:
         MissingFile: There is no such file.
-        ValueError: The format is unknown, the file is cut short or damaged, asks for anything but
+        UserError: The format is unknown, the file is cut short or damaged, asks for anything but
             tensors and plain containers, or holds no arrays; one line that names the file.
     """
     path = Path(path)
@@ -108,7 +108,7 @@ def write_tensors(
             writes, holds `{"model": tensors} | metadata`.
 
     Raises:
-        ValueError: The suffix is unknown, the format cannot hold an array or the metadata, or
+        UserError: The suffix is unknown, the format cannot hold an array or the metadata, or
             PyTorch is needed and not installed.
         MissingFile: There is no such directory.
     """

@@ -40,8 +40,8 @@ def read_start(path: str | Path) -> Start:
             torchvision's or timm's ResNet, a Swin of Microsoft's or timm's.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is none of these, or a tensor is missing, unknown or of another shape.
+        MissingFile: There is no such file.
+        UserError: It is none of these, or a tensor is missing, unknown or of another shape.
     """
     tensors = read_tensors(path)
     if not is_checkpoint(tensors):
@@ -55,7 +55,7 @@ def read_backbone(tensors: Tensors, where: str) -> Start:
     """Reads a backbone from all the tensors of a file; `where` is its name, for messages.
 
     Raises:
-        ValueError: As `read_start`.
+        UserError: It is no known backbone, or a tensor is missing, unknown or of another shape.
     """
     backbone = backbones.read(tensors, where)
     return Start("backbone", backbone.sizes, unflatten(backbone.arrays), backbone.summary)

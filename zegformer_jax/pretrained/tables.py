@@ -120,7 +120,7 @@ def read(
         Our arrays, float32, by their paths; and a summary.
 
     Raises:
-        ValueError: A tensor is missing, has no place or has another shape; it is named.
+        UserError: A tensor is missing, has no place or has another shape; it is named.
     """
     left, created = {}, {}
     for name in tensors:
@@ -162,7 +162,7 @@ def write(table: Sequence[Entry], arrays: Arrays) -> dict[str, np.ndarray]:
         arrays: Our arrays by their paths.
 
     Raises:
-        ValueError: An array is missing or has no place in the table; it is named.
+        UserError: An array is missing or has no place in the table; it is named.
     """
     wanted = {path for row in table for path in row.paths}
     if odd := sorted(wanted ^ set(arrays)):

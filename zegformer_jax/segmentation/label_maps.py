@@ -128,7 +128,7 @@ def map_strips(
         return [_combine(of_vocabulary, masks_vqyx, finish) for of_vocabulary in scores]
 
     def join(strips_syx: jax.Array) -> jax.Array:
-        """From strips [s, ..., rows, x] to maps [..., y, x]."""
+        """Joins strips [s, ..., rows, x] to maps [..., y, x]."""
         rows_first = jnp.moveaxis(strips_syx, 0, -3)
         maps = rows_first.reshape(*rows_first.shape[:-3], lines, rows_first.shape[-1])
         return maps[..., : out_size[0], :]

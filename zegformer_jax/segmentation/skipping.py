@@ -1,4 +1,4 @@
-"""Which segments the segment classifier need not see.
+"""Finds the segments that cannot change a label map, which the segment classifier skips.
 
 Axes: q query, c class, h w pixels at stride 4.
 """

@@ -26,7 +26,7 @@ class Vocabulary:
         ignored_ids: Further pixel values of annotation files that mean no label.
 
     Raises:
-        ValueError: Empty list, empty or repeated name, repeated id, lengths that differ, or more
+        UserError: Empty list, empty or repeated name, repeated id, lengths that differ, or more
             classes than the label type holds; an ignored id that belongs to a class or is no pixel
             value.
     """
@@ -89,7 +89,8 @@ class Vocabulary:
             seen: C flags; None marks all classes as seen.
 
         Raises:
-            ValueError: The names are a single text, or the vocabulary's checks fail.
+            UserError: The vocabulary's checks fail.
+            ValueError: The names are a single text.
         """
         if isinstance(names, str):
             raise ValueError(f"vocabulary: expected a list of names, got the text {names!r}")
@@ -159,8 +160,8 @@ def load_vocabulary(name: str) -> Vocabulary:
         name: Name of a file in data/vocabularies without its suffix, or the path of a `.json` file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no vocabulary; see `Vocabulary.load`.
+        MissingFile: There is no such file.
+        UserError: The file is no vocabulary; see `Vocabulary.load`.
     """
     path = Path(name) if name.endswith(".json") else DATA / "vocabularies" / f"{name}.json"
     return Vocabulary.load(path)

@@ -66,7 +66,7 @@ def train(
         The history: means over `train.log_every` steps, with the `step` they end at.
 
     Raises:
-        ValueError: The workdir holds a run with another config.
+        UserError: The workdir holds a run with another config.
         Diverged: Losses or gradients were not finite, too often in a row.
         Preempted: SIGTERM came.
     """

@@ -1,4 +1,4 @@
-"""How well segments fit the labelled regions, whatever they are called: IoU and boundary F.
+"""Fit of segments to the labelled regions, without their classes: IoU and boundary F.
 
 Mask logits are at stride 4 and are upsampled a few rows, or one query, at a time, which bounds the
 memory. Labels are those of the network's input: resized and padded, with labels outside 0..c-1
@@ -35,7 +35,7 @@ Total = TypeVar("Total")
 
 
 class Fit(NamedTuple):
-    """How well segments fit the regions of each class, summed over images.
+    """Fit of segments to the regions of each class, summed over images.
 
     Attributes:
         sum_c: float [c], sum of the best-fitting segments' measure.

@@ -32,7 +32,7 @@ def find(name: str) -> "Benchmark":
     """Returns a registered benchmark.
 
     Raises:
-        ValueError: There is no such benchmark; the message lists all of them.
+        UserError: There is no such benchmark; the message lists all of them.
     """
     if name not in BENCHMARKS:
         raise UserError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")

@@ -67,9 +67,9 @@ class Benchmark(abc.ABC):
             split: Name of the split, a key of `counts`.
 
         Raises:
-            FileNotFoundError: A folder or list is missing; the message names it, its archive and
+            MissingFile: A folder or list is missing; the message names it, its archive and
                 the archive's address. `read` finds single files that are missing.
-            ValueError: There is no such split, or a list is invalid.
+            UserError: There is no such split, or a list is invalid.
         """
 
     @abc.abstractmethod
@@ -81,8 +81,8 @@ class Benchmark(abc.ABC):
             0..C-1, unseen classes included, or its ignore label.
 
         Raises:
-            FileNotFoundError: A file is missing; the message starts with its path.
-            ValueError: A file is damaged, the label has another size than the image, or an id that
+            MissingFile: A file is missing; the message starts with its path.
+            UserError: A file is damaged, the label has another size than the image, or an id that
                 is neither a class nor ignored; the message starts with the path.
         """
 
@@ -93,6 +93,6 @@ class Benchmark(abc.ABC):
         They may if `read` returns their pixels and `decoding.is_storable` is true.
 
         Raises:
-            FileNotFoundError: The file is missing; the message starts with its path.
-            ValueError: The file is no image; the message starts with its path.
+            MissingFile: The file is missing; the message starts with its path.
+            UserError: The file is no image; the message starts with its path.
         """

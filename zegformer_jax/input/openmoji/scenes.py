@@ -138,7 +138,7 @@ def scene(
         Image uint8 RGB [h, w, 3]; label uint8 [h, w] in the vocabulary's order, 255 for background.
 
     Raises:
-        ValueError: There is no such split.
+        UserError: There is no such split.
     """
     if split not in SPLITS:
         raise UserError(f"openmoji_voc: no split {split!r}; there are {', '.join(SPLITS)}")

@@ -42,8 +42,8 @@ def list_splits(
         Examples by split.
 
     Raises:
-        FileNotFoundError: Parts of the source are missing; the message names all of them.
-        ValueError: A split does not exist, has another number of records, or an id twice.
+        MissingFile: Parts of the source are missing; the message names all of them.
+        UserError: A split does not exist, has another number of records, or an id twice.
     """
     if not source.is_dir():
         raise MissingFile(f"{source}: no such folder")
@@ -111,7 +111,7 @@ def begin(directory: str, plan: Plan) -> None:
     fingerprints tell which shards are kept.
 
     Raises:
-        ValueError: The directory holds other files.
+        UserError: The directory holds other files.
     """
     path = join(directory, f"{PARTIAL}/{PLAN_FILE}")
     if tf.io.gfile.exists(path):
@@ -136,7 +136,7 @@ def check_finished(directory: str, plan: Plan, examples: Examples, skip_bad: boo
     """Checks that a prepared directory equals the result of the preparation.
 
     Raises:
-        ValueError: The directory has other data, a file changed since, or bad records were left
+        UserError: The directory has other data, a file changed since, or bad records were left
             out without --skip-bad.
     """
     info = read.read_info(directory)

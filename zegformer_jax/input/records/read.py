@@ -47,7 +47,7 @@ class RecordSource:
         """Reads a record; see `Source`.
 
         Raises:
-            ValueError: The record's shard is missing or damaged; the message names the shard.
+            UserError: The record's shard is missing or damaged; the message names the shard.
         """
         features = self._features(index)
         where = f"{self._shard(index)}: record '{features['id'].decode()}'"
@@ -93,8 +93,8 @@ class PreparedSource(RecordSource):
         ids: Id of each record.
 
     Raises:
-        FileNotFoundError: The directory or the split was not prepared.
-        ValueError: The vocabulary has other classes than the directory's, or a file is damaged.
+        MissingFile: The directory or the split was not prepared.
+        UserError: The vocabulary has other classes than the directory's, or a file is damaged.
     """
 
     def __init__(
@@ -206,8 +206,8 @@ def read_info(directory: str | Path) -> dict[str, Any]:
         `left_out`, see `shard.BadRecord`.
 
     Raises:
-        FileNotFoundError: Nothing was prepared there, or the preparation was not finished.
-        ValueError: The file is damaged.
+        MissingFile: Nothing was prepared there, or the preparation was not finished.
+        UserError: The file is damaged.
     """
     path = join(directory, INFO_FILE)
     if not is_prepared(directory):

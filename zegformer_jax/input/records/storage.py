@@ -26,7 +26,7 @@ def read_bytes(path: str) -> bytes:
     """Reads a file.
 
     Raises:
-        FileNotFoundError: The file is missing.
+        MissingFile: The file is missing.
         OSError: The file cannot be read.
     """
     try:
@@ -42,9 +42,9 @@ def read_json(path: str) -> Any:
     """Reads a JSON file.
 
     Raises:
-        FileNotFoundError: The file is missing.
+        MissingFile: The file is missing.
         OSError: The file cannot be read.
-        ValueError: The file is damaged.
+        UserError: The file is damaged.
     """
     data = read_bytes(path)
     with reading(path, AGAIN):

@@ -74,10 +74,10 @@ def prepare(
         progress: Shows a progress bar.
 
     Raises:
-        FileNotFoundError: The source is not complete. Nothing is written.
+        MissingFile: The source is not complete. Nothing is written.
         BadRecords: Some records cannot be used; the exception lists those of the whole data set.
             The other shards are kept for the next run, and the directory cannot be opened.
-        ValueError: The source has another number of records than the benchmark, or the destination
+        UserError: The source has another number of records than the benchmark, or the destination
             holds other files.
         OSError: The destination cannot be written.
     """
@@ -183,7 +183,7 @@ def _collect(shards: Sequence[Shard], directory: str, skip_bad: bool) -> dict[st
 
     Raises:
         OSError: A shard, or one of its source files, changed since it was written.
-        ValueError: All records of a split are bad.
+        UserError: All records of a split are bad.
     """
     found: dict[str, list[Contents]] = {}
     for shard in shards:

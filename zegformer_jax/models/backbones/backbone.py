@@ -123,8 +123,8 @@ class Backbone:
             `backbone.` that begins them.
         infer_sizes: From a whole checkpoint's tensors to the module's attributes.
         recognise: From the tensors of a file with this backbone to its names in there; None: as
-            in a whole checkpoint. Raises ValueError where a tensor is missing.
-        check: Raises ValueError where the published module cannot compute what a module does.
+            in a whole checkpoint. Raises UserError where a tensor is missing.
+        check: Raises UserError where the published module cannot compute what a module does.
         constants: Tensors of the published module that are no weights, by name.
         left_out: Tensors of a whole checkpoint that are not used, `constants` among them.
         optimiser_groups: Rules of `config.optimiser.groups` for its parameters.

@@ -190,7 +190,7 @@ NAMINGS = (
 
 
 def check(module: ResNet) -> None:
-    """Raises ValueError where the published modules have other groups in their group norms."""
+    """Raises UserError where the published modules have other groups in their group norms."""
     if module.norm != "frozen_batch" and module.norm_groups != NORM_GROUPS:
         raise UserError(
             f"model.backbone.norm_groups is {module.norm_groups}: the published modules have "

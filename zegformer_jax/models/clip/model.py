@@ -31,7 +31,7 @@ class ClipConfig:
     `vision_mlp_width` None is four times the width of the ViT.
     `eos_token_id` is the token at which the text's feature is read, at its first occurrence;
     None is OpenAI's rule, the position of the largest token id.
-    Raises ValueError where a width is not a multiple of its heads, the image not of its patches
+    Raises UserError where a width is not a multiple of its heads, the image not of its patches
     (of 32 for a ResNet), a field does not belong to the tower, or the activation is unknown.
     """
 
@@ -154,7 +154,7 @@ class CLIP(nn.Module):
         """Encodes segments of images as float32 [B, Q, D], in one pass over each image.
 
         Not as the published system does: another accuracy for a fraction of the work. See
-        `VisionTransformer.encode_segments`. Raises ValueError where the image tower is no ViT.
+        `VisionTransformer.encode_segments`. Raises UserError where the image tower is no ViT.
         """
         if self.config.is_resnet:
             raise UserError("segments in one pass (eval.segment_classifier) need a CLIP with a ViT")

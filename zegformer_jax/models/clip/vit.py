@@ -186,8 +186,8 @@ class VisionTransformer(nn.Module):
             The features [B, Q, D].
 
         Raises:
-            ValueError: The images are not of the size that the positions were made for, or the
-                tower has not so many blocks.
+            UserError: The tower has fewer blocks.
+            ValueError: The images are not of the size that the positions were made for.
         """
         if not 1 <= segment_layers <= self.layers:
             raise UserError(

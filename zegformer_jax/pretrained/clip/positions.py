@@ -30,7 +30,7 @@ def resize_positions(
         The sizes and the parameters; all arrays but the positions are shared with `params`.
 
     Raises:
-        ValueError: The image is not a multiple of the patch.
+        UserError: The image is not a multiple of the patch.
     """
     resized = dataclasses.replace(config, image_size=image_size)
     arrays = dict(tables.flatten(params))

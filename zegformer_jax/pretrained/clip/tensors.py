@@ -171,7 +171,7 @@ def read_parameters(
         where: A file's name, for messages.
 
     Raises:
-        ValueError: The named tensor is missing, unknown in a model of this config, or of another
+        UserError: The named tensor is missing, unknown in a model of this config, or of another
             shape.
     """
     arrays, _ = tables.read(
