@@ -3,14 +3,16 @@
 import json
 import sys
 
+import jax
 import pytest
 from toy_experiment import LEVELS, Records, ToyExperiment
 
-from zegformer_jax.evaluation import evaluator, loop
+from zegformer_jax.evaluation import evaluator, loop, step
 from zegformer_jax.evaluation.evaluation import Interrupted
 from zegformer_jax.evaluation.report import files, tables
 from zegformer_jax.evaluation.report.schema import describe
 from zegformer_jax.evaluation.resume import ResumeFile
+from zegformer_jax.runtime.mesh import make_mesh
 
 MODULE = '''
 """Share of images in which a pixel is right."""
@@ -58,7 +60,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     import any_right
 
-    monkeypatch.setattr(evaluator, "METRICS", (*evaluator.METRICS, any_right.make))
+    monkeypatch.setattr(step, "METRICS", (*step.METRICS, any_right.make))
     yield
     del sys.modules["any_right"]
 
@@ -93,8 +95,7 @@ CLASSLESS = {"class_iou": {}, "class_accuracy": {}}
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_new_metric_is_counted_and_reported(toy, tmp_path, monkeypatch, devices):
-    make_mesh = evaluator.make_local_mesh
-    monkeypatch.setattr(evaluator, "make_local_mesh", lambda: make_mesh(devices))
+    monkeypatch.setattr(evaluator, "make_local_mesh", lambda: make_mesh(jax.devices()[:devices]))
     assert_reported(loop.evaluate(make_experiment(), progress=False), tmp_path)
 
 

@@ -29,6 +29,7 @@ from zegformer_jax.input.transforms import resized_sides
 from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.pretrained.clip.load import save_clip
+from zegformer_jax.runtime.mesh import make_mesh
 from zegformer_jax.segmentation import class_scores
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.classifiers.one_pass import encode_in_one_pass
@@ -146,7 +147,7 @@ def test_what_is_shown_swept_and_asked_of_oracles_is_by_eval_scores(
         "original_size": np.array(shape),
         "label": np.full(shape, 3, np.uint8),
     }
-    states, labels = jax.jit(evaluator._count_image)(None, None, example)
+    states, labels = jax.jit(evaluator.step.count_image)(None, None, example)
     assert np.all(labels == said)
     expected = {"grouper": 5, "clip": 7, RIGHT_NAMES: 3, RIGHT_SEGMENTS: said}
     expected |= {f"{shown}, gamma {gamma}": said for gamma in ("0", "0.1")}
@@ -256,9 +257,8 @@ def assert_same_states(actual, expected):
 @pytest.mark.parametrize("devices, batch_size", [(1, 1), (1, 3), (2, 4)])
 def test_neither_batches_nor_devices_matter(finished, monkeypatch, devices, batch_size):
     """This is the per-pixel baseline; `test_runs.py` has the whole method."""
-    make_mesh = evaluator.make_local_mesh
     reference = loop.evaluate(experiment_of(finished, "per_pixel"), progress=False)
-    monkeypatch.setattr(evaluator, "make_local_mesh", lambda: make_mesh(devices))
+    monkeypatch.setattr(evaluator, "make_local_mesh", lambda: make_mesh(jax.devices()[:devices]))
     experiment = experiment_of(finished, "per_pixel", batch_size=batch_size)
     assert_same_states(loop.evaluate(experiment, progress=False), reference)
     assert all(state.sum() > 0 for state in reference.states.values())

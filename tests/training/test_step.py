@@ -56,7 +56,7 @@ def first_state(objective, optimiser, ema=False):
 
 def run(objective=None, batches=None, axis="", mesh=None, ema=0.0, **options):
     """The states after each step on some batches, and the metrics."""
-    objective, mesh = objective or LeastSquares(), mesh or make_mesh(2)
+    objective, mesh = objective or LeastSquares(), mesh or make_mesh(jax.devices()[:2])
     optimiser, schedule = optim.make_optimiser(**OPTIONS)
     state = first_state(objective, optimiser, ema > 0)
     state = jax.device_put(state, shard_arrays(state, mesh, axis))
@@ -101,8 +101,8 @@ def test_averages_follow_their_recurrence():
 
 @pytest.mark.parametrize("axis", ["data", "model"])
 def test_sharded_parameters_train_alike(axis):
-    mesh = make_mesh(2, model=2 if axis == "model" else 1)
-    whole, _ = run(mesh=make_mesh(1))
+    mesh = make_mesh(jax.devices()[:2], model=2 if axis == "model" else 1)
+    whole, _ = run(mesh=make_mesh(jax.devices()[:1]))
     split, _ = run(axis=axis, mesh=mesh)
     for one, other in zip(whole, split, strict=True):
         jax.tree.map(
@@ -113,7 +113,7 @@ def test_sharded_parameters_train_alike(axis):
 
 
 def test_large_arrays_are_split_and_their_moments_too():
-    mesh = make_mesh(2)
+    mesh = make_mesh(jax.devices()[:2])
     optimiser, _ = optim.make_optimiser(**OPTIONS)
     state = first_state(LeastSquares(), optimiser, ema=True)
     shardings = shard_arrays(state, mesh, "data")
@@ -123,7 +123,7 @@ def test_large_arrays_are_split_and_their_moments_too():
     with pytest.raises(ValueError, match="sharding.params: no axis 'rows'"):
         shard_arrays(state, mesh, "rows")
     with pytest.raises(ValueError, match="sharding.model: 3 does not divide 2"):
-        make_mesh(2, model=3)
+        make_mesh(jax.devices()[:2], model=3)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_large_arrays_are_split_and_their_moments_too():
 )
 def test_the_longest_side_that_can_be_is_split(shape, spec):
     array = jax.ShapeDtypeStruct(shape, np.float32)
-    assert shard_arrays(array, make_mesh(2), "data").spec == spec
+    assert shard_arrays(array, make_mesh(jax.devices()[:2]), "data").spec == spec
 
 
 def with_bad(batches, bad):
@@ -224,7 +224,7 @@ def test_every_step_and_part_draws_its_own_numbers(accumulate):
 
 
 def test_parts_move_no_row_to_another_device():
-    objective, mesh = LeastSquares(), make_mesh(2)
+    objective, mesh = LeastSquares(), make_mesh(jax.devices()[:2])
     optimiser, schedule = optim.make_optimiser(**OPTIONS)
     state = replicate(first_state(objective, optimiser), mesh)
     step = jax.jit(make_train_step(objective, optimiser, schedule, mesh, accumulate=4))

@@ -263,17 +263,18 @@ def test_one_device_and_two_give_the_same_losses(finished, fixed_batch):
     config, batch = fixed_batch
     assert jax.device_count() >= 2
     one, two = (
-        losses_on(make_mesh(count), config, finished.workdir, [batch] * 3) for count in (1, 2)
+        losses_on(make_mesh(jax.devices()[:count]), config, finished.workdir, [batch] * 3)
+        for count in (1, 2)
     )
     np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
 def test_the_loss_falls_on_one_batch(finished, fixed_batch):
     config, batch = fixed_batch
-    losses = losses_on(make_mesh(2), config, finished.workdir, [batch] * 12)
+    losses = losses_on(make_mesh(jax.devices()[:2]), config, finished.workdir, [batch] * 12)
     assert losses[-1] < 0.8 * losses[0], losses
 
 
 def test_a_batch_that_does_not_divide_by_the_devices_says_so():
     with pytest.raises(ValueError, match="a batch of 3 does not divide by 2 devices: change"):
-        to_devices({"image": np.zeros((3, 2))}, make_mesh(2))
+        to_devices({"image": np.zeros((3, 2))}, make_mesh(jax.devices()[:2]))

@@ -1,7 +1,7 @@
 """Meshes of devices and the shardings of arrays on them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,33 +14,31 @@ from zegformer_jax.runtime.errors import UserError
 LEAST_SHARDED = 2**14  # elements; smaller arrays are replicated
 
 
-def make_mesh(devices: int | None = None, model: int = 1) -> Mesh:
-    """Makes a (data, model) mesh of all devices or of the first few.
+def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
+    """Makes a (data, model) mesh.
 
     Args:
-        devices: Number of devices; None takes all.
+        devices: Devices; None takes all of all processes.
         model: Size of the axis `model`: devices that share the rows of a batch. Batches are split
             over the axis `data`, of size devices / model.
 
     Raises:
         UserError: `model` does not divide the number of devices.
     """
-    count = devices or jax.device_count()
-    if model < 1 or count % model:
-        raise UserError(f"sharding.model: {model} does not divide {count} devices")
+    devices = jax.devices() if devices is None else devices
+    if model < 1 or len(devices) % model:
+        raise UserError(f"sharding.model: {model} does not divide {len(devices)} devices")
     return jax.make_mesh(
-        (count // model, model),
+        (len(devices) // model, model),
         ("data", "model"),
         axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=jax.devices()[:count],
+        devices=devices,
     )
 
 
-def make_local_mesh(count: int | None = None) -> Mesh:
-    """Makes a mesh along `data` of this process's devices, or of the first `count` of them."""
-    devices = jax.local_devices()[:count]
-    types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((len(devices), 1), ("data", "model"), axis_types=types, devices=devices)
+def make_local_mesh() -> Mesh:
+    """Makes a mesh along `data` of this process's devices."""
+    return make_mesh(jax.local_devices())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

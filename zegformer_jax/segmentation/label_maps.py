@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.target import target_device
 from zegformer_jax.segmentation.augmentation import View, mirrored_columns
 from zegformer_jax.segmentation.resize import (
     EXACT,
@@ -167,7 +168,7 @@ def _rows_at_once(
 ) -> int:
     """Rows of a strip within `STRIP_VALUES`, the last strip as full as possible."""
     height, width = out_size
-    allowed = STRIP_VALUES_ON.get(jax.default_backend(), STRIP_VALUES)
+    allowed = STRIP_VALUES_ON.get(target_device().platform, STRIP_VALUES)
     columns = max(width, *(STRIDE * logits_qhw.shape[2] for logits_qhw in logits_vqhw))
     masks = sum(len(logits_qhw) for logits_qhw in logits_vqhw)
     values = columns * max(masks, *(len(of_vocabulary.seen_c) for of_vocabulary in scores))

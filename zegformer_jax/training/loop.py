@@ -15,6 +15,7 @@ from zegformer_jax._version import __version__
 from zegformer_jax.evaluation.loop import Validation
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.runtime.checkpoints import Checkpoints
+from zegformer_jax.runtime.compiled import cost_of
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.mesh import (
     make_mesh,
@@ -103,6 +104,17 @@ def step_of(
     return optimiser, step
 
 
+def jit_step(step: Step, shardings: Any, mesh: jax.sharding.Mesh) -> Callable:
+    """Returns a step as one program, which overwrites the state.
+
+    Args:
+        step: The pure step.
+        shardings: Shardings of the state's arrays.
+        mesh: Mesh of the devices.
+    """
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
 class Loop:
     """The steps of one run, from its newest checkpoint to the end.
 
@@ -128,7 +140,7 @@ class Loop:
         self._key = replicate(step_key, mesh)
         self.state = self._start(init_key)
         shardings = jax.tree.map(lambda x: x.sharding, self.state)
-        self._step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        self._step = jit_step(step, shardings, mesh)
         self._first = int(self.state.step)
         self._log = TrainingLog(experiment.workdir, self._first, self._settings.tensorboard)
         self._unwritten: collections.deque[tuple[int, Metrics, dict]] = collections.deque()
@@ -250,22 +262,6 @@ class Loop:
         self._log.start_clock()
         self._print(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in line.items()))
         return result.rank()
-
-
-def cost_of(compiled: Any) -> str:
-    """Describes a compiled function's memory and FLOP on each device."""
-    cost = compiled.cost_analysis() or {}
-    flops = cost.get("flops", float("nan"))
-    return f"{peak_bytes(compiled) / 2**30:.2f} GiB at its peak, {flops / 1e9:.1f} GFLOP a device"
-
-
-def peak_bytes(compiled: Any) -> float:
-    """Returns the memory of a compiled function on each device; NaN if XLA does not tell."""
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return float("nan")
-    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return arrays - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 
 
 def prefetch(

@@ -7,6 +7,8 @@ k channel of a head.
 import jax
 import jax.numpy as jnp
 
+from zegformer_jax.runtime.target import target_device
+
 # cuDNN's kernel; see `jax.nn.dot_product_attention`.
 FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 FUSED_HEAD_MULTIPLE = 8
@@ -54,6 +56,6 @@ def has_fused_kernel(query_bqhk: jax.Array) -> bool:
     fits = head % FUSED_HEAD_MULTIPLE == 0 and head <= FUSED_HEAD_MOST and queries > 1
     if not fits or query_bqhk.dtype not in FUSED_DTYPES:
         return False
-    device = jax.devices()[0]
+    device = target_device()
     is_nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version
     return is_nvidia and int(device.compute_capability.split(".")[0]) >= AMPERE

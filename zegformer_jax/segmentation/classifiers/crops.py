@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.target import target_device
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.class_scores import clip_logits
 from zegformer_jax.segmentation.resize import (
@@ -73,7 +74,7 @@ class Crops:
             mask_logits_qhw,
             style=self.crop_style,
             side=self.clip.config.image_size,
-            chunk=self.clip_chunk or CHUNK_ON.get(jax.default_backend(), CHUNK),
+            chunk=self.clip_chunk or CHUNK_ON.get(target_device().platform, CHUNK),
             wanted_q=wanted_q,
         )
         return clip_logits(features_qd, text_cd, self.logit_scale(params))

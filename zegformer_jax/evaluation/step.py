@@ -1,0 +1,108 @@
+"""The pure step of an evaluation: from a batch of images to the metrics' states."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zegformer_jax.evaluation.metric import Prediction, States, Truth, by_key
+from zegformer_jax.evaluation.metrics import METRICS
+from zegformer_jax.evaluation.plan import make_plan
+from zegformer_jax.experiment import Experiment
+from zegformer_jax.segmentation.augmentation import make_views
+from zegformer_jax.segmentation.zegformer import TextEmbeddings, Weights, predict
+from zegformer_jax.text.vocabulary import Vocabulary
+
+SIDE = 32  # of an image that is never seen; states have the same shapes for all images
+
+
+class EvaluationStep:
+    """Counts batches of images: a model and its metrics, without the model's arrays.
+
+    Attributes:
+        model: The model.
+        plan: What is asked of the model.
+        metrics: What is measured, by the keys of the states.
+    """
+
+    def __init__(self, experiment: Experiment, trained: Vocabulary | None = None):
+        """Makes the model and its metrics.
+
+        Args:
+            experiment: The experiment.
+            trained: Vocabulary of the training if the experiment's data set is another one.
+        """
+        self.model = experiment.segmentation_model
+        self.plan = make_plan(experiment, self.model, trained)
+        self.metrics = by_key(metric for make in METRICS for metric in make(self.plan))
+        self._questions = list({id(x.question): x.question for x in self.metrics.values()}.values())
+        self._mirrored_too = experiment.eval.flip
+        self._views = 1 + len(experiment.eval.more_short_sides)
+
+    def states(self, weights: Weights, text: TextEmbeddings) -> States:
+        """Returns the shapes of the states."""
+        label = jnp.zeros((SIDE, SIDE), self.plan.vocabulary.label_dtype)
+        size = jnp.full(2, SIDE, jnp.int32)
+        views = ((jnp.zeros((SIDE, SIDE, 3), jnp.uint8), size),) * self._views
+        example = {"views": views, "label": label, "original_size": size}
+        return jax.eval_shape(self.count_image, weights, text, example)[0]
+
+    def __call__(
+        self, weights: Weights, text: TextEmbeddings, batch: Mapping[str, Any]
+    ) -> tuple[States, jax.Array]:
+        """Counts a device's rows image by image, and sums over devices; skips filler rows.
+
+        Runs inside `jax.shard_map` along the axis `data`.
+
+        Args:
+            weights: The model's arrays.
+            text: Text embeddings of the data set's vocabulary.
+            batch: The device's rows, as `input.pipeline.eval_batches` yields them.
+
+        Returns:
+            The states, and label maps int32 [b, y, x].
+        """
+        count = functools.partial(self.count_image, weights, text)
+        first = jax.tree.map(lambda rows: rows[0], batch)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(count, first))
+
+        def add(total: States, example: Any) -> tuple[States, jax.Array]:
+            states, labels = jax.lax.cond(example["valid"], count, lambda _: nothing, example)
+            return jax.tree.map(jnp.add, total, states), labels
+
+        total, labels_byx = jax.lax.scan(add, nothing[0], batch)
+        return jax.lax.psum(total, "data"), labels_byx
+
+    def count_image(
+        self, weights: Weights, text: TextEmbeddings, example: Any
+    ) -> tuple[States, jax.Array]:
+        """Segments an image, and counts the result by every metric."""
+        original_size, label_yx = example["original_size"], example["label"].astype(jnp.int32)
+        outputs, maps = predict(
+            self.model,
+            weights,
+            text,
+            make_views(example["views"], self._mirrored_too),
+            self._questions,
+            original_size=original_size,
+            out_size=label_yx.shape,
+        )
+        predictions = [
+            Prediction(outputs, question, maps_ngyx)
+            for question, maps_ngyx in zip(self._questions, maps, strict=True)
+        ]
+        image_hwc, size = example["views"][0]
+        ignore_label = self.plan.vocabulary.ignore_label
+        truth = Truth(label_yx, original_size, size, image_hwc.shape[:2], ignore_label)
+        states = {
+            key: metric.count(_find(metric.question, predictions), truth)
+            for key, metric in self.metrics.items()
+        }
+        shown = _find(self.plan.questions[0], predictions)
+        return states, shown.label_map(self.plan.shown, self.plan.gamma)
+
+
+def _find(question: Any, predictions: list[Prediction]) -> Prediction:
+    return next(prediction for prediction in predictions if prediction.question is question)
