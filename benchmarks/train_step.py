@@ -38,13 +38,14 @@ from ml_collections import ConfigDict
 from zegformer_jax.cli.config import load
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.runtime.compiled import peak_bytes  # noqa: E402
 from zegformer_jax.runtime.mesh import make_mesh, replicate, replicated, to_devices
 from zegformer_jax.text.vocabulary import load_vocabulary
 from zegformer_jax.training import matching
-from zegformer_jax.training.loop import peak_bytes, step_of
+from zegformer_jax.training.loop import step_of
 from zegformer_jax.training.objectives.grouper import GrouperObjective
 from zegformer_jax.training.step import make_state
-from zegformer_jax.training.targets import first_targets, target_widths, targets_from_labels
+from zegformer_jax.training.targets import targets_from_labels
 
 OURS = "this project"
 EMBED_DIM = 512  # of CLIP ViT-B/16's text embeddings
@@ -97,7 +98,7 @@ class OurStep:
 
     def __init__(self, config: Any, dtype: str, batch: dict[str, np.ndarray], text: np.ndarray):
         """Makes the state and compiles the step."""
-        mesh = make_mesh(1)
+        mesh = make_mesh(jax.devices()[:1])
         config = ConfigDict(config.to_dict())
         config.dtype = dtype
         experiment = Experiment(config, "")
@@ -136,17 +137,11 @@ class OurStep:
         images = normalise_images(self.batch["image"])
         output = jax.jit(self.objective.model.apply)(variables, images, text_cd)
         targets = targets_from_labels(self.batch["label"], len(text_cd), loss.max_targets)
-        most = int(targets.valid_bn.sum(1).max())
-        width = min(w for w in target_widths(targets.valid_bn.shape[1]) if w >= most)
-        targets = first_targets(targets, width)
-
-        @jax.jit
-        def match(output: Any, targets: Any) -> jax.Array:
-            def of_layer(layer: tuple[jax.Array, jax.Array]) -> jax.Array:
-                return matching.match(*layer, targets, loss.mask_weight, loss.dice_weight)
-
-            return jax.lax.map(of_layer, tuple(output))
-
+        match = jax.jit(
+            lambda output, targets: matching.match_layers(
+                *output, targets, loss.mask_weight, loss.dice_weight
+            )
+        )
         return 1 / rate(lambda: jax.block_until_ready(match(output, targets)), seconds)
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from zegformer_jax.training import losses, matching
-from zegformer_jax.training.targets import target_widths, targets_from_labels
+from zegformer_jax.training.targets import targets_from_labels
 
 LABELS = np.array([[[0, 0, 2, 255], [4, 4, 2, 255]], [[255, 5, 255, 255], [3, 9, 3, 3]]])
 
@@ -87,15 +87,6 @@ def test_more_padding_changes_nothing(matched_batch):
         sums_of(class_logits, mask_logits, targets_from_labels(labels, 4, n))[0] for n in (4, 9)
     )
     np.testing.assert_allclose(few, many, rtol=1e-6)
-
-
-@pytest.mark.parametrize("most", [1, 4, 5, 15, 32, 100])
-def test_there_is_a_width_for_every_number_of_targets(most):
-    widths = target_widths(most)
-    assert widths[-1] == most and list(widths) == sorted(set(widths))
-    for count in range(most + 1):
-        narrowest = min(width for width in widths if width >= count)
-        assert narrowest <= max(4, 2 * count)
 
 
 def test_there_are_no_more_targets_than_classes():

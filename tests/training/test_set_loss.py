@@ -25,20 +25,36 @@ def output_of(seed):
     return GrouperOutput(jnp.asarray(class_logits), jnp.asarray(mask_logits))
 
 
-def one_by_one(output, targets, totals):
-    parts = np.zeros(3)
-    for class_logits, mask_logits in zip(*output, strict=True):
-        matched = matching.match(class_logits, mask_logits, targets, 20.0, 5.0)
-        sums = losses.set_loss(class_logits, mask_logits, targets, matched, 0.1)
-        parts += np.divide(
-            [sums.class_sum, sums.mask_sum, sums.dice_sum],
-            [totals.class_weight, max(totals.targets, 1), max(totals.targets, 1)],
-        )
-    return parts * (WEIGHTS.class_weight, WEIGHTS.mask_weight, WEIGHTS.dice_weight)
+def one_by_one(class_logits, mask_logits, targets, totals):
+    parts, count = jnp.zeros(3), jnp.maximum(totals.targets, 1)
+    for layer in zip(class_logits, mask_logits, strict=True):
+        matched = matching.match(*layer, targets, WEIGHTS.mask_weight, WEIGHTS.dice_weight)
+        sums = losses.set_loss(*layer, targets, matched, WEIGHTS.no_object_weight)
+        parts += jnp.stack(list(sums)) / jnp.stack([totals.class_weight, count, count])
+    return parts * jnp.array([WEIGHTS.class_weight, WEIGHTS.mask_weight, WEIGHTS.dice_weight])
+
+
+@jax.jit
+def expected(class_logits, mask_logits, targets, totals):
+    def total(*logits):
+        parts = one_by_one(*logits, targets, totals)
+        return parts.sum(), parts
+
+    return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(class_logits, mask_logits)
+
+
+@jax.jit
+def actual(class_logits, mask_logits, targets, totals):
+    def total(*logits):
+        metrics = set_loss_of_layers(GrouperOutput(*logits), targets, WEIGHTS, totals)
+        return metrics["loss"], jnp.stack([metrics[name] for name in PARTS])
+
+    return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(class_logits, mask_logits)
 
 
 @pytest.mark.parametrize("most", [0, 1, 4, 5, 9, 20])
-def test_the_width_of_the_padding_changes_nothing(most):
+def test_the_loss_and_its_gradient_are_those_of_the_layers_one_by_one(most):
+    """For every number of targets, also none, up to the full padding."""
     labels = np.full((2, 20, 16), 255, np.uint8)
     labels[0].flat[: 16 * most] = np.repeat(
         np.random.default_rng(0).permutation(CLASSES)[:most], 16
@@ -46,9 +62,9 @@ def test_the_width_of_the_padding_changes_nothing(most):
     labels[1, :4] = 3 if most else 255
     targets = targets_from_labels(jnp.asarray(labels), CLASSES, CLASSES)
     totals = SetTotals(targets.valid_bn.sum().astype(jnp.float32), jnp.float32(17.0))
-    output = output_of(most)
-    loss = jax.jit(lambda *arrays: set_loss_of_layers(*arrays[:2], WEIGHTS, arrays[2]))
-    metrics = loss(output, targets, totals)
-    wanted = one_by_one(output, targets, totals)
-    np.testing.assert_allclose([metrics[name] for name in PARTS], wanted, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(metrics["loss"], wanted.sum(), rtol=1e-5)
+    problem = (*output_of(most), targets, totals)
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, **close), actual(*problem), expected(*problem)
+    )
+    assert (actual(*problem)[1][1] != 0).any() == (most > 0)

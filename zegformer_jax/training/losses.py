@@ -84,19 +84,34 @@ def mask_losses(
         targets: Targets of the batch.
         matched_bn: Query of each target, int [B, N].
     """
-    matched_bnhw = jnp.take_along_axis(
-        mask_logits_bqhw.astype(jnp.float32), matched_bn[:, :, None, None], axis=1
-    )
-    logits_bnhw = jax.image.resize(
-        matched_bnhw, targets.masks_bnhw.shape, "bilinear", antialias=False
-    )
-    focal_bn = focal_loss(logits_bnhw, targets.masks_bnhw).mean((2, 3))
-    masks_bnhw = targets.masks_bnhw.astype(jnp.float32)
+    logits_bnhw = matched_masks(mask_logits_bqhw, matched_bn)
+    return pair_losses(logits_bnhw, targets.masks_bnhw, targets.valid_bn)
+
+
+def matched_masks(mask_logits_bqhw: jax.Array, matched_bn: jax.Array) -> jax.Array:
+    """Returns the mask logits of each target's query, float32 [B, N, h, w]."""
+    index_bn11 = matched_bn[:, :, None, None]
+    return jnp.take_along_axis(mask_logits_bqhw.astype(jnp.float32), index_bn11, axis=1)
+
+
+def pair_losses(
+    logits_bnhw: jax.Array, masks_bnhw: jax.Array, valid_bn: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns focal and dice loss of pairs of a predicted and a true mask, each summed over pairs.
+
+    Args:
+        logits_bnhw: Mask logits [B, N, h, w], resized bilinearly to the targets' resolution.
+        masks_bnhw: Masks of the targets, bool [B, N, H, W].
+        valid_bn: False for pairs that do not count, bool [B, N].
+    """
+    logits_bnhw = jax.image.resize(logits_bnhw, masks_bnhw.shape, "bilinear", antialias=False)
+    focal_bn = focal_loss(logits_bnhw, masks_bnhw).mean((2, 3))
+    true_bnhw = masks_bnhw.astype(jnp.float32)
     probability = jax.nn.sigmoid(logits_bnhw)
-    overlap_bn = 2 * (probability * masks_bnhw).sum((2, 3))
-    total_bn = probability.sum((2, 3)) + masks_bnhw.sum((2, 3))
+    overlap_bn = 2 * (probability * true_bnhw).sum((2, 3))
+    total_bn = probability.sum((2, 3)) + true_bnhw.sum((2, 3))
     dice_bn = 1 - (overlap_bn + DICE_SMOOTH) / (total_bn + DICE_SMOOTH)
-    return (focal_bn * targets.valid_bn).sum(), (dice_bn * targets.valid_bn).sum()
+    return (focal_bn * valid_bn).sum(), (dice_bn * valid_bn).sum()
 
 
 def set_loss(

@@ -1,12 +1,9 @@
 """Targets of the set prediction loss, made on the device from label maps."""
 
-import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-NARROWEST = 4  # the least number of targets that an image is padded to
 
 
 class Targets(NamedTuple):
@@ -47,15 +44,3 @@ def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: in
         return ids_n, masks_nhw, valid_n, overflow
 
     return Targets(*jax.vmap(image_targets)(labels_bhw))
-
-
-def target_widths(most: int) -> tuple[int, ...]:
-    """Returns the widths that targets are padded to: `NARROWEST` and its doubles up to `most`."""
-    doubled = (NARROWEST << doublings for doublings in itertools.count())
-    return (*itertools.takewhile(lambda width: width < most, doubled), most)
-
-
-def first_targets(targets: Targets, count: int) -> Targets:
-    """Returns the first targets of each image; valid targets come before the padding."""
-    kept = (array_bn[:, :count] for array_bn in targets[:-1])
-    return Targets(*kept, targets.overflow_b)
