@@ -1,6 +1,7 @@
 """The layout of the package, from its source: layers, circles, places, sizes, docstrings."""
 
 import ast
+import functools
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ LAYERS = (
     "cli",
     "segmenter",
     "export",
+    "compilation",
     "training",
     "evaluation",
     "experiment",
@@ -66,9 +68,12 @@ def read_modules() -> list[Module]:
     return modules
 
 
+parse = functools.cache(ast.parse)
+
+
 def imports_of(module: Module) -> Iterator[str]:
     """Dotted names that a module imports anywhere, `zegformer_jax.a.b.c` for a name c as well."""
-    for node in ast.walk(ast.parse(module.source)):
+    for node in ast.walk(parse(module.source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -137,7 +142,7 @@ def oversized(modules: list[Module]) -> list[str]:
     """Modules and functions with too many lines."""
     found = [x.name for x in modules if len(x.source.splitlines()) > MODULE_LINES]
     for module in modules:
-        for node in ast.walk(ast.parse(module.source)):
+        for node in ast.walk(parse(module.source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 if node.end_lineno - node.lineno + 1 > FUNCTION_LINES:
                     found.append(f"{module.name}.{node.name}")
@@ -149,7 +154,7 @@ def clauses(modules: list[Module]) -> list[str]:
     nodes = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     found = []
     for module in modules:
-        for node in ast.walk(ast.parse(module.source)):
+        for node in ast.walk(parse(module.source)):
             text = ast.get_docstring(node) if isinstance(node, nodes) else None
             if text and text.split()[0] in CLAUSES:
                 found.append(f"{module.name}: {text.splitlines()[0]}")
@@ -162,7 +167,7 @@ def _calls(module: Module, name: str) -> bool:
         and node.attr == name
         and isinstance(node.value, ast.Name)
         and node.value.id == "jax"
-        for node in ast.walk(ast.parse(module.source))
+        for node in ast.walk(parse(module.source))
     )
 
 
