@@ -151,6 +151,16 @@ ensure_environment() {
   exec 9>&-
 }
 
+# libtpu compiles programs for TPUs on any machine; jax uses it for nothing else without a TPU.
+ensure_libtpu() {
+  if [[ -n ${TPU_LIBRARY_PATH:-} ]] || compgen -G "$venv/lib/python*/site-packages/libtpu" >/dev/null; then
+    return
+  fi
+  echo "run.sh: installing libtpu into $venv (200 MB) ..." >&2
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+    -r "$root/requirements.txt" "jax[tpu]" || fail "pip could not install libtpu (its reason is above)"
+}
+
 run_tests() {
   local argument options=(-n 2 --dist loadfile --no-loadscope-reorder) arguments=()
   for argument in "$@"; do
@@ -177,7 +187,9 @@ case ${1:-} in
 esac
 
 ensure_environment
+if [[ $1 == compile && " $* " != *" --help "* ]]; then ensure_libtpu; fi
 if [[ $1 == test ]]; then
+  ensure_libtpu
   shift
   run_tests "$@"
 fi

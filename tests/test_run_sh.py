@@ -115,6 +115,21 @@ def test_a_change_of_python_jax_or_requirements_reinstalls(sandbox, changes):
     assert not sandbox.calls("-m pip")
 
 
+@pytest.mark.parametrize("command", ["compile", "test"])
+def test_libtpu_is_installed_for_what_needs_it(sandbox, command):
+    sandbox.run()
+    sandbox.run("compile", "--help")
+    assert not sandbox.calls("-m pip")
+    assert "installing libtpu" in sandbox.run(command).stderr
+    (pip,) = sandbox.calls("-m pip")
+    assert pip.endswith("requirements.txt jax[tpu]")
+    sandbox.run(command, TPU_LIBRARY_PATH="/elsewhere/libtpu.so")
+    assert not sandbox.calls("-m pip")
+    (sandbox.venv / "lib" / "python3.11" / "site-packages" / "libtpu").mkdir(parents=True)
+    sandbox.run(command)
+    assert not sandbox.calls("-m pip")
+
+
 def test_an_environment_without_its_python_is_reinstalled(sandbox):
     sandbox.run()
     (sandbox.venv / "bin" / "python").unlink()

@@ -23,6 +23,7 @@ COMMANDS = {
     "predict": "zegformer_jax.cli.predict",
     "prepare": "zegformer_jax.cli.prepare",
     "convert": "zegformer_jax.cli.convert",
+    "compile": "zegformer_jax.cli.compile",
 }
 ENVIRONMENT = """
 environment variables:

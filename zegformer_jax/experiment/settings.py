@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from zegformer_jax.models.clip.model import ClipConfig
 from zegformer_jax.runtime.errors import UserError
 
 
@@ -27,6 +28,16 @@ class ClipSettings:
     context_length: int
     embed_dim: int
     initial_logit_scale: float
+
+    def trained_here(self, **sizes: Any) -> ClipConfig:
+        """Returns the sizes of a CLIP that is trained here.
+
+        Args:
+            **sizes: Fields of `ClipConfig` that replace the section's.
+        """
+        known = {field.name for field in dataclasses.fields(ClipConfig)}
+        own = {name: value for name, value in vars(self).items() if name in known}
+        return ClipConfig(**own | sizes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The objective of a small CLIP on images and captions."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD, ClipConfig
+from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.pretrained.clip.load import save_clip
 from zegformer_jax.text.prompts import load_templates
@@ -38,11 +37,9 @@ class ClipObjective(Objective):
         captions = [template.format(name) for name in names for template in self._templates]
         self._tokenizer = train_tokenizer(captions, settings.vocab_size, settings.context_length)
         self._length = self._used_length(captions)
-        known = {field.name for field in dataclasses.fields(ClipConfig)}
-        sizes = {name: value for name, value in vars(settings).items() if name in known}
         tokenizer = self._tokenizer
-        sizes |= {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.end_id}
-        self.model = CLIP(ClipConfig(**sizes))
+        sizes = {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.end_id}
+        self.model = CLIP(settings.trained_here(**sizes))
 
     def _used_length(self, captions: Sequence[str]) -> int:
         """Returns the number of tokens of the longest caption, rounded up.

@@ -32,6 +32,15 @@ class SegmentationObjective(ImageTextObjective):
         seen = vocabulary.select(vocabulary.seen_indices)
         return cls(experiment, experiment.embed_classes(seen.names), experiment.open_split("train"))
 
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes and dtypes of a whole batch: crops and their label maps."""
+        settings, label_dtype = self.experiment.input, self.experiment.vocabulary.label_dtype
+        sides = (settings.batch_size, settings.crop_size, settings.crop_size)
+        return {
+            "image": jax.ShapeDtypeStruct((*sides, 3), np.uint8),
+            "label": jax.ShapeDtypeStruct(sides, label_dtype),
+        }
+
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields augmented crops with their label maps: `image`, `label` and `index`."""
         from zegformer_jax.input import pipeline
