@@ -37,9 +37,15 @@ GOLDEN = Path(__file__).parent / "golden" / "small"
 
 
 def pytest_collection_modifyitems(items):
-    """Files with the most slow tests come first, so that no worker has them left at the end."""
+    """Slow files come first, so that no worker has them left at the end.
+
+    The first one makes the `finished` run; those that need no such run follow, so that the other
+    worker does not wait for it.
+    """
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    waiting = {item.path for item in items if "finished" in item.fixturenames}
+    first = max(waiting, key=lambda path: slow[path], default=None)
+    items.sort(key=lambda x: (x.path != first, not slow[x.path], x.path in waiting, -slow[x.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)

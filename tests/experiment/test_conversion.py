@@ -251,19 +251,12 @@ def test_full_size_there_and_back(tmp_path, name, with_clip):
     tensors = random_checkpoint(name, with_clip)
     write_pth(tmp_path / "model.pth", tensors)
     config = importlib.import_module("configs.coco_stuff").get_config(name).unlock()
-    config.eval.short_side = 64
     config.model.transformer.queries = 3  # the checkpoint's sizes win
-    config.eval.top_segments = 5  # of the 100 that the random model finds
     summary = convert(tmp_path / "model.pth", tmp_path / "run", config)
     assert "left out" in summary
     converted = load_config(tmp_path / "run")
     assert tuple(converted.model.backbone.blocks) == FULL_SIZE[name]
     assert converted.model.transformer.queries == 100
-    if with_clip:
-        segmenter = zegformer_jax.load(tmp_path / "run")
-        image = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
-        result = segmenter(image, ["sheep", "sofa, couch"])
-        assert result.labels.shape == (48, 64) and result.labels.max() <= 1
     convert(tmp_path / "run", tmp_path / "again.safetensors", config, with_clip=with_clip)
     again = read_tensors(tmp_path / "again.safetensors")
     assert again.keys() == tensors.keys()
