@@ -1,7 +1,7 @@
 """Seconds and memory of inference: this project compared with a pipeline of PyTorch's parts.
 
     python benchmarks/inference.py [--parts=speed,memory,classes,devices] [--dtypes float32]
-        [--queries=100] [--chunk=4] [--chunks 4 10 25 100] [--repeats=3] [--compile]
+        [--queries=100] [--chunk=4] [--chunks 4 10 25 100] [--repeats=3] [--compile] [--tiny]
 
 The sizes of the models (ResNet-50, ViT-B/16 at 224) and all operations from the image to the label
 map are real. The data is synthetic: parameters are random and the image is noise. The grouper runs,
@@ -53,6 +53,7 @@ LARGE = {"size": (1024, 1366), "original": (960, 1280)}
 HUGE = {"original": (1500, 2000), "classes": 847}
 CLASSES, DEVICES, IMAGES = (20, 171, 847), (1, 2, 4, 8), 8
 SMALL = {"size": (256, 341), "original": (240, 320)}  # size of the images for `devices`
+TINY = {"size": (64, 85), "original": (60, 80), "queries": 4, "chunk": 4}  # with --tiny
 
 
 def take_turns(calls: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
@@ -90,7 +91,8 @@ def others(case: Case, made: Any, compiles: bool) -> dict[str, Any]:
 
 def speed(options: argparse.Namespace, dtype: str) -> None:
     """Prints the seconds by part, by mode, and of CLIP by crops per batch."""
-    case = Case(queries=options.queries, dtype=dtype, chunk=options.chunk)
+    fields = {"queries": options.queries, "chunk": options.chunk} | (TINY if options.tiny else {})
+    case = Case(dtype=dtype, **fields)
     ours = Pipeline(case)
     theirs = others(case, ours.made, options.compile)
     print(f"speed: {case.size[0]}x{case.size[1]}, {dtype}, {case.queries} queries, ", end="")
@@ -157,10 +159,12 @@ def memory(options: argparse.Namespace, dtype: str) -> None:
     exact = {"kind": "exact", "dtype": dtype, "chunk": options.chunk}
     torch = {**exact, "kind": "torch"}
     few, many = {"queries": options.queries}, {"queries": 3 * options.queries}
-    cases = [exact | few, exact | many, exact | few | LARGE]
+    cases = [exact | few, torch | few, exact | few | LARGE, torch | few | LARGE, exact | many]
     cases += [exact | few | HUGE | {"kind": "map"}]
-    if all(importlib.util.find_spec(name) for name in NEEDED):
-        cases += [torch | few, torch | few | LARGE]
+    if options.tiny:
+        cases = [exact | TINY, torch | TINY]
+    if not all(importlib.util.find_spec(name) for name in NEEDED):
+        cases = [case for case in cases if case["kind"] != "torch"]
     print(f"memory: {dtype}, in addition to models and inputs")
     for case in cases:
         measured = in_process(__file__, case, dict(os.environ))
@@ -248,6 +252,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--chunks", type=positive, nargs="+", default=[4, 10, 25, 100])
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--compile", action="store_true", help="measures torch.compile, too")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the program")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     parser.error = lambda message: sys.exit(f"benchmarks/inference.py: {message}")
     return parser.parse_args(arguments)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from parameters import random_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for configs.base
@@ -142,10 +143,11 @@ class Pipeline:
         self.size = jnp.array([case.size])
         self.text = TextEmbeddings(*[jnp.asarray(self.made.text_cd)] * 2)
         small = jnp.zeros((1, MULTIPLE, MULTIPLE, 3))
-        variables = jax.jit(self.grouper.grouper.init)(jax.random.key(0), small, self.text[0])
+        init = self.grouper.grouper.init
+        variables = random_variables(init, jax.random.key(0), small, self.text[0])
         self.variables = (variables, self._logits(self.made.mask_logits_qhw), jnp.float32(0))
-        init = jax.jit(partial(self.clip.init, method=CLIP.encode_image))
-        self.clip_params = init(jax.random.key(1), self._crops(1))["params"]
+        init = partial(self.clip.init, method=CLIP.encode_image)
+        self.clip_params = random_variables(init, jax.random.key(1), self._crops(1))["params"]
         self.clip_hwc = normalise_images(self.image, self.size)[0]
         rng = np.random.default_rng(1)
         self.scores = jnp.asarray(rng.random((case.queries, case.classes), np.float32))

@@ -34,6 +34,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU me
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+from parameters import random_variables
 
 from zegformer_jax.cli.config import load
 from zegformer_jax.experiment import Experiment
@@ -105,7 +106,7 @@ class OurStep:
         self.loss, self.objective = experiment.loss, GrouperObjective(experiment, text)
         optimiser, step = step_of(experiment, self.objective, mesh)
         key = jax.random.key(experiment.seed)
-        variables = jax.jit(self.objective.init)(key)
+        variables = random_variables(self.objective.init, key)
         state = make_state(variables, self.objective.metrics, optimiser)
         constants = dict(self.objective.constants)
         self.state, self.constants, self.key = replicate((state, constants, key), mesh)
@@ -256,6 +257,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="configs/pascal_voc.py:r50", help="FILE[:VARIANT]")
     parser.add_argument("--batch", type=positive(int), nargs="+", default=[1, 2])
+    parser.add_argument("--crop", type=positive(int), help="input.crop_size; default: the config's")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--rounds", type=positive(int), default=3)
     parser.add_argument("--seconds", type=positive(float), default=20, help="per step and round")
@@ -270,9 +272,10 @@ def main(arguments: list[str]) -> None:
     """Measures all dtypes and batch sizes and prints the results."""
     options = parse(arguments)
     try:
-        config = read_config(options.config)
+        config = read_config(options.config).unlock()
     except ValueError as error:
         sys.exit(str(error))
+    config.input.crop_size = options.crop or config.input.crop_size
     print(f"device: {jax.devices()[0].device_kind}, {os.cpu_count()} cores of the host")
     for dtype in options.dtypes:
         for size in options.batch:
