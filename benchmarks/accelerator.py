@@ -24,7 +24,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILE = "accelerator.json"
 LEAST_SECONDS = 20  # a section that has less is skipped
-EXTRA = "ZEGFORMER_EXTRA_PACKAGES"
 # Parity is exact arithmetic's; and XLA's Triton fusions abort on a small transposed convolution
 # (jax 0.11, "subdim_size_accumulator == dim_size").
 EXACT = {
@@ -61,8 +60,8 @@ def sections(tiny: bool) -> list[Section]:
         step = ("benchmarks/train_step.py", "--dtypes", "float32")
         small = ("--batch", "1", "--crop", "64", "--seconds", "1", "--rounds", "1")
         return [
-            Section("numbers", numbers, 0.5, EXACT),
-            Section("inference", (*inference[:1], "--tiny", "--parts", "speed"), 0.2),
+            Section("numbers", numbers, 0.4, EXACT),
+            Section("inference", (*inference[:1], "--tiny", "--parts", "speed"), 0.4),
             Section("training VOC R-50", (*step, "--config", voc, *small), 0.2),
             Section("memory", (*inference[:1], "--tiny", "--parts", "memory"), 0.1),
         ]
@@ -88,9 +87,6 @@ def run(section: Section, seconds: float) -> dict:
     for name, value in section.environment.items():
         own = environment.get(name, "") if name == "XLA_FLAGS" else ""
         environment[name] = f"{own} {value}".strip()
-    if extra := environment.get(EXTRA):
-        paths = [environment.get("PYTHONPATH", ""), extra]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     start, lines = time.monotonic(), []
     command = ["timeout", f"{seconds:.0f}", sys.executable, "-u", *section.command]
     with subprocess.Popen(

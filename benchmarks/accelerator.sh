@@ -13,12 +13,17 @@ set -euo pipefail
 root=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 python=${PYTHON:-python3}
 wheels=${WHEELS:-$root/wheels}
-if compgen -G "$wheels/*.whl" >/dev/null; then
+missing=()
+for wheel in "$wheels"/*.whl; do
+  name=$(basename "$wheel")
+  [[ -f $wheel ]] || continue
+  "$python" -c "import importlib.metadata as m; m.version('${name%%-*}')" 2>/dev/null || missing+=("$wheel")
+done
+if ((${#missing[@]})); then
   extra=$(mktemp -d)
   trap 'rm -rf "$extra"' EXIT
   "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
-    --target "$extra" "$wheels"/*.whl
-  # After the interpreter's own packages, which fit its jax.
-  export ZEGFORMER_EXTRA_PACKAGES=$extra
+    --target "$extra" "${missing[@]}"
+  export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$extra
 fi
 "$python" "$root/benchmarks/accelerator.py" "$@"
