@@ -25,7 +25,7 @@ case "$1 $2" in
   -c\ *site*) echo "${0%/bin/python}" ;;
   "-m ruff") exit "${FAKE_RUFF_EXIT:-0}" ;;
   "-m pytest") echo "1 passed" && exit "${FAKE_PYTEST_EXIT:-0}" ;;
-  "-P -m") echo "$PWD|$ZEGFORMER_PROGRAM" && exit "${FAKE_EXIT:-0}" ;;
+  "-P -m") echo "$PWD|$ZEGFORMER_PROGRAM|$XLA_FLAGS" && exit "${FAKE_EXIT:-0}" ;;
 esac
 """
 
@@ -241,9 +241,19 @@ def test_another_folder_is_never_emptied(sandbox):
 def test_without_a_command_it_is_the_demo_and_the_users_folder_stays(sandbox):
     done = sandbox.run()
     assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.cli.main demo"]
-    assert done.stdout == f"{sandbox.folder}/elsewhere|./run.sh\n"
+    assert done.stdout.startswith(f"{sandbox.folder}/elsewhere|./run.sh|")
     sandbox.run("--workdir=x")
     assert sandbox.calls("-P -m") == ["-P -m zegformer_jax.cli.main demo --workdir=x"]
+
+
+def test_trainings_on_a_cpu_multiply_by_ynnpack_unless_the_user_has_flags(sandbox):
+    def flags(*arguments, **changes):
+        return sandbox.run(*arguments, **changes).stdout.rstrip("\n").split("|")[-1]
+
+    assert flags("train") == flags() != ""
+    assert flags("train").startswith("--xla_cpu_experimental_ynn_fusion_type=")
+    assert flags("train", XLA_FLAGS="--mine") == "--mine"
+    assert flags("predict") == flags("train", ZEGFORMER_JAX="tpu") == ""
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "unknown"])

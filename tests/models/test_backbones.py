@@ -1,16 +1,19 @@
 """Published ResNets against PyTorch's layers, by the names of four publishers."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from array_files import write_pth
 
-from zegformer_jax.models.backbones.resnet import BLOCKS, ResNet
+from zegformer_jax.models.backbones.resnet import BLOCKS, ResNet, max_pool
 from zegformer_jax.models.layers import NORM_EPSILON, multiply
 from zegformer_jax.pretrained import backbones
 from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.tables import unflatten
+from zegformer_jax.runtime.target import compiling_for
 
 # No two sizes are alike, so that no two axes can be swapped unseen.
 SMALL = {"blocks": (2, 1, 3, 1), "stem_width": 6, "bottleneck_width": 5, "stage_width": 12}
@@ -280,3 +283,19 @@ def grouped(tensors):
 def test_other_networks_are_refused(small, change, message):
     with pytest.raises(ValueError, match=message):
         read_resnet(change(small), "x")
+
+
+def test_pooling_is_the_same_for_a_tpu():
+    """Values and gradient; no two numbers of a window are equal."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.permutation(2 * 8 * 12 * 3).reshape(2, 8, 12, 3), jnp.float32)
+    weights = jnp.asarray(rng.integers(1, 9, (2, 4, 6, 3)), jnp.float32)  # exact sums
+
+    def pool(x):
+        return (max_pool(x) * weights).sum(), max_pool(x)
+
+    slices = jax.value_and_grad(pool, has_aux=True)(x)
+    with compiling_for(SimpleNamespace(platform="tpu")):
+        assert "reduce_window" in str(jax.make_jaxpr(max_pool)(x))
+        windows = jax.value_and_grad(pool, has_aux=True)(x)
+    jax.tree.map(np.testing.assert_array_equal, windows, slices)

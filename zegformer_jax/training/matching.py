@@ -206,8 +206,9 @@ def match_layers(
         dice_weight: Weight of the dice cost.
     """
     batch, queries, height, width = mask_logits_lbqhw.shape[1:]
-    full_height, full_width = targets.masks_bnhw.shape[2:]
-    masks_bnhw = targets.masks_bnhw[:, :, :: full_height // height, :: full_width // width]
+    full_height, full_width = targets.labels_bhw.shape[1:]
+    labels_bhw = targets.labels_bhw[:, :: full_height // height, :: full_width // width]
+    masks_bnhw = targets._replace(labels_bhw=labels_bhw).masks_bnhw
     masks_bnp = masks_bnhw.astype(jnp.float32).reshape(batch, -1, height * width)
 
     def cost_of_image(class_logits_qc, logits_qhw, ids_n, masks_np):

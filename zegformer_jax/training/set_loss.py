@@ -81,9 +81,8 @@ def _mask_loss_forward(
     factors: tuple[jax.Array, jax.Array],
 ) -> tuple[Any, Any]:
     """Returns the loss, and the gradient with respect to the matched masks."""
-    padding = -matched_lbn.shape[2] % TARGETS_AT_ONCE
-    masks_bnhw = jnp.pad(targets.masks_bnhw, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    valid_bn = jnp.pad(targets.valid_bn, ((0, 0), (0, padding)))
+    padding = ((0, 0), (0, -matched_lbn.shape[2] % TARGETS_AT_ONCE))
+    ids_bn, valid_bn = jnp.pad(targets.ids_bn, padding), jnp.pad(targets.valid_bn, padding)
     parts = -(-targets.valid_bn.sum(1).max() // TARGETS_AT_ONCE)
 
     def of_part(index: jax.Array, logits_bnhw: jax.Array) -> tuple[jax.Array, Any]:
@@ -92,7 +91,8 @@ def _mask_loss_forward(
             return jax.lax.dynamic_slice_in_dim(array_bn, first, TARGETS_AT_ONCE, axis=1)
 
         def weighted(logits_bnhw: jax.Array) -> tuple[jax.Array, Any]:
-            sums = losses.pair_losses(logits_bnhw, cut(masks_bnhw), cut(valid_bn))
+            part = targets._replace(ids_bn=cut(ids_bn), valid_bn=cut(valid_bn))
+            sums = losses.pair_losses(logits_bnhw, part.masks_bnhw, part.valid_bn)
             loss_mask, loss_dice = (x * factor for x, factor in zip(sums, factors, strict=True))
             return loss_mask + loss_dice, (loss_mask, loss_dice)
 
@@ -100,9 +100,7 @@ def _mask_loss_forward(
 
     def of_layer(layer: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         mask_logits_bqhw, matched_bn = layer
-        logits_bnhw = losses.matched_masks(
-            mask_logits_bqhw, jnp.pad(matched_bn, ((0, 0), (0, padding)))
-        )
+        logits_bnhw = losses.matched_masks(mask_logits_bqhw, jnp.pad(matched_bn, padding))
 
         def add(index: jax.Array, sums: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
             total, gradient_bnhw = sums

@@ -11,19 +11,25 @@ class Targets(NamedTuple):
 
     Attributes:
         ids_bn: Class of each target, ascending, int32 [B, N].
-        masks_bnhw: Masks of the targets, bool [B, N, H, W].
+        labels_bhw: Label of each pixel, int32 [B, H, W]; C where it is in no target.
         valid_bn: False for padding, bool [B, N].
         overflow_b: Number of classes beyond the N that are kept, int32 [B].
     """
 
     ids_bn: jax.Array
-    masks_bnhw: jax.Array
+    labels_bhw: jax.Array
     valid_bn: jax.Array
     overflow_b: jax.Array
 
+    @property
+    def masks_bnhw(self) -> jax.Array:
+        """Masks of the targets, bool [B, N, H, W]; large, so take few targets at a time."""
+        ids_bn11, valid_bn11 = (x[:, :, None, None] for x in (self.ids_bn, self.valid_bn))
+        return (self.labels_bhw[:, None] == ids_bn11) & valid_bn11
+
 
 def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: int) -> Targets:
-    """Makes one binary mask for each class in a label map.
+    """Makes a target of each class in a label map.
 
     Args:
         labels_bhw: Labels, integers [B, H, W]; values outside 0..num_classes - 1 are in no target.
@@ -39,8 +45,7 @@ def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: in
         present_c = jnp.zeros(num_classes + 1, bool).at[indices_hw.reshape(-1)].set(True)[:-1]
         ids_n = jnp.nonzero(present_c, size=max_targets, fill_value=0)[0].astype(jnp.int32)
         valid_n = jnp.arange(max_targets) < present_c.sum()
-        masks_nhw = (indices_hw[None] == ids_n[:, None, None]) & valid_n[:, None, None]
         overflow = jnp.maximum(present_c.sum() - max_targets, 0).astype(jnp.int32)
-        return ids_n, masks_nhw, valid_n, overflow
+        return ids_n, indices_hw, valid_n, overflow
 
     return Targets(*jax.vmap(image_targets)(labels_bhw))

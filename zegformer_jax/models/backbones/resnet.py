@@ -36,6 +36,7 @@ from zegformer_jax.models.layers import (
     group_norm,
 )
 from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.target import target_device
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # He et al., table 1
 
@@ -73,8 +74,12 @@ CAFFE2_LEFT_OUT = (
 def max_pool(x_bhwc: jax.Array) -> jax.Array:
     """Pools 3x3 windows at stride 2 with padding 1: [B, H, W, C] to [B, H/2, W/2, C], even H, W.
 
-    As maxima of slices: the gradient of `reduce_window` took 18 times as long on a CPU.
+    Where it is not for a TPU, as maxima of slices: the gradient of `reduce_window` took 18 times as
+    long on a CPU. For a TPU v5e the compiler estimates 0.9 ms for windows and 1.6 ms for slices,
+    with the gradient, of [4, 256, 256, 64] in bfloat16.
     """
+    if target_device().platform == "tpu":
+        return nn.max_pool(x_bhwc, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     _, height, width, _ = x_bhwc.shape
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x_bhwc, padding, constant_values=-jnp.inf)
