@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["train_step", "input", "inference", "precision"])
+@pytest.mark.parametrize("name", ["accelerator", "train_step", "input", "inference", "precision"])
 def test_a_benchmark_finds_the_package(name, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, BENCHMARKS / f"{name}.py", "--help"]
@@ -25,7 +25,8 @@ def test_a_benchmark_finds_the_package(name, tmp_path):
     assert done.stdout.startswith("usage")
 
 
-def test_the_timed_step_is_the_trained_one_and_counts_its_work():
+def test_the_timed_step_is_the_trained_one_and_counts_its_work(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
     spec = importlib.util.spec_from_file_location("train_step", BENCHMARKS / "train_step.py")
     train_step = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(train_step)
