@@ -147,7 +147,15 @@ def _map_chosen(
 
     one = jax.eval_shape(apply, jnp.int32(0))
     results = jnp.zeros((length, *one.shape[1:]), one.dtype)
-    results = jax.lax.fori_loop(0, -(-chosen_q.sum() // chunk), add, results)
+    chunks, most = -(-chosen_q.sum() // chunk), length // chunk
+
+    def is_left(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return (state[0] < chunks) & (state[0] < most)  # the constant tells estimates the length
+
+    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return state[0] + 1, add(*state)
+
+    _, results = jax.lax.while_loop(is_left, step, (jnp.int32(0), results))
     place_q = jnp.zeros(queries, jnp.int32).at[order_q].set(jnp.arange(queries, dtype=jnp.int32))
     return results[place_q]
 
