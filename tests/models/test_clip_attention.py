@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from zegformer_jax.models.clip import attention
+from zegformer_jax.runtime.target import compiling_for
 
 QUERIES, KEYS, HEADS, CHANNELS = 3, 5, 2, 8
 
@@ -69,17 +70,17 @@ def query(count=197, head=64, dtype=jnp.bfloat16):
         (device(), query(head=136), False),
     ],
 )
-def test_the_fused_kernel_is_asked_for_where_it_computes(monkeypatch, found, given, fused):
-    monkeypatch.setattr(jax, "devices", lambda: [found])
-    assert attention.has_fused_kernel(given) == fused
+def test_the_fused_kernel_is_asked_for_where_it_computes(found, given, fused):
+    with compiling_for(found):
+        assert attention.has_fused_kernel(given) == fused
 
 
 @pytest.mark.parametrize(("bias", "kernel"), [(None, "cudnn"), (np.zeros((1, 1, 3, 5)), None)])
 def test_a_bias_takes_the_general_kernel(monkeypatch, arrays, bias, kernel):
     asked = []
-    monkeypatch.setattr(jax, "devices", lambda: [device()])
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda *_, **given: asked.append(given["implementation"])
     )
-    attention.attend(*(jnp.asarray(x, jnp.bfloat16) for x in arrays), bias)
+    with compiling_for(device()):
+        attention.attend(*(jnp.asarray(x, jnp.bfloat16) for x in arrays), bias)
     assert asked == [kernel]
