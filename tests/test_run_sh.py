@@ -25,7 +25,7 @@ case "$1 $2" in
   -c\ *site*) echo "${0%/bin/python}" ;;
   "-m ruff") exit "${FAKE_RUFF_EXIT:-0}" ;;
   "-m pytest") echo "1 passed" && exit "${FAKE_PYTEST_EXIT:-0}" ;;
-  "-P -m") echo "$PWD|$ZEGFORMER_PROGRAM|$XLA_FLAGS" && exit "${FAKE_EXIT:-0}" ;;
+  "-P -m") echo "$PWD|$ZEGFORMER_PROGRAM|$JAX_PLATFORMS|$XLA_FLAGS" && exit "${FAKE_EXIT:-0}" ;;
 esac
 """
 
@@ -254,6 +254,16 @@ def test_trainings_on_a_cpu_multiply_by_ynnpack_unless_the_user_has_flags(sandbo
     assert flags("train").startswith("--xla_cpu_experimental_ynn_fusion_type=")
     assert flags("train", XLA_FLAGS="--mine") == "--mine"
     assert flags("predict") == flags("train", ZEGFORMER_JAX="tpu") == ""
+
+
+def test_a_cpu_environment_looks_for_no_other_device(sandbox):
+    """With libtpu installed, jax would log that it finds no TPU."""
+
+    def platforms(**changes):
+        return sandbox.run("predict", **changes).stdout.split("|")[2]
+
+    assert platforms() == "cpu" and platforms(JAX_PLATFORMS="mine") == "mine"
+    assert platforms(ZEGFORMER_JAX="tpu") == ""
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "unknown"])
