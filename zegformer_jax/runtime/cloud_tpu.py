@@ -43,7 +43,8 @@ class Chip:
     clock: float
 
 
-# Cloud TPU documentation, "System architecture" of each version, per chip.
+# Cloud TPU documentation, "System architecture" of each version, per chip. The clock follows from
+# the peak and the matrix units' size; v6e's is not published, and v5p's is assumed.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, 1.05e9),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 1.5e9),
