@@ -128,7 +128,7 @@ def get_config() -> ConfigDict:
     config.eval.vocabularies = ()
     config.eval.checkpoint = "latest"  # latest, or best by the harmonic mIoU of its validation
     config.eval.dtype = "float32"  # evaluation and prediction compute in it: float32 or bfloat16
-    config.eval.batch_size = 8  # images per step and host, over its devices; changes no result
+    config.eval.batch_size = 8  # images per step and host, over its devices; changes only rounding
     config.eval.short_side = 512  # the shorter side is resized to it, in pixels
     config.eval.max_long_side = 2048  # longest side of a resized image in pixels
     # Test-time augmentation: further shorter sides, whose scores are averaged with the first's.

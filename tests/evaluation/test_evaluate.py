@@ -10,7 +10,7 @@ import pytest
 import shrunk
 from clips import VIT, random_params
 from semantic_maps import semantic_maps
-from toy_experiment import Records, ToyExperiment
+from toy_experiment import LEVELS, Records, ToyExperiment
 
 from zegformer_jax import segmenter
 from zegformer_jax.evaluation import evaluator, loop
@@ -30,7 +30,7 @@ from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.pretrained.clip.load import save_clip
 from zegformer_jax.runtime.mesh import make_mesh
-from zegformer_jax.segmentation import class_scores
+from zegformer_jax.segmentation import class_scores, zegformer
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.classifiers.one_pass import encode_in_one_pass
 from zegformer_jax.segmentation.label_maps import ClassScores
@@ -264,16 +264,22 @@ def test_neither_batches_nor_devices_matter(finished, monkeypatch, devices, batc
     assert all(state.sum() > 0 for state in reference.states.values())
 
 
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("valid", [[True, True], [False, True], [False, False]])
-def test_a_row_that_is_not_valid_does_not_count(valid):
+def test_a_row_that_is_not_valid_does_not_count(monkeypatch, valid, together):
+    monkeypatch.setattr(zegformer, "IMAGES_TOGETHER_ON", {"cpu": together})
     experiment = ToyExperiment(batch_size=2)
     evaluator = Evaluator(experiment)
     source = experiment.open_split("validation")
     batch = next(loop.validation_batches(experiment, source))
-    states, _ = evaluator(batch | {"valid": np.array(valid)})
+    states, shown = evaluator(batch | {"valid": np.array(valid)})
     labels = [source.labels[place] for place in (0, 1) if valid[place]]
     expected = sum((counted(x, (x + 1) % 3, 3) for x in labels), np.zeros((3, 3), int))
     np.testing.assert_array_equal(states["words/shift"], expected)
+    for place in np.flatnonzero(valid):
+        height, width = source.labels[place].shape
+        red = source.images[place][..., 0].astype(int)
+        np.testing.assert_array_equal(shown[place, :height, :width], (red // LEVELS + 1) % 3)
 
 
 def test_only_rows_with_an_image_are_worked_on(monkeypatch):

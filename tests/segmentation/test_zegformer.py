@@ -13,7 +13,7 @@ from configs import base
 from zegformer_jax.experiment import Experiment, LoadedClip
 from zegformer_jax.models.clip.model import CLIP
 from zegformer_jax.models.grouper import GrouperOutput
-from zegformer_jax.segmentation import label_maps
+from zegformer_jax.segmentation import label_maps, zegformer
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.classifiers.crops import STYLES, Crops
 from zegformer_jax.segmentation.classifiers.one_pass import OnePass
@@ -73,6 +73,43 @@ def test_an_image_without_segments_is_classified_all_the_same(style):
         feature = np.asarray(clip.apply({"params": params}, black, method=CLIP.encode_image))
         expected = np.exp(params["logit_scale"]) * text[1] @ feature[0] / np.linalg.norm(feature)
         np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-4)
+
+
+class ColourGrouper:
+    """Stands for the grouper: the three colours are the segments of an image."""
+
+    def apply(self, variables, images, text_cd, all_layers):
+        masks = images[:, ::4, ::4].transpose(0, 3, 1, 2)
+        class_logits = jnp.tile(masks.mean((2, 3))[..., None], len(text_cd) + 1)
+        return GrouperOutput(class_logits[None], masks[None])
+
+
+@pytest.mark.parametrize("classifier", [Crops(CLIP(VIT), clip_chunk=1), OnePass(CLIP(VIT), 1)])
+def test_images_together_are_as_each_alone(classifier):
+    """One has three segments and the other one, so CLIP's loop over crops ends later for one."""
+    rng = np.random.default_rng(0)
+    text = TextEmbeddings(*rng.normal(size=(2, 5, VIT.embed_dim)).astype(np.float32))
+    images = rng.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    images[1, ..., 1:] = 0
+    sizes = np.array([[64, 50], [40, 64]])
+    model, questions = (
+        ZegFormer(ColourGrouper(), classifier),
+        [Question(np.ones(5, bool), ("clip",))],
+    )
+
+    @jax.jit
+    def run(image, size):
+        return model.run(Weights(None, random_params(VIT)), text, View(image, size), questions)
+
+    for image, size, *together in zip(images, sizes, *jax.vmap(run)(images, sizes), strict=True):
+        for one, other in zip(run(image, size), together, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("images, together", [(1, 1), (2, 2), (6, 3), (7, 1), (8, 4)])
+def test_a_batch_is_divided_into_equal_groups(monkeypatch, images, together):
+    monkeypatch.setattr(zegformer, "IMAGES_TOGETHER_ON", {})
+    assert zegformer.images_together(images) == together
 
 
 def make_grouper(queries):

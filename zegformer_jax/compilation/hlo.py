@@ -106,15 +106,23 @@ class Program:
         return max(limits, default=1), root.opcode == "compare" and bool(limits)
 
     def _limits(
-        self, instruction: Instruction, condition: Mapping[str, Instruction]
+        self, instruction: Instruction, around: Mapping[str, Instruction]
     ) -> Iterator[int | None]:
-        """Yields the constants that an instruction's `<` comparisons have on their right."""
-        if instruction.opcode == "and":
+        """Yields the constants that an instruction's `<` comparisons have on their right.
+
+        A loop over several counters, as `jax.vmap` makes, reduces their comparisons.
+        """
+        if instruction.opcode in ("and", "reduce"):
             for name in instruction.operands:
-                if name in condition:
-                    yield from self._limits(condition[name], condition)
+                if name in around:
+                    yield from self._limits(around[name], around)
+        elif instruction.opcode == "fusion":
+            inside = self.computations[instruction.called("calls")[0]]
+            yield from self._limits(next(x for x in inside.values() if x.is_root), inside)
         elif instruction.opcode == "compare" and "direction=LT" in instruction.text:
-            right = condition.get(instruction.operands[-1])
+            right = around.get(instruction.operands[-1])
+            while right is not None and right.opcode == "broadcast":
+                right = around.get(right.operands[0])
             if right is not None and right.opcode == "constant" and "s32[]" in right.text:
                 yield int(re.search(r"constant\((-?\d+)\)", right.text)[1])
 

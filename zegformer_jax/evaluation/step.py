@@ -1,7 +1,7 @@
 """The pure step of an evaluation: from a batch of images to the metrics' states."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +11,8 @@ from zegformer_jax.evaluation.metric import Prediction, States, Truth, by_key
 from zegformer_jax.evaluation.metrics import METRICS
 from zegformer_jax.evaluation.plan import make_plan
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.segmentation.augmentation import make_views
-from zegformer_jax.segmentation.zegformer import TextEmbeddings, Weights, predict
+from zegformer_jax.segmentation.augmentation import View, make_views
+from zegformer_jax.segmentation.zegformer import TextEmbeddings, Weights, images_together
 from zegformer_jax.text.vocabulary import Vocabulary
 
 SIDE = 32  # of an image that is never seen; states have the same shapes for all images
@@ -52,7 +52,9 @@ class EvaluationStep:
     def __call__(
         self, weights: Weights, text: TextEmbeddings, batch: Mapping[str, Any]
     ) -> tuple[States, jax.Array]:
-        """Counts a device's rows image by image, and sums over devices; skips filler rows.
+        """Segments a device's rows, counts each, and sums over devices; skips filler rows.
+
+        Where the device is wide, several images go through the networks together.
 
         Runs inside `jax.shard_map` along the axis `data`.
 
@@ -64,27 +66,50 @@ class EvaluationStep:
         Returns:
             The states, and label maps int32 [b, y, x].
         """
-        count = functools.partial(self.count_image, weights, text)
+        run = functools.partial(self._run, weights, text)
         first = jax.tree.map(lambda rows: rows[0], batch)
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(count, first))
+        no_outputs = _zeros(run, first)
+        nothing = _zeros(self._count, first, no_outputs)
 
-        def add(total: States, example: Any) -> tuple[States, jax.Array]:
-            states, labels = jax.lax.cond(example["valid"], count, lambda _: nothing, example)
+        def run_row(row: Any) -> list[Any]:
+            return jax.lax.cond(row["valid"], run, lambda _: no_outputs, row)
+
+        def run_group(group: Any) -> list[Any]:
+            return jax.vmap(run_row)(group) if together > 1 else jax.lax.map(run_row, group)
+
+        def add_row(total: States, row: Any) -> tuple[States, jax.Array]:
+            states, labels = jax.lax.cond(row[0]["valid"], self._count, lambda *_: nothing, *row)
             return jax.tree.map(jnp.add, total, states), labels
 
-        total, labels_byx = jax.lax.scan(add, nothing[0], batch)
+        def add_group(total: States, group: Any) -> tuple[States, jax.Array]:
+            return jax.lax.scan(add_row, total, (group, run_group(group)))
+
+        together = images_together(len(batch["valid"]))
+        groups = jax.tree.map(lambda rows: rows.reshape(-1, together, *rows.shape[1:]), batch)
+        total, labels_gnyx = jax.lax.scan(add_group, nothing[0], groups)
+        labels_byx = labels_gnyx.reshape(-1, *labels_gnyx.shape[2:])
         return jax.lax.psum(total, "data"), labels_byx
 
     def count_image(
         self, weights: Weights, text: TextEmbeddings, example: Any
     ) -> tuple[States, jax.Array]:
         """Segments an image, and counts the result by every metric."""
+        return self._count(example, self._run(weights, text, example))
+
+    def _run(self, weights: Weights, text: TextEmbeddings, example: Any) -> list[Any]:
+        """Returns the model's output for each view of an image."""
+        views = self._view(example)
+        return [self.model.run(weights, text, view, self._questions) for view in views]
+
+    def _view(self, example: Any) -> list[View]:
+        return make_views(example["views"], self._mirrored_too)
+
+    def _count(self, example: Any, outputs: list[Any]) -> tuple[States, jax.Array]:
+        """Counts the outputs for an image by every metric, and makes the label map shown."""
         original_size, label_yx = example["original_size"], example["label"].astype(jnp.int32)
-        outputs, maps = predict(
-            self.model,
-            weights,
-            text,
-            make_views(example["views"], self._mirrored_too),
+        maps = self.model.label_maps(
+            outputs,
+            self._view(example),
             self._questions,
             original_size=original_size,
             out_size=label_yx.shape,
@@ -102,6 +127,12 @@ class EvaluationStep:
         }
         shown = _find(self.plan.questions[0], predictions)
         return states, shown.label_map(self.plan.shown, self.plan.gamma)
+
+
+def _zeros(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns zeros in the shapes of a function's result."""
+    shapes = jax.eval_shape(function, *arguments)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def _find(question: Any, predictions: list[Prediction]) -> Prediction:

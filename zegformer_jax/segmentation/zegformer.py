@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from zegformer_jax.models.normalise import normalise_images
+from zegformer_jax.runtime.target import target_device
 from zegformer_jax.segmentation import label_maps
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.class_scores import (
@@ -26,6 +27,9 @@ from zegformer_jax.segmentation.class_scores import (
 )
 from zegformer_jax.segmentation.classifiers.protocol import SegmentClassifier
 from zegformer_jax.segmentation.skipping import Skipping
+
+IMAGES_TOGETHER = 4  # most images that go through the networks together
+IMAGES_TOGETHER_ON = {"cpu": 1}  # its cores are busy with one
 
 
 class TextEmbeddings(NamedTuple):
@@ -129,6 +133,18 @@ def predict(
     outputs = [model.run(weights, text, view, questions) for view in views]
     sizes = {"original_size": original_size, "out_size": out_size}
     return Prediction(outputs, model.label_maps(outputs, views, questions, **sizes))
+
+
+def images_together(images: int) -> int:
+    """Returns how many images of a batch should go through the networks together.
+
+    An image's result does not depend on the others, but by rounding on how many there are.
+
+    Args:
+        images: Images of the batch, of which the result is a divisor.
+    """
+    most = IMAGES_TOGETHER_ON.get(target_device().platform, IMAGES_TOGETHER)
+    return max(x for x in range(1, most + 1) if images % x == 0)
 
 
 class Queries(NamedTuple):
