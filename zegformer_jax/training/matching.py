@@ -14,10 +14,11 @@ NOBODY = -1  # index of a target or query that there is not yet
 
 def focal_cost(logits_qp: jax.Array, masks_np: jax.Array) -> jax.Array:
     """Returns the focal loss, averaged over pixels, of every query and target, [Q, N]."""
-    probability = jax.nn.sigmoid(logits_qp)
-    inside_qp = FOCAL_ALPHA * (1 - probability) ** 2 * jax.nn.softplus(-logits_qp)
-    outside_qp = (1 - FOCAL_ALPHA) * probability**2 * jax.nn.softplus(logits_qp)
-    cost_qn = inside_qp @ masks_np.T + outside_qp @ (1 - masks_np).T
+    probability, minus_log_outside = jax.nn.sigmoid(logits_qp), jax.nn.softplus(logits_qp)
+    minus_log_inside = minus_log_outside - logits_qp
+    inside_qp = FOCAL_ALPHA * (1 - probability) ** 2 * minus_log_inside
+    outside_qp = (1 - FOCAL_ALPHA) * probability**2 * minus_log_outside
+    cost_qn = (inside_qp - outside_qp) @ masks_np.T + outside_qp.sum(-1)[:, None]
     return cost_qn / logits_qp.shape[-1]
 
 

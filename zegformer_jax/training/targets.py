@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+WORD = 32  # bits of an integer
 
 
 class Targets(NamedTuple):
@@ -42,10 +45,31 @@ def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: in
     def image_targets(labels_hw: jax.Array):
         known_hw = labels_hw < num_classes
         indices_hw = jnp.where(known_hw, labels_hw, num_classes).astype(jnp.int32)
-        present_c = jnp.zeros(num_classes + 1, bool).at[indices_hw.reshape(-1)].set(True)[:-1]
+        present_c = _values_in(indices_hw, num_classes)
         ids_n = jnp.nonzero(present_c, size=max_targets, fill_value=0)[0].astype(jnp.int32)
         valid_n = jnp.arange(max_targets) < present_c.sum()
         overflow = jnp.maximum(present_c.sum() - max_targets, 0).astype(jnp.int32)
         return ids_n, indices_hw, valid_n, overflow
 
     return Targets(*jax.vmap(image_targets)(labels_bhw))
+
+
+def _values_in(labels: jax.Array, num_classes: int) -> jax.Array:
+    """Returns whether each of 0..num_classes - 1 is among the labels, bool [C].
+
+    The bits of the labels are or-ed. A scatter took 7% of a training step on an H200, as its
+    threads wait for each other where most pixels have the same label.
+    """
+    word, bit = labels // WORD, jnp.uint32(1) << (labels % WORD).astype(jnp.uint32)
+    words = [
+        jax.lax.reduce(
+            jnp.where(word == index, bit, jnp.uint32(0)),
+            jnp.uint32(0),
+            jax.lax.bitwise_or,
+            tuple(range(labels.ndim)),
+        )
+        for index in range(-(-num_classes // WORD))
+    ]
+    classes = np.arange(num_classes)
+    bits_c = jnp.stack(words)[classes // WORD] >> (classes % WORD).astype(np.uint32)
+    return (bits_c & 1).astype(bool)
