@@ -3,9 +3,11 @@
     python benchmarks/accelerator.py [--seconds=540] [--tiny] [--output=FOLDER]
 
 numbers    the published system's, on the device (tests/check_golden.py)
-inference  seconds per image of the whole method by part, beside PyTorch
+inference  seconds per image of the whole method by part, beside PyTorch; images/s by batch
 training   the training step, beside PyTorch, with the shares of the peak and of the matching
 memory     growth at the peak of an inference
+
+Most of the time goes by in compiling, so that the last sections may have no turn.
 
 Each section is a process of its own, which is stopped when its share of the time is over; a section
 whose turn comes too late is skipped. Prints everything, and writes it with the exit statuses to
@@ -52,8 +54,10 @@ class Section:
 
 def sections(tiny: bool) -> list[Section]:
     """Returns the sections in their order."""
-    inference = ("benchmarks/inference.py", "--dtypes", "bfloat16", "float32")
-    step = ("benchmarks/train_step.py", "--dtypes", "bfloat16", "--compile")
+    program = "benchmarks/inference.py"
+    inference = (program, "--dtypes", "bfloat16", "float32")
+    alone = (program, "--dtypes", "bfloat16", "--alone")
+    step = ("benchmarks/train_step.py", "--dtypes", "bfloat16")
     voc, coco = "configs/pascal_voc.py:r50", "configs/coco_stuff.py:r101"
     numbers = ("tests/check_golden.py", "tests/golden/small")
     if tiny:
@@ -61,17 +65,21 @@ def sections(tiny: bool) -> list[Section]:
         small = ("--batch", "1", "--crop", "64", "--seconds", "1", "--rounds", "1")
         return [
             Section("numbers", numbers, 0.4, EXACT),
-            Section("inference", (*inference[:1], "--tiny", "--parts", "speed"), 0.4),
+            Section("inference", (program, "--tiny", "--parts", "speed,batch,clip,modes"), 0.4),
             Section("training VOC R-50", (*step, "--config", voc, *small), 0.2),
-            Section("memory", (*inference[:1], "--tiny", "--parts", "memory"), 0.1),
+            Section("memory", (program, "--tiny", "--parts", "memory"), 0.1),
         ]
-    timing = ("--batch", "32", "--seconds", "3", "--rounds", "2")
+    timing = ("--batch", "32", "--seconds", "3", "--rounds", "1")
+    compiled = (program, "--dtypes", "bfloat16", "--compile", "--parts", "speed")
     return [
-        Section("numbers", numbers, 0.2, EXACT),
-        Section("inference", (*inference, "--compile", "--parts", "speed"), 0.35),
-        Section("training VOC R-50", (*step, "--config", voc, *timing), 0.2),
-        Section("training COCO R-101", (*step, "--config", coco, *timing), 0.2),
+        Section("numbers", numbers, 0.3, EXACT),
+        Section("inference", (*inference, "--parts", "speed"), 0.2),
+        Section("training VOC R-50", (*step, "--config", voc, *timing), 0.22),
+        Section("training COCO R-101", (*step, "--config", coco, *timing, "--alone"), 0.25),
+        Section("inference by batch", (*alone, "--parts", "batch,clip"), 0.2),
         Section("memory", (*inference, "--parts", "memory"), 0.15),
+        Section("inference, torch.compile", compiled, 0.2),
+        Section("inference, modes", (*alone, "--parts", "modes"), 0.2),
     ]
 
 

@@ -1,7 +1,8 @@
 """Seconds and memory of inference: this project compared with a pipeline of PyTorch's parts.
 
-    python benchmarks/inference.py [--parts=speed,memory,classes,devices] [--dtypes float32]
-        [--queries=100] [--chunk=4] [--chunks 4 10 25 100] [--repeats=3] [--compile] [--tiny]
+    python benchmarks/inference.py [--parts=speed,batch,clip,modes,memory,classes,devices]
+        [--dtypes float32] [--queries=100] [--chunk=4] [--chunks 4 10 25 100] [--repeats=3]
+        [--alone] [--compile] [--tiny]
 
 The sizes of the models (ResNet-50, ViT-B/16 at 224) and all operations from the image to the label
 map are real. The data is synthetic: parameters are random and the image is noise. The grouper runs,
@@ -11,9 +12,10 @@ Text embeddings are random, as they are computed once per vocabulary.
 
 speed: seconds per image by part, for an image of 480x640 resized to 512x683 and padded to 512x704.
 This project and PyTorch (`torch_inference.py`, if torch and transformers are installed) take turns;
-the figures are medians. `all` is one compiled function, so the parts need not add up to it. It then
-measures the modes that show CLIP fewer segments, and CLIP alone by the number of crops per batch,
-compared with a large matmul.
+the figures are medians. `all` is one compiled function, so the parts need not add up to it.
+batch: the exact mode, by the number of images that go through the networks together.
+clip: CLIP alone by the number of crops per batch, compared with a large matmul.
+modes: the modes that show CLIP fewer segments.
 memory: growth at the peak of one call, each in a separate process: resident memory on a CPU, the
 device's count on accelerators; and XLA's allocations for temporaries and output.
 classes: the step of the real Evaluator with small models, and the label map alone.
@@ -27,7 +29,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -41,10 +44,12 @@ from inference_parts import Case, Pipeline, in_process, peak_bytes
 from zegformer_jax.segmentation.classifiers.crops import CHUNK, CHUNK_ON  # noqa: E402
 from zegformer_jax.segmentation.skipping import Skipping  # noqa: E402
 
-PARTS = ("speed", "memory", "classes", "devices")
+PARTS = ("speed", "batch", "clip", "modes", "memory", "classes", "devices")
+BY_DTYPE = PARTS[:5]  # measured for each of --dtypes
 DTYPES = ("float32", "bfloat16")
 OURS, PYTORCH, COMPILED = "this project", "PyTorch", "torch.compile"
 NEEDED = ("torch", "transformers")
+BATCHES = (1, 4)
 KEPT = (30, 10)  # segments that are not empty
 LEFT = 10  # segments that CLIP sees with `eval.skip_below` and `eval.top_segments`
 MATMUL_SIDE = {"cpu": 2048}  # of the matmul that measures the device's speed
@@ -79,77 +84,101 @@ def _median(values: list) -> Any:
     return float(np.median(values))
 
 
-def others(case: Case, made: Any, compiles: bool) -> dict[str, Any]:
-    """Returns PyTorch's pipelines by name, none if it is not installed."""
-    if not all(importlib.util.find_spec(name) for name in NEEDED):
-        return {}
+def compile_all(makers: dict[Any, Callable[[], Any]]) -> dict[Any, Any]:
+    """Returns what the makers return, which compile side by side."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(makers, pool.map(lambda make: make(), makers.values()), strict=True))
+
+
+@cache
+def pipelines(case: Case, alone: bool, compiles: bool) -> tuple[Pipeline, dict[str, Any]]:
+    """Returns this project's pipeline, and PyTorch's by name, none if it is not wanted or there."""
+    ours = Pipeline(case)
+    if alone or not all(importlib.util.find_spec(name) for name in NEEDED):
+        return ours, {}
     from torch_inference import TorchPipeline
 
-    pipelines = {PYTORCH: TorchPipeline(case, made)}
-    return pipelines | ({COMPILED: TorchPipeline(case, made, True)} if compiles else {})
+    theirs = {PYTORCH: TorchPipeline(case, ours.made)}
+    return ours, theirs | ({COMPILED: TorchPipeline(case, ours.made, True)} if compiles else {})
+
+
+def prepare(options: argparse.Namespace, dtype: str, part: str) -> tuple[Pipeline, dict[str, Any]]:
+    """Prints what is measured; returns the pipelines."""
+    fields = {"queries": options.queries, "chunk": options.chunk} | (TINY if options.tiny else {})
+    case = Case(dtype=dtype, **fields)
+    print(f"{part}: {case.size[0]}x{case.size[1]}, {dtype}, {case.queries} queries, ", end="")
+    print(f"{case.classes} classes, chunks of {case.chunk}; seconds per image", flush=True)
+    return pipelines(case, options.alone, options.compile)
 
 
 def speed(options: argparse.Namespace, dtype: str) -> None:
-    """Prints the seconds by part, by mode, and of CLIP by crops per batch."""
-    fields = {"queries": options.queries, "chunk": options.chunk} | (TINY if options.tiny else {})
-    case = Case(dtype=dtype, **fields)
-    ours = Pipeline(case)
-    theirs = others(case, ours.made, options.compile)
-    print(f"speed: {case.size[0]}x{case.size[1]}, {dtype}, {case.queries} queries, ", end="")
-    print(f"{case.classes} classes, chunks of {case.chunk}; seconds per image", flush=True)
-    parts, modes, chunks = calls_by_part(ours), calls_by_mode(ours), ours.chunks
-    medians = take_turns(parts | theirs | modes, options.repeats)
-    medians["CLIP"] *= chunks  # only one chunk is timed
+    """Prints the seconds of the grouper, crops, CLIP, label map, and of all in exact mode."""
+    ours, theirs = prepare(options, dtype, "speed")
+    encode = partial(ours.encoder, -(-ours.case.queries // ours.chunks))
+    parts = compile_all(
+        {
+            "grouper": ours.run_grouper,
+            "crops": ours.run_crops,
+            "CLIP": encode,
+            "map": ours.run_map,
+            "all": ours.whole,
+        }
+    )
+    medians = take_turns(parts | theirs, options.repeats)
+    medians["CLIP"] *= ours.chunks  # only one chunk is timed
     print(f"  {'':<10}{OURS:>14}" + "".join(f"{name:>14}{'ours/theirs':>14}" for name in theirs))
     for part in parts:
-        line = f"  {part:<10}{medians[part]:>14.3f}"
+        line = f"  {part:<10}{medians[part]:>14.4f}"
         for name in theirs:
-            line += f"{medians[name][part]:>14.3f}{medians[part] / medians[name][part]:>14.2f}"
+            line += f"{medians[name][part]:>14.4f}{medians[part] / medians[name][part]:>14.2f}"
         print(line, flush=True)
-    for mode in modes:
-        share = medians[mode] / medians["all"]
-        print(f"  {mode:<24}{medians[mode]:8.3f} s{share:8.2f} of exact mode", flush=True)
-    speed_of_clip(options, ours, theirs)
 
 
-def calls_by_part(ours: Pipeline) -> dict[str, Callable[[], Any]]:
-    """Returns calls of the grouper, crops, one chunk of CLIP, label map, and all in exact mode."""
-    return {
-        "grouper": ours.run_grouper(),
-        "crops": ours.run_crops(),
-        "CLIP": ours.encoder(-(-ours.case.queries // ours.chunks)),
-        "map": ours.run_map(),
-        "all": ours.whole(),
-    }
+def batch(options: argparse.Namespace, dtype: str) -> None:
+    """Prints the images per second of the exact mode by images in a batch."""
+    ours, _ = prepare(options, dtype, "batch")
+    calls = compile_all({count: partial(ours.batch, count) for count in BATCHES})
+    for count, seconds in take_turns(calls, options.repeats).items():
+        print(
+            f"  {count} images {seconds / count:9.4f} s {count / seconds:9.2f} images/s", flush=True
+        )
 
 
-def calls_by_mode(ours: Pipeline) -> dict[str, Callable[[], Any]]:
-    """Returns calls of the whole inference with fewer segments for CLIP."""
+def modes(options: argparse.Namespace, dtype: str) -> None:
+    """Prints the seconds of the whole inference with fewer segments for CLIP."""
+    ours, _ = prepare(options, dtype, "modes")
     skipping = Skipping(skip_below=ours.threshold(LEFT))
-    calls = {f"{kept} not empty": ours.whole(kept=kept) for kept in KEPT}
-    calls[f"skip_below leaves {LEFT}"] = ours.whole(skipping)
-    calls[f"top_segments = {LEFT}"] = ours.whole(Skipping(top_segments=LEFT))
-    calls["one_pass"] = ours.whole(classifier=ours.one_pass())
-    return calls
+    makers = {"exact": ours.whole}
+    makers |= {f"{kept} not empty": partial(ours.whole, kept=kept) for kept in KEPT}
+    makers[f"skip_below leaves {LEFT}"] = partial(ours.whole, skipping)
+    makers[f"top_segments = {LEFT}"] = partial(ours.whole, Skipping(top_segments=LEFT))
+    makers["one_pass"] = partial(ours.whole, classifier=ours.one_pass())
+    medians = take_turns(compile_all(makers), options.repeats)
+    for mode, seconds in medians.items():
+        share = seconds / medians["exact"]
+        print(f"  {mode:<24}{seconds:9.4f} s{share:8.2f} of exact mode", flush=True)
 
 
-def speed_of_clip(options: argparse.Namespace, ours: Pipeline, theirs: dict[str, Any]) -> None:
+def speed_of_clip(options: argparse.Namespace, dtype: str) -> None:
     """Prints CLIP's seconds per crop by crops per batch, and GFLOP/s compared with a matmul."""
+    ours, theirs = prepare(options, dtype, "clip")
     side = MATMUL_SIDE.get(jax.default_backend(), LARGE_MATMUL_SIDE)
-    x = jnp.ones((side, side), jnp.dtype(ours.case.dtype))
+    x = jnp.ones((side, side), jnp.dtype(dtype))
     multiply = jax.jit(jnp.matmul)
     calls = {("matmul", OURS): lambda: jax.block_until_ready(multiply(x, x))}
     calls |= {("matmul", name): partial(y.multiply_seconds, side) for name, y in theirs.items()}
-    for count in options.chunks:
-        calls[count, OURS] = ours.encoder(count)
+    counts = [ours.case.chunk] if options.tiny else options.chunks
+    encoders = compile_all({count: partial(ours.encoder, count) for count in counts})
+    for count in encoders:
+        calls[count, OURS] = encoders[count]
         calls |= {(count, name): partial(y.encode_seconds, count) for name, y in theirs.items()}
     medians = take_turns(calls, options.repeats)
-    work = {"matmul": 2 * side**3} | {count: count * ours.flops() for count in options.chunks}
+    work = {"matmul": 2 * side**3} | {count: count * ours.flops() for count in encoders}
     for count in work:
         line = f"  {'matmul' if count == 'matmul' else f'CLIP, {count} crops':<18}"
         for name in (OURS, *theirs):
             rate = work[count] / medians[count, name] / 1e9
-            each = "" if count == "matmul" else f"{medians[count, name] / count:.4f} s per crop"
+            each = "" if count == "matmul" else f"{medians[count, name] / count:.5f} s per crop"
             line += f"  {name} {rate:.0f} GFLOP/s {each}"
         print(line, flush=True)
 
@@ -163,7 +192,7 @@ def memory(options: argparse.Namespace, dtype: str) -> None:
     cases += [exact | few | HUGE | {"kind": "map"}]
     if options.tiny:
         cases = [exact | TINY, torch | TINY]
-    if not all(importlib.util.find_spec(name) for name in NEEDED):
+    if options.alone or not all(importlib.util.find_spec(name) for name in NEEDED):
         cases = [case for case in cases if case["kind"] != "torch"]
     print(f"memory: {dtype}, in addition to models and inputs")
     for case in cases:
@@ -252,6 +281,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--chunks", type=positive, nargs="+", default=[4, 10, 25, 100])
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--compile", action="store_true", help="measures torch.compile, too")
+    parser.add_argument("--alone", action="store_true", help="measures this project only")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try the program")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     parser.error = lambda message: sys.exit(f"benchmarks/inference.py: {message}")
@@ -265,10 +295,12 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(measure(options.case)))
         return
     print(f"device: {jax.devices()[0].device_kind}, {os.cpu_count()} cores of the host")
+    measure_part = {"speed": speed, "batch": batch, "clip": speed_of_clip, "modes": modes}
+    measure_part["memory"] = memory
     for part in options.parts:
-        if part in ("speed", "memory"):
+        if part in BY_DTYPE:
             for dtype in options.dtypes:
-                {"speed": speed, "memory": memory}[part](options, dtype)
+                measure_part[part](options, dtype)
         else:
             {"classes": classes, "devices": devices}[part](options)
 

@@ -17,11 +17,14 @@ from parameters import random_variables
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for configs.base
 
+from flops import count_flops  # noqa: E402
+
 from configs import base  # noqa: E402
 from zegformer_jax.experiment import Experiment  # noqa: E402
 from zegformer_jax.models.clip.model import CLIP, ClipConfig  # noqa: E402
 from zegformer_jax.models.grouper import GrouperOutput  # noqa: E402
 from zegformer_jax.models.normalise import normalise_images  # noqa: E402
+from zegformer_jax.runtime.target import compiling_for  # noqa: E402
 from zegformer_jax.segmentation import label_maps  # noqa: E402
 from zegformer_jax.segmentation.augmentation import View  # noqa: E402
 from zegformer_jax.segmentation.class_scores import score_bounds  # noqa: E402
@@ -202,10 +205,10 @@ class Pipeline:
         )
 
     def flops(self) -> float:
-        """Returns XLA's count of FLOP for one crop."""
+        """Returns the operations of CLIP for one crop."""
         shapes = jax.eval_shape(lambda: (self.clip_params, self._crops(1)))
-        # On GPUs only compiled functions have an analysis, lowered ones have none.
-        return self._encode.lower(*shapes).compile().cost_analysis()["flops"]
+        with compiling_for(jax.local_devices(backend="cpu")[0]):  # without fused kernels
+            return count_flops(self._encode.lower(*shapes))
 
     def run_map(self) -> Callable[[], Any]:
         """Compiles the label map from scores and mask logits; returns the call that runs it."""
@@ -254,6 +257,28 @@ class Pipeline:
         return _bind(
             segment, Weights(variables, self.clip_params), self.text, self.image, self.size
         )
+
+    def batch(self, images: int) -> Callable[[], Any]:
+        """Compiles the exact mode for images that go through the networks together."""
+        classifier = Crops(self.clip, clip_chunk=self.case.chunk)
+        model = ZegFormer(self.grouper, classifier)
+        questions = [Question(jnp.asarray(self.made.seen_c), ("ensemble",))]
+        original = {"original_size": jnp.array(self.case.original), "out_size": self.case.original}
+
+        @jax.jit
+        def segment(weights: Weights, text: TextEmbeddings, images: Any, sizes: Any) -> Any:
+            def run(image: jax.Array, size: jax.Array) -> Any:
+                return model.run(weights, text, View(image, size), questions)
+
+            def label_map(row: Any) -> jax.Array:
+                image, size, outputs = row
+                return model.label_maps([outputs], [View(image, size)], questions, **original)[0]
+
+            return jax.lax.map(label_map, (images, sizes, jax.vmap(run)(images, sizes)))
+
+        weights = Weights(self.variables, self.clip_params)
+        repeated = (jnp.repeat(x, images, 0) for x in (self.image, self.size))
+        return _bind(segment, weights, self.text, *repeated)
 
     def one_pass(self) -> OnePass:
         """Returns the segment classifier that needs no crops."""

@@ -2,14 +2,14 @@
 
     python benchmarks/train_step.py [--config=configs/pascal_voc.py:r50] [--batch 1 2]
         [--dtypes float32 bfloat16] [--rounds=3] [--seconds=20] [--peak=TFLOPS] [--compile]
-        [--profile=DIR]
+        [--alone] [--profile=DIR]
 
 This project's step is the one that `./run.sh train` compiles, on one device: targets from the label
 map, grouper, matching and losses of all layers, optimiser, donated state. The other is that of
 `torch_step.py`, if torch, transformers and scipy are installed. They take turns on the same
 synthetic batch.
 
-FLOP are XLA's count of our compiled step (loops count once) and are used for both. The peak is
+FLOP are those of our step's matrix products and convolutions, and are used for both. The peak is
 --peak, else the speed of a large matmul of the dtype in this run. Memory is the compiled step's
 peak, and PyTorch's allocation on a GPU. The matching's share is the time of matching all layers
 alone over that of our whole step. On a machine with other work, PyTorch's threads wait for each
@@ -33,6 +33,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU me
 
 import jax
 import jax.numpy as jnp
+from flops import count_flops
 from ml_collections import ConfigDict
 from parameters import random_variables
 
@@ -112,9 +113,8 @@ class OurStep:
         self.state, self.constants, self.key = replicate((state, constants, key), mesh)
         self.batch = to_devices(batch, mesh)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
-        self._compiled = jitted.lower(self.state, self.constants, self.batch, self.key).compile()
-        # On GPUs only compiled functions have an analysis, lowered ones have none.
-        self.flops = self._compiled.cost_analysis()["flops"]
+        lowered = jitted.lower(self.state, self.constants, self.batch, self.key)
+        self._compiled, self.flops = lowered.compile(), count_flops(lowered)
         self._metrics = {}
 
     def __call__(self) -> None:
@@ -192,7 +192,7 @@ def compare(options: argparse.Namespace, config: Any, dtype: str, size: int) -> 
     text = make_text(len(vocabulary.seen_indices))
     arguments = (config, dtype, make_batch(config, size, len(text)), text)
     makers = {OURS: lambda: OurStep(*arguments)}
-    if all(importlib.util.find_spec(name) for name in NEEDED):
+    if not options.alone and all(importlib.util.find_spec(name) for name in NEEDED):
         from torch_step import TorchStep
 
         makers["PyTorch"] = lambda: TorchStep(*arguments)
@@ -263,6 +263,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=positive(float), default=20, help="per step and round")
     parser.add_argument("--peak", type=positive(float), help="TFLOP/s of the device")
     parser.add_argument("--compile", action="store_true", help="measures torch.compile, too")
+    parser.add_argument("--alone", action="store_true", help="measures this project only")
     parser.add_argument("--profile", type=Path, help="folder for jax.profiler's traces")
     parser.error = lambda message: sys.exit(f"benchmarks/train_step.py: {message}")
     return parser.parse_args(arguments)
