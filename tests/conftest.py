@@ -8,12 +8,12 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+from xla_flags import xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-)
-# Most of the time goes into compiling, and most programs run once. Also in processes that tests
-# start; the golden numbers are checked with all optimisations, see test_golden.py.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=2)}"
+# Also in processes that tests start; the golden numbers are checked in programs that are compiled
+# as users' are, see test_golden.py.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Compiled programs are kept for the next run and for other processes.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -33,19 +33,24 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("derandomized", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("derandomized")
 
+LONGEST = "test_runs.py"  # the file whose tests take longest
 GOLDEN = Path(__file__).parent / "golden" / "small"
 
 
 def pytest_collection_modifyitems(items):
     """Slow files come first, so that no worker has them left at the end.
 
-    The first one makes the `finished` run; those that need no such run follow, so that the other
+    The longest one makes the `finished` run; those that need no such run follow, so that the other
     worker does not wait for it.
     """
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     waiting = {item.path for item in items if "finished" in item.fixturenames}
-    first = max(waiting, key=lambda path: slow[path], default=None)
-    items.sort(key=lambda x: (x.path != first, not slow[x.path], x.path in waiting, -slow[x.path]))
+
+    def place(item):
+        path = item.path
+        return path.name != LONGEST, not slow[path], path in waiting, -slow[path]
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,10 @@
 """The published system's numbers, all of them, and the checker itself."""
 
+import multiprocessing
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 
 import check_golden
-import jax
 import numpy as np
 import pytest
 from golden_case import GOLDEN
@@ -16,22 +17,28 @@ COUNTS = {
 SLOW = ("gradients", "steps", "inference", "per_pixel")
 
 
-@pytest.fixture
-def optimised():
-    """Programs are compiled as users' are, not as the other tests' are."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+@pytest.fixture(scope="module")
+def users_process():
+    """A process whose programs are compiled as users' are, not as the other tests' are."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+    ):
+        patch.delenv("XLA_FLAGS")
+        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+        yield pool
 
 
-@pytest.mark.usefixtures("optimised")
+def rows_of(part):
+    return list(check_golden.check(GOLDEN, [part]))
+
+
 @pytest.mark.parametrize(
     "part",
     [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in check_golden.PARTS],
 )
-def test_the_numbers_are_the_published_systems(part):
-    rows = list(check_golden.check(GOLDEN, [part]))
+def test_the_numbers_are_the_published_systems(users_process, part):
+    rows = users_process.submit(rows_of, part).result()
     assert [row for row in rows if not row.ok] == []
     assert len(rows) == COUNTS[part]
 

@@ -182,7 +182,7 @@ def test_bfloat16_is_close_to_float32(finished, segmenter, rgb):
     for a, b in zip(exact[:3], rough[:3], strict=True):
         assert a.dtype == b.dtype == np.float32
         error = np.linalg.norm(a - b) / np.linalg.norm(a)
-        assert 1e-5 < error < 0.1
+        assert 1e-5 < error < 0.2
 
 
 @pytest.mark.slow

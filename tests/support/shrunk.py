@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from configs import openmoji
 
 SIDE = 64
+SHORT_SIDE = 48  # of scenes: square, wide and tall ones are padded to the same 64 x 64 pixels
 TRAIN_SCENES, VALIDATION_SCENES = 16, 5
 STEPS = {"clip": 2, "classifier": 2, "per_pixel": 2, "zegformer": 3}
 
@@ -24,12 +25,12 @@ def get_config(kind: str = "zegformer") -> ConfigDict:
         text_width=16, text_layers=1, text_heads=2, embed_dim=16,
     )  # fmt: skip
     config.dataset.options.update(
-        train_scenes=TRAIN_SCENES, validation_scenes=VALIDATION_SCENES, side=SIDE
+        train_scenes=TRAIN_SCENES, validation_scenes=VALIDATION_SCENES, side=SHORT_SIDE
     )
     config.input.update(batch_size=4, crop_size=SIDE, short_sides=(56, 64, 72))
     config.optimiser.warmup_steps = 0
     config.train.update(steps=STEPS[kind], log_every=1, checkpoint_every=100)
-    config.eval.update(batch_size=2, short_side=SIDE, clip_chunk=8)
+    config.eval.update(batch_size=2, short_side=SHORT_SIDE, clip_chunk=8)
     return config.lock()
 
 
