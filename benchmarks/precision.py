@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, if 
 from zegformer_jax.cli.predict import read_classes
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.workdir import load_config
-from zegformer_jax.segmenter import Segmenter, read_image
+from zegformer_jax.input.photographs import read_photograph
+from zegformer_jax.segmenter import Segmenter
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
     print(f"device: {jax.devices()[0].device_kind}; {len(classes)} classes")
     print(f"{'image':<40}{'class':>9}{'mask':>9}{'CLIP':>9}{'pixels changed':>16}")
     for path in options.images:
-        image = read_image(path)
+        image = read_photograph(path)
         exact, rough = (segmenters[x].queries(image, classes) for x in ("float32", "bfloat16"))
         errors = [relative_error(b, a) for a, b in zip(exact, rough, strict=True)]
         labels = [segmenters[x](image, classes).labels for x in ("float32", "bfloat16")]

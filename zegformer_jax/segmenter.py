@@ -8,19 +8,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from zegformer_jax.drawing import overlay
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.input import transforms
-from zegformer_jax.runtime.errors import MissingFile, UserError
+from zegformer_jax.input.photographs import Source, read_photograph
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.augmentation import make_views
 from zegformer_jax.segmentation.zegformer import Prediction, Queries, Question, predict
 from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
-
-SHARE_OF_16_BITS = 257  # 65535 / 255
-
-ImageLike = str | Path | Image.Image | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,50 +52,6 @@ class Segmentation:
         return {names[i]: float(counts[i] / self.labels.size) for i in order if counts[i]}
 
 
-def read_image(image: ImageLike) -> np.ndarray:
-    """Reads an image as uint8 RGB [H, W, 3].
-
-    Args:
-        image: A path, a PIL image of any mode (transparent pixels become white, 16 bits become 8,
-            EXIF orientation is applied) or an array, uint8 [H, W, 3].
-
-    Raises:
-        MissingFile: There is no such file.
-        UserError: The file is not a complete image.
-        ValueError: The array has another shape or type.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"image is {image.dtype} {image.shape}: uint8 [H, W, 3] is needed")
-        if not image.size:
-            raise ValueError(f"image is {image.shape}: it has no pixels")
-        return image
-    if isinstance(image, Image.Image):
-        return _to_rgb(image)
-    if not Path(image).is_file():
-        raise MissingFile(f"{image}: no such image")
-    try:
-        with Image.open(image) as file:
-            return _to_rgb(file)
-    except UnidentifiedImageError:
-        raise UserError(f"{image}: not an image that Pillow can read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{image}: damaged or cut off ({error}): get a complete copy") from None
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image, np.float64)
-        wide = image.mode.startswith("I;16") or grey.max(initial=0) > 255
-        grey = np.clip(grey / (SHARE_OF_16_BITS if wide else 1), 0, 255)
-        image = Image.fromarray(np.round(grey).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
-
-
 class Segmenter:
     """A trained model. Call it with an image and class names."""
 
@@ -131,11 +84,12 @@ class Segmenter:
         """
         return mark_seen(Vocabulary.from_names(classes), self._experiment.vocabulary)
 
-    def __call__(self, image: ImageLike, classes: Sequence[str]) -> Segmentation:
+    def __call__(self, image: Source, classes: Sequence[str]) -> Segmentation:
         """Segments an image: every pixel gets one of the classes.
 
         Args:
-            image: A path, a PIL image or uint8 RGB [H, W, 3].
+            image: A path, the bytes of a file, an open file, an image of Pillow, or uint8 RGB
+                [H, W, 3]; see `input.photographs`.
             classes: Class names, any words; commas in a name separate synonyms.
 
         Raises:
@@ -143,20 +97,21 @@ class Segmenter:
             UserError: The image cannot be read, or the classes are not a vocabulary.
         """
         vocabulary = self.vocabulary(classes)
-        pixels = read_image(image)
+        pixels = read_photograph(image)
         prediction = self._run_on(pixels, vocabulary)
         height, width = pixels.shape[:2]
         labels = np.asarray(prediction.maps[0])[0, 0, :height, :width]
         return Segmentation(pixels, labels, vocabulary)
 
-    def queries(self, image: ImageLike, classes: Sequence[str]) -> Queries:
+    def queries(self, image: Source, classes: Sequence[str]) -> Queries:
         """Returns the per-query outputs of both halves of the method for the plain view.
 
         Args:
-            image: A path, a PIL image or uint8 RGB [H, W, 3].
+            image: A path, the bytes of a file, an open file, an image of Pillow, or uint8 RGB
+                [H, W, 3]; see `input.photographs`.
             classes: Class names, any words; commas in a name separate synonyms.
         """
-        return self._run_on(read_image(image), self.vocabulary(classes)).outputs[0]
+        return self._run_on(read_photograph(image), self.vocabulary(classes)).outputs[0]
 
     def _run_on(self, pixels: np.ndarray, vocabulary: Vocabulary) -> Prediction:
         original = pixels.shape[:2]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 
 import folders
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from zegformer_jax.cli import config as config_flags
 from zegformer_jax.cli import demo, demo_stages, main
-from zegformer_jax.cli.predict import parse_classes
+from zegformer_jax.cli.predict import parse_classes, read_classes
 from zegformer_jax.evaluation.report import files
 from zegformer_jax.experiment.data import open_split
 from zegformer_jax.runtime.errors import UserError
@@ -83,7 +84,7 @@ def test_bad_commands(arguments, words, capsys, here):
         (["evaluate", OPENMOJI], ["--workdir --checkpoint is required"]),
         (["evaluate", OPENMOJI, "--workdir=w", "--checkpoint=c"], ["not allowed with"]),
         (["predict", "x.png"], ["--classes --classes-file is required"]),
-        (["predict", "x.png", "--classes=a", "--config.seed=1"], ["--config.seed=1"]),
+        (["predict", "x.png", "--classes=a", "--config=c.py"], ["--config=c.py"]),
         (["demo", "--seed=one"], ["--seed", "'one'"]),
     ],
 )
@@ -142,10 +143,47 @@ def test_a_bug_keeps_its_traceback(kind, monkeypatch):
         ('"a ""big"" dog"', ['a "big" dog']),
         ("  cat  ", ["cat"]),
         ("", []),
+        ("sheep\ncat, sofa\r\n\ndog\n", ["sheep", "cat", "sofa", "dog"]),
     ],
 )
 def test_quotes_hold_synonyms_together(text, names):
     assert parse_classes(text) == names
+
+
+@pytest.mark.parametrize("text", ['cat, "sofa, couch', 'bo"at, cat', '"sofa" bed', '"a\nb"'])
+def test_a_quote_that_is_not_closed_is_no_part_of_a_name(text):
+    with pytest.raises(UserError, match="--classes: a double quote in '.*' is not closed or stan"):
+        parse_classes(text)
+
+
+@pytest.mark.parametrize(
+    "name, content, names",
+    [
+        ("words.txt", "\ufeffsheep\n\n sofa, couch \n", ["sheep", "sofa, couch"]),
+        ("voc.JSON", '["sheep", "cat"]', ["sheep", "cat"]),
+        ("voc.json", '\ufeff[{"name": "sheep"}]', ["sheep"]),
+    ],
+)
+def test_files_of_classes(tmp_path, name, content, names):
+    (tmp_path / name).write_text(content, "utf-8")
+    options = Namespace(classes=None, classes_file=str(tmp_path / name))
+    assert read_classes(options) == names
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"sheep\n1\tboat\n", r"line 2 is no class name: '1\\tboat'; give one class a line"),
+        (b'["sheep", "cat"]', r"line 1 is no class name: .* JSON in a file that ends in .json"),
+        ("sheep\n".encode("utf-16"), "words.txt: text in UTF-16, as it seems.*iconv -f UTF-16"),
+        ("sheep\n".encode("utf-16-le"), "words.txt: text in UTF-16"),
+        (b"sheep\ncaf\xe9\n", "words.txt: line 2: text in ISO-8859-1"),
+    ],
+)
+def test_files_that_hold_no_classes(tmp_path, content, message):
+    (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_classes(Namespace(classes=None, classes_file=str(tmp_path / "words.txt")))
 
 
 @pytest.mark.slow
@@ -203,6 +241,7 @@ def test_predict_writes_what_it_says(finished, picture, capsys, here):
     arguments += ["--workdir", finished.workdir, "--output", "out"]
     assert main.main([str(x) for x in arguments]) == 0
     *areas, written = capsys.readouterr().out.splitlines()
+    absent = areas.pop() if areas[-1].startswith("no pixel: ") else "no pixel: "
     assert written == "written: out/picture_overlay.png, picture_labels.png"
     assert {p.name for p in (here / "out").iterdir()} == {
         "picture_overlay.png",
@@ -217,6 +256,30 @@ def test_predict_writes_what_it_says(finished, picture, capsys, here):
         f"{100 * n / labels.size:5.1f} %  {k}" for n, k in zip(counts, kinds, strict=True) if n
     }
     assert set(areas) == expected
+    names = np.array(["sheep", "sofa, couch", "cat"])
+    assert absent == f"no pixel: {'; '.join(names[counts == 0])}"
+
+
+@pytest.mark.slow
+def test_predict_changes_fields_of_eval_only(finished, picture, capsys, here):
+    """With a gamma above all scores every pixel is of an unseen class."""
+    arguments = ["predict", picture, "--classes=cat, sheep", "--workdir", finished.workdir]
+    arguments += ["--output=out"]
+    assert main.main([str(x) for x in [*arguments, "--config.eval.gamma=100.0"]]) == 0
+    assert "100.0 %  sheep (unseen, label 1)" in capsys.readouterr().out
+    line = error_of([*arguments, "--config.seed=3"], capsys, here)
+    assert "--config.seed=3: the model is trained; only fields of eval can change" in line
+
+
+@pytest.mark.slow
+def test_a_training_that_cannot_start_leaves_nothing(finished, tmp_path, capsys, here):
+    """So the corrected command is not refused as another experiment."""
+    start = f"--config.model.start_from={finished.workdir / 'nothing'}"
+    data = f"--config.dataset.directory={finished.workdir / 'records'}"
+    clip = f"--config.clip.source={finished.workdir / 'clip'}"
+    arguments = ["train", SHRUNK, f"--workdir={tmp_path / 'run'}", start, data, clip]
+    assert "nothing" in error_of(arguments, capsys, here)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

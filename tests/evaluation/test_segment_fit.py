@@ -257,8 +257,7 @@ def test_right_segments_give_a_region_one_name():
     labelled_c = jnp.array([2.0, 5.0, 0.0, 1.0, 7.0])
     classes_n = largest_regions(labelled_c, 3)
     np.testing.assert_array_equal(classes_n, [4, 1, 0])
-    scores_nc = np.eye(5)[[2, 1, 2]]
-    counted = jax.jit(right_segments_counts)(scores_nc, classes_n, labelled_c)
+    counted = jax.jit(right_segments_counts)(np.array([2, 1, 2]), classes_n, labelled_c)
     expected = np.zeros((5, 5), int)
     expected[4, 2], expected[1, 1], expected[0, 2] = 7, 5, 2
     np.testing.assert_array_equal(counted, expected)
@@ -269,11 +268,10 @@ def test_unused_places_count_nothing():
     labelled_c = jnp.array([3.0, 0.0])
     classes_n = largest_regions(labelled_c, 4)
     np.testing.assert_array_equal(classes_n, [0, -1, -1, -1])
-    scores_nc = np.array([[0.1, 0.9]] + [[0.9, 0.1]] * 3)
-    counted = right_segments_counts(scores_nc, classes_n, labelled_c)
+    counted = right_segments_counts(np.array([1, 0, 0, 0]), classes_n, labelled_c)
     np.testing.assert_array_equal(counted, [[0, 3], [0, 0]])
-    with pytest.raises(ValueError, match=r"scores are \(4, 3\), regions 4, classes 2"):
-        right_segments_counts(np.zeros((4, 3)), classes_n, labelled_c)
+    with pytest.raises(ValueError, match=r"\(3,\) names for \(4,\) regions"):
+        right_segments_counts(np.zeros(3, int), classes_n, labelled_c)
 
 
 def test_perfect_segments_and_names_score_one(picture):
@@ -285,6 +283,5 @@ def test_perfect_segments_and_names_score_one(picture):
     names = right_names_counts(logits_qyx, label_yx, counts)
     np.testing.assert_array_equal(names, exact)
     classes_n = largest_regions(counts.labelled_c, CLASSES)
-    scores_nc = jax.nn.one_hot(classes_n, CLASSES)
-    segments = right_segments_counts(scores_nc, classes_n, counts.labelled_c)
+    segments = right_segments_counts(classes_n, classes_n, counts.labelled_c)
     np.testing.assert_array_equal(segments, exact)

@@ -328,3 +328,41 @@ def test_foreground_is_area_times_probability():
     masks = np.array([[[0.0, 100.0]], [[100.0, 100.0]]])
     weights = class_scores_module.foreground_weights(class_logits, masks)
     np.testing.assert_allclose(weights, [0.75 * 1.5, 0.2 * 2], rtol=1e-6)
+
+
+ORDER = np.random.default_rng(9).permutation(7)
+
+
+ALL_SEEN, NEARLY_NOTHING = np.ones(7, bool), np.float32(-20)
+
+
+@pytest.mark.parametrize(
+    "mode, seen, shift",
+    [
+        *((mode, ALL_SEEN, NEARLY_NOTHING) for mode in class_scores_module.MODES),
+        *(("ensemble", SEEN, shift) for shift in (NEARLY_NOTHING, np.float32(0))),
+        ("ensemble", ~ALL_SEEN, NEARLY_NOTHING),
+    ],
+)
+def test_the_order_of_the_classes_does_not_matter(mode, seen, shift):
+    """Also where masks are so faint that all scores minus gamma would round to -gamma."""
+    cases = [random_case(seed, classes=7) for seed in range(2)]
+
+    def names(order):
+        views = [
+            (
+                class_scores(
+                    logits[:, np.append(order, 7)], clip[:, order], seen[order], mode=mode
+                ),
+                masks + shift,
+                (24, 32),
+                bool(index),
+            )
+            for index, (logits, clip, masks) in enumerate(cases)
+        ]
+        sizes = {"original_size": (24, 32), "out_size": (24, 32)}
+        return order[label_map(*views, gamma=0.1, seen_c=seen[order], **sizes)]
+
+    plain = names(np.arange(7))
+    assert len(np.unique(plain)) > 1
+    np.testing.assert_array_equal(names(ORDER), plain)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zegformer_jax.text.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
 
 VOCABULARIES = sorted((Path(__file__).parents[2] / "data" / "vocabularies").glob("*.json"))
 
@@ -61,7 +61,7 @@ def test_names_are_stripped_and_split_into_synonyms(tmp_path):
         ([{"name": "a", "id": "x"}], "classes.json: entry 1: id 'x' is not in 0..254"),
         ([{"name": 3}], "classes.json: entry 1 needs a 'name' that is text, got {'name': 3}"),
         ([{"name": "a", "seen": 1}], "classes.json: entry 1: 'seen' must be true or false"),
-        ({"a": 1}, "classes.json: expected an object with a list 'classes'"),
+        ({"a": 1}, "classes.json: expected a list of names, or an object with a list 'classes'"),
     ],
 )
 def test_a_bad_file_gives_one_clear_line(tmp_path, classes, message):
@@ -90,11 +90,40 @@ def test_other_bad_files(tmp_path):
         (["cat", ""], "entry 2 has an empty name"),
         (["Cat", "dog", "cat "], r"'cat' is listed twice \(entries 1 and 3\)"),
         ("cat", "expected a list of names"),
+        ({"cat", "dog"}, "expected a list of names, got a set"),
+        (["sofa, couch", "Couch,sofa"], "entries 1 and 2, as 'sofa, couch' and 'Couch,sofa'"),
+        (["traffic  light", "traffic light"], "entries 1 and 2, as 'traffic  light' and"),
+        (["cr\u00e8me", "cre\u0300me"], "is listed twice"),
+        (["salt &amp; pepper", "salt & pepper"], "is listed twice"),
     ],
 )
 def test_from_names_checks_too(names, message):
     with pytest.raises(ValueError, match=f"^vocabulary: .*{message}"):
         Vocabulary.from_names(names)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["cat", "dog"]',
+        '[{"name": "cat"}, {"name": "dog"}]',
+        '{"classes": [{"name":"cat"}, "dog"]}',
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lists_of_names_are_read(tmp_path, text, mark):
+    (tmp_path / "classes.json").write_text(mark + text, "utf-8")
+    if '"classes"' in text:
+        with pytest.raises(ValueError, match="entry 2 needs a 'name' that is text, got 'dog'"):
+            Vocabulary.load(tmp_path / "classes.json")
+    else:
+        assert Vocabulary.load(tmp_path / "classes.json").names == ("cat", "dog")
+
+
+def test_a_class_is_seen_whatever_its_spelling():
+    trained = Vocabulary.from_names(["traffic light", "cr\u00e8me"], [True, True])
+    vocabulary = Vocabulary.from_names(["Traffic  Light", "cre\u0300me", "tram"])
+    assert mark_seen(vocabulary, trained).seen == (True, True, False)
 
 
 def test_seen_flags_must_be_as_many_as_names():
@@ -119,6 +148,12 @@ def test_training_table_numbers_the_seen_classes(seen):
     assert table[: len(seen)].tolist() == expected
     assert np.all(table[len(seen) :] == 255)
     assert table.shape == (256,) and table.dtype == np.uint8
+
+
+def test_without_a_seen_class_nothing_can_be_trained():
+    with pytest.raises(ValueError, match="no class is seen, so nothing can be trained; mark some"):
+        Vocabulary.from_names(["a", "b"], [False, False]).seen_part()
+    assert Vocabulary.from_names(["a", "b"], [False, True]).seen_part().names == ("b",)
 
 
 def test_selection():

@@ -35,11 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser, default: str | None = None) -
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parses a command line; `fields` of the result are its `--config.FIELD=VALUE`.
 
-    They are taken out first: argparse takes those with a space for positional arguments.
+    They are taken out first: argparse takes those with a space for positional arguments. Commands
+    that have no `--config`, and no `fields` among their defaults, refuse them.
     """
     fields = [argument for argument in arguments if argument.startswith(PREFIX)]
     options = parser.parse_args([x for x in arguments if not x.startswith(PREFIX)])
-    if fields and "config" not in options:
+    if fields and "config" not in options and "fields" not in options:
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
     options.fields = fields
     return options

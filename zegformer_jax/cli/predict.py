@@ -6,14 +6,19 @@ the image.
 Examples:
   %(prog)s street.jpg --classes 'car, tree, "sofa, couch"'
   %(prog)s street.jpg --classes-file classes.txt --workdir=runs/voc --output=segmented
+  %(prog)s street.jpg --classes 'car, tree' --config.eval.flip=True
 """
 
 import argparse
 import csv
+import re
 from pathlib import Path
 
+from zegformer_jax.cli import config
 from zegformer_jax.cli.demo import WORKDIR
-from zegformer_jax.runtime.errors import MissingFile, UserError
+from zegformer_jax.runtime.errors import UserError
+
+NO_NAME = re.compile(r"[\t\x00-\x1f]|^[\[{]")  # columns, control characters, JSON
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     classes.add_argument(
         "--classes",
         metavar="NAMES",
-        help="class names with commas between them; double quotes hold synonyms together",
+        help="class names, commas or line ends between them; double quotes hold synonyms together",
     )
     classes.add_argument(
         "--classes-file",
         metavar="FILE",
-        help="one class a line, commas between synonyms; or a vocabulary (.json)",
+        help="one class a line, commas between synonyms; or a vocabulary or list of names (.json)",
     )
     parser.add_argument(
         "--workdir", default=WORKDIR, metavar="DIR", help="a trained model; default: %(default)s"
@@ -36,24 +41,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write to; default: WORKDIR/predictions"
     )
+    parser.set_defaults(fields=[])  # `--config.eval.FIELD=VALUE` changes the workdir's config
 
 
 def run(options: argparse.Namespace) -> None:
     """Segments the image, writes two files, and prints the classes found."""
-    from zegformer_jax.segmenter import load, read_image
+    from zegformer_jax.experiment import Experiment
+    from zegformer_jax.experiment.workdir import load_config
+    from zegformer_jax.input.photographs import read_photograph
+    from zegformer_jax.segmenter import Segmenter
 
     classes = read_classes(options)
-    segmenter = load(options.workdir)
-    result = segmenter(read_image(options.image), classes)
+    for field in options.fields:
+        if not field.startswith(f"{config.PREFIX}eval."):
+            raise UserError(f"{field}: the model is trained; only fields of eval can change")
+    fields = config.override(load_config(options.workdir), options.fields)
+    segmenter = Segmenter(Experiment.open(fields, options.workdir))
+    result = segmenter(read_photograph(options.image), classes)
     folder = Path(options.output or Path(options.workdir) / "predictions")
     folder.mkdir(parents=True, exist_ok=True)
     stem = Path(options.image).stem
     result.overlay().save(folder / f"{stem}_overlay.png")
     result.label_image().save(folder / f"{stem}_labels.png")
-    for name, share in result.areas().items():
+    areas = result.areas()
+    for name, share in areas.items():
         index = result.vocabulary.names.index(name)
         kind = "seen" if result.vocabulary.seen[index] else "unseen"
         print(f"{100 * share:5.1f} %  {name} ({kind}, label {index})")
+    if absent := [name for name in result.vocabulary.names if name not in areas]:
+        print(f"no pixel: {'; '.join(absent)}")
     print(f"written: {folder}/{stem}_overlay.png, {stem}_labels.png")
 
 
@@ -65,28 +81,45 @@ def read_classes(options: argparse.Namespace) -> list[str]:
 
     Raises:
         MissingFile: There is no such file.
-        UserError: The file is not text in UTF-8.
+        UserError: A quote is not closed, or the file holds no names.
     """
     if options.classes is not None:
         return parse_classes(options.classes)
-    path = Path(options.classes_file)
-    if path.suffix == ".json":
-        from zegformer_jax.text.vocabulary import Vocabulary
+    from zegformer_jax.runtime.files import read_text
+    from zegformer_jax.text.vocabulary import Vocabulary
 
+    path = Path(options.classes_file)
+    if path.suffix.lower() == ".json":
         return list(Vocabulary.load(path).names)
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        raise MissingFile(f"{path}: no such file of classes") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not text in UTF-8: {error}") from error
+    lines = read_text(path).splitlines()
+    for number, line in enumerate(lines, 1):
+        if NO_NAME.search(line.strip()):
+            raise UserError(
+                f"{path}: line {number} is no class name: {line.strip()!r}; give one class a line, "
+                "commas between synonyms, or JSON in a file that ends in .json"
+            )
     return [line.strip() for line in lines if line.strip()]
 
 
 def parse_classes(text: str) -> list[str]:
-    """Splits class names at commas; double quotes hold synonyms together, as in CSV.
+    """Splits class names at commas and line ends; double quotes hold synonyms together, as in CSV.
 
     `sheep, "sofa, couch", cat` are three classes, the second with two synonyms.
+
+    Raises:
+        UserError: A quote is not closed, or stands inside a name.
     """
-    rows = list(csv.reader([text], skipinitialspace=True))
-    return [name.strip() for name in rows[0]] if rows else []
+    names = []
+    for line in text.splitlines():
+        try:
+            row = next(csv.reader([line], skipinitialspace=True, strict=True), [])
+            is_right = '""' in line or not any('"' in name for name in row)
+        except csv.Error:
+            is_right = False
+        if not is_right:
+            raise UserError(
+                f"--classes: a double quote in {line.strip()!r} is not closed or stands inside a "
+                'name; quote whole names: cat, "sofa, couch"'
+            )
+        names += [name.strip() for name in row]
+    return names

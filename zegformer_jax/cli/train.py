@@ -17,6 +17,8 @@ from collections.abc import Iterator
 
 from zegformer_jax.cli import config
 
+TERMINATED = 143  # exit status of a process that SIGTERM ended, as a shell gives it
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
@@ -46,11 +48,11 @@ def run(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def stopping(workdir: str) -> Iterator[None]:
-    """Ends the program with exit status 0 after a training that SIGTERM stopped."""
+    """Ends the program as SIGTERM does after a training that it stopped."""
     from zegformer_jax.training.loop import Preempted
 
     try:
         yield
     except Preempted as stopped:
         print(f"{workdir}: {stopped}; run the same command to resume")
-        sys.exit(0)
+        sys.exit(TERMINATED)

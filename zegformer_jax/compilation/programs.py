@@ -112,7 +112,7 @@ def objective_of(experiment: Experiment) -> GrouperObjective | PerPixelObjective
         kinds = " or ".join(OBJECTIVES)
         raise UserError(f"model.kind '{experiment.kind}': only {kinds} can be compiled")
     vocabulary = experiment.vocabulary
-    seen = vocabulary.select(vocabulary.seen_indices)
+    seen = vocabulary.seen_part()
     return OBJECTIVES[experiment.kind](experiment, experiment.embed_classes(seen.names))
 
 

@@ -119,7 +119,10 @@ def open_source(
         raise UserError(f"no data set {name!r}; there are {', '.join(names)}")
     if builder_options:
         options = ", ".join(builder_options)
-        raise UserError(f"data set {name!r} takes no options, got {options}")
+        raise UserError(
+            f"data set {name!r} takes no options, got {options}; take a config without "
+            "dataset.options, such as configs/pascal_voc.py:r50"
+        )
     if read.is_prepared(data_dir):
         found = read.read_info(data_dir)["name"]
         if found != name:

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from zegformer_jax.runtime.errors import MissingFile, UserError
 
@@ -34,13 +34,15 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def decode_image(data: bytes, where: object, *, upright: bool = False) -> np.ndarray:
-    """Decodes an image to uint8 RGB [h, w, 3].
+def decode_image(data: bytes, where: object) -> np.ndarray:
+    """Decodes an image of a published data set or of a record to uint8 RGB [h, w, 3].
+
+    Neither EXIF orientation nor ICC profiles are applied, as the published system does not;
+    `photographs` reads users' images.
 
     Args:
         data: Content of a file of any kind that Pillow reads.
         where: The file, with which error messages start.
-        upright: Applies the EXIF orientation, like viewers and annotation tools.
 
     Raises:
         UserError: The data is no image, damaged, cut off, or has more than 8 bits per channel.
@@ -48,8 +50,7 @@ def decode_image(data: bytes, where: object, *, upright: bool = False) -> np.nda
     image, _ = _open(data, where)
     if image.mode in WIDE_MODES:
         raise UserError(f"{where}: an image of mode {image.mode}; save it with 8 bits")
-    image = _loaded(image, where)
-    return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
+    return np.asarray(loaded(image, where).convert("RGB"))
 
 
 def is_storable(data: bytes, where: object) -> bool:
@@ -88,7 +89,7 @@ def decode_label(data: bytes, where: object) -> np.ndarray:
         )
     if raw_mode in PACKED_GREY:
         raise UserError(f"{where}: grey with less than 8 bits; save the ids with 8 or 16 bits")
-    ids_hw = np.asarray(_loaded(image, where))
+    ids_hw = np.asarray(loaded(image, where))
     return ids_hw.astype(np.uint16 if ids_hw.dtype.itemsize > 1 else np.uint8)
 
 
@@ -114,7 +115,21 @@ def _open(data: bytes, where: object) -> tuple[Image.Image, str]:
     return image, arguments[0] if isinstance(arguments, tuple) else arguments
 
 
-def _loaded(image: Image.Image, where: object) -> Image.Image:
+def open_image(data: bytes, where: object) -> Image.Image:
+    """Opens an image file; its pixels are not decoded yet.
+
+    Raises:
+        UserError: The data is no image, or damaged at its start.
+    """
+    return _open(data, where)[0]
+
+
+def loaded(image: Image.Image, where: object) -> Image.Image:
+    """Returns an image with its pixels decoded.
+
+    Raises:
+        UserError: The data is damaged or cut off.
+    """
     try:
         image.load()
     except PILLOW_ERRORS as error:

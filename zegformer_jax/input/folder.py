@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zegformer_jax.input import decoding
+from zegformer_jax.input import decoding, photographs
 from zegformer_jax.input.benchmarks import FOLDER, files
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
 from zegformer_jax.runtime.errors import MissingFile, UserError
@@ -84,7 +84,7 @@ class Folder(Benchmark):
     def encoded_image(self, example: Example) -> bytes | None:
         """Returns the image file's bytes if they may be stored; see `Benchmark.encoded_image`."""
         data = _image_bytes(example.image)
-        return data if decoding.is_storable(data, example.image) else None
+        return data if photographs.is_plain(data, example.image) else None
 
 
 def read_classes(root: Path) -> Vocabulary:
@@ -110,7 +110,7 @@ def read_files(image: Path, label: Path, classes: Vocabulary) -> tuple[np.ndarra
         MissingFile: A file is missing; the message starts with its path.
         UserError: A file is invalid, or the sizes differ; the message starts with its path.
     """
-    image_hw3 = decoding.decode_image(_image_bytes(image), image, upright=True)
+    image_hw3 = photographs.decode_photograph(_image_bytes(image), image)
     label_hw = read_label(label, classes)
     if label_hw.shape != image_hw3.shape[:2]:
         shapes = f"{label_hw.shape}, but {image.name} is {image_hw3.shape[:2]}"

@@ -171,6 +171,30 @@ def score_bounds(
     )
 
 
+def best_class(scores: jax.Array, seen_c: jax.Array, gamma: float | jax.Array) -> jax.Array:
+    """Returns the class of the highest score once gamma is subtracted from those of seen classes.
+
+    The best seen and the best unseen class are found by the scores themselves: small scores minus
+    gamma all round to -gamma, and the first class would win. Of equals an unseen class wins.
+
+    Args:
+        scores: Scores of c classes, float [c, ...].
+        seen_c: bool [c], whether the class was seen in training.
+        gamma: The calibration, scalar.
+
+    Returns:
+        int32 [...] in 0..c-1.
+    """
+    of_seen = jnp.asarray(seen_c, bool).reshape(-1, *[1] * (scores.ndim - 1))
+
+    def best(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own = jnp.where(mask, scores, -jnp.inf)
+        return own.argmax(0).astype(jnp.int32), own.max(0)
+
+    (seen, seen_score), (unseen, unseen_score) = best(of_seen), best(~of_seen)
+    return jnp.where(seen_score - gamma > unseen_score, seen, unseen)
+
+
 def foreground_weights(class_logits_qc1: jax.Array, mask_logits_qhw: jax.Array) -> jax.Array:
     """Returns each query's expected foreground, float32 [q] in pixels: P(object) x sum of its mask.
 

@@ -4,8 +4,7 @@
 2. Cut off the padding.
 3. Resize bilinearly to the original size.
 4. Average over the views.
-5. Subtract gamma from the scores of seen classes.
-6. Argmax.
+5. Subtract gamma from the scores of seen classes, and take the class of the highest score.
 
 Steps 2 and 3 are linear and act on pixels alone, so they are applied to the masks before the sum:
 their cost depends on the number of queries, not of classes, and is paid once for all vocabularies.
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.target import target_device
 from zegformer_jax.segmentation.augmentation import View, mirrored_columns
+from zegformer_jax.segmentation.class_scores import best_class
 from zegformer_jax.segmentation.resize import (
     EXACT,
     mix_rows,
@@ -84,7 +84,7 @@ def label_maps(
         UserError: `resize` is unknown.
     """
     return map_strips(
-        lambda scores_cyx: jnp.argmax(scores_cyx, axis=0).astype(jnp.int32),
+        best_class,
         logits_vqhw,
         views,
         scores,
@@ -96,7 +96,7 @@ def label_maps(
 
 
 def map_strips(
-    finish: Callable[[jax.Array], jax.Array],
+    finish: Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array],
     logits_vqhw: Sequence[jax.Array],
     views: Sequence[View],
     scores: Sequence[ClassScores],
@@ -106,9 +106,10 @@ def map_strips(
     resize: str = RESIZE[0],
     rows_at_once: int | None = None,
 ) -> list[jax.Array]:
-    """Applies `finish` to calibrated class scores, strip by strip.
+    """Applies `finish` to the class scores, strip by strip.
 
-    `finish` maps [c, rows, x] to [..., rows, x]; the other arguments are those of `label_maps`.
+    `finish` maps scores [c, rows, x], the seen classes and a gamma to [..., rows, x]; the other
+    arguments are those of `label_maps`.
     """
     if resize not in RESIZE:
         raise UserError(f"eval.resize '{resize}': choose one of {', '.join(RESIZE)}")
@@ -144,14 +145,13 @@ def _activate(of_queries: bool, logits_qyx: jax.Array) -> jax.Array:
 
 
 def _combine(
-    scores: ClassScores, masks_vqyx: Sequence[jax.Array], finish: Callable[[jax.Array], jax.Array]
+    scores: ClassScores, masks_vqyx: Sequence[jax.Array], finish: Callable[..., jax.Array]
 ) -> jax.Array:
-    """Weighs masks by scores, averages views, subtracts gamma, applies `finish`: [n, g, ...]."""
+    """Weighs masks by scores, averages views, applies `finish` for each gamma: [n, g, ...]."""
 
     def calibrate(maps_vcyx: Sequence[jax.Array]) -> jax.Array:
         mean_cyx = sum(maps_vcyx) / len(maps_vcyx)
-        seen_c11 = jnp.asarray(scores.seen_c, jnp.float32)[:, None, None]
-        return jnp.stack([finish(mean_cyx - gamma * seen_c11) for gamma in scores.gammas])
+        return jnp.stack([finish(mean_cyx, scores.seen_c, gamma) for gamma in scores.gammas])
 
     def weigh(scores_vqc: tuple[jax.Array, ...]) -> jax.Array:
         pairs = zip(scores_vqc, masks_vqyx, strict=True)

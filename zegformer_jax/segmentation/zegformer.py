@@ -1,8 +1,8 @@
 """ZegFormer: group pixels, classify segments, combine the scores, make the label map.
 
 Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022. A class-agnostic *grouper*
-turns an image into segments; a *segment classifier* names each with CLIP. Everything that
-segments an image, one image or a benchmark, calls `predict`.
+turns an image into segments; a *segment classifier* names each with CLIP. Whoever segments an image
+calls `predict`, or its two halves, a model's `run` and `label_maps`.
 
 Axes: v view, q query, c class, n way of scoring, g calibration, h w pixels at stride 4, y x pixels
 of the label map, d joint embedding.

@@ -1,14 +1,17 @@
 """Vocabularies: class names with synonyms, ids in annotation files, the seen/unseen split."""
 
 import dataclasses
+import html
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
 
 from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import MissingFile, UserError
+from zegformer_jax.runtime.files import decode_text
 
 IGNORE_LABEL_8BIT = 255
 IGNORE_LABEL_16BIT = 65535
@@ -48,7 +51,7 @@ class Vocabulary:
         Args:
             path: File with `classes`, a list of objects with `name` and optionally `seen` (default
                 true) and `id` (default: the index in the list), and optionally `ignore_label` (255)
-                and `ignored_ids` (none).
+                and `ignored_ids` (none). Or such a list alone, or a list of names.
 
         Returns:
             The vocabulary; white space around names is removed.
@@ -74,6 +77,8 @@ class Vocabulary:
         Raises:
             UserError: The text is not such JSON, or its classes fail the checks; one line.
         """
+        if isinstance(text, bytes):
+            text = decode_text(text, where)
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -90,10 +95,12 @@ class Vocabulary:
 
         Raises:
             UserError: The vocabulary's checks fail.
-            ValueError: The names are a single text.
+            ValueError: The names are a single text, or a set, whose order is random.
         """
         if isinstance(names, str):
             raise ValueError(f"vocabulary: expected a list of names, got the text {names!r}")
+        if isinstance(names, Set):
+            raise ValueError("vocabulary: expected a list of names, got a set, which has no order")
         names = tuple(name.strip() if isinstance(name, str) else name for name in names)
         seen = (True,) * len(names) if seen is None else tuple(bool(flag) for flag in seen)
         small = len(names) <= IGNORE_LABEL_8BIT
@@ -140,6 +147,18 @@ class Vocabulary:
             ignored_ids=self.ignored_ids,
         )
 
+    def seen_part(self) -> "Vocabulary":
+        """Returns the vocabulary of the seen classes, which a model is trained on.
+
+        Raises:
+            UserError: No class is seen.
+        """
+        if not any(self.seen):
+            raise UserError(
+                'vocabulary: no class is seen, so nothing can be trained; mark some "seen": true'
+            )
+        return self.select(self.seen_indices)
+
     def training_table(self) -> np.ndarray:
         """Returns the table from labels 0..C-1 to training labels, the indices among seen classes.
 
@@ -167,14 +186,26 @@ def load_vocabulary(name: str) -> Vocabulary:
     return Vocabulary.load(path)
 
 
+def _spellings(name: str) -> frozenset[str]:
+    """Returns what makes two names one class: their synonyms, whatever their order and spelling."""
+    return frozenset(map(plain_name, _split_synonyms(name)))
+
+
+def plain_name(name: str) -> str:
+    """Returns a name for comparisons: no case, entities of HTML or doubled spaces; composed."""
+    return " ".join(unicodedata.normalize("NFC", html.unescape(name)).casefold().split())
+
+
 def _split_synonyms(name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in name.split(",") if part.strip())
 
 
 def _from_json(content: object, where: str) -> Vocabulary:
+    if isinstance(content, list):  # as in the class files of other implementations
+        content = {"classes": [{"name": x} if isinstance(x, str) else x for x in content]}
     classes = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(classes, list):
-        raise UserError(f"{where}: expected an object with a list 'classes'")
+        raise UserError(f"{where}: expected a list of names, or an object with a list 'classes'")
     for entry, item in enumerate(classes, 1):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise UserError(f"{where}: entry {entry} needs a 'name' that is text, got {item!r}")
@@ -211,10 +242,16 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
     for entry, (name, id_) in enumerate(zip(names, ids, strict=True), 1):
         if not isinstance(name, str) or not _split_synonyms(name):
             raise UserError(f"{where}: entry {entry} has an empty name ({name!r})")
-        first = first_by_name.setdefault(name.strip().casefold(), entry)
+        first = first_by_name.setdefault(_spellings(name), entry)
         if first != entry:
+            other = names[first - 1].strip()
+            as_ = (
+                ""
+                if other.casefold() == name.strip().casefold()
+                else f", as {other!r} and {name.strip()!r}"
+            )
             raise UserError(
-                f"{where}: {name.strip()!r} is listed twice (entries {first} and {entry})"
+                f"{where}: {name.strip()!r} is listed twice (entries {first} and {entry}{as_})"
             )
         if type(id_) is not int or not 0 <= id_ < ignore_label:
             raise UserError(f"{where}: entry {entry}: id {id_!r} is not in 0..{ignore_label - 1}")
@@ -237,9 +274,9 @@ def mark_seen(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
         vocabulary: Any classes.
         trained: The training's vocabulary; only its seen classes count.
     """
-    known = {name.lower() for place in trained.seen_indices for name in trained.synonyms(place)}
+    known = {plain_name(x) for place in trained.seen_indices for x in trained.synonyms(place)}
     seen = tuple(
-        any(name.lower() in known for name in vocabulary.synonyms(place))
+        any(plain_name(name) in known for name in vocabulary.synonyms(place))
         for place in range(len(vocabulary))
     )
     return dataclasses.replace(vocabulary, seen=seen)

@@ -75,13 +75,15 @@ def train(
     mesh = make_mesh(model=experiment.sharding.model)
     if is_first():  # alone, as it may generate the data set
         objective = open_objective(experiment)
-        experiment.save()
-    wait_for_all("the config is written")
+    wait_for_all("the data set is there")
     if not is_first():
         objective = open_objective(experiment)
     validate = validate or Validation(experiment)
     with Checkpoints(experiment.workdir, experiment.train.keep_checkpoints) as checkpoints:
         loop = Loop(experiment, objective, checkpoints, mesh, validate, progress)
+        if is_first():  # now that the start is known to succeed; it would block another one
+            experiment.save()
+        wait_for_all("the config is written")
         history = loop.run()
     params = to_host(loop.state.ema or loop.state.params, mesh)
     if is_first():

@@ -15,6 +15,7 @@ from zegformer_jax.evaluation.metrics.confusion import confusion_counts, subset_
 from zegformer_jax.evaluation.metrics.segment_fit import UNLABELLED, Overlap, overlap, sum_strips
 from zegformer_jax.evaluation.plan import Plan
 from zegformer_jax.evaluation.subsets import Subset
+from zegformer_jax.segmentation.class_scores import best_class
 from zegformer_jax.segmentation.zegformer import Queries, Question, ZegFormer
 
 RIGHT_NAMES = "the segments with their right names"
@@ -89,20 +90,20 @@ class RightSegments(Oracle):
         """Counts an image's pixels by label and prediction."""
         counts = self.overlap(prediction.outputs[0], truth)
         classes_n = largest_regions(counts.labelled_c, len(self.subset.indices))
-        scores_cc = self.region_scores(prediction.outputs[0], counts)
-        return right_segments_counts(scores_cc[classes_n], classes_n, counts.labelled_c)
+        named_c = self.name_regions(prediction.outputs[0], counts)
+        return right_segments_counts(named_c[classes_n], classes_n, counts.labelled_c)
 
-    def region_scores(self, queries: Queries, counts: Overlap) -> jax.Array:
-        """Returns the scores of each class's region for each class, float32 [c, c].
+    def name_regions(self, queries: Queries, counts: Overlap) -> jax.Array:
+        """Returns the class that scores highest for each class's region, int32 [c].
 
-        They are the scores of the query that fits best; the mean over all queries if no segment
+        The scores are those of the query that fits best; the mean over all queries if no segment
         touches the region.
         """
         scores_qc = self.model.class_scores(queries, self.question, self.method)
-        scores_qc -= self.gamma * jnp.asarray(self.question.seen_c, jnp.float32)[None]
         iou_qc = counts.iou_qc()
         touched_c1 = (iou_qc.max(0) > 0)[:, None]
-        return jnp.where(touched_c1, scores_qc[iou_qc.argmax(0)], scores_qc.mean(0)[None])
+        scores_cc = jnp.where(touched_c1, scores_qc[iou_qc.argmax(0)], scores_qc.mean(0)[None])
+        return best_class(scores_cc.T, self.question.seen_c, self.gamma)
 
 
 def make(plan: Plan) -> list[Metric]:
@@ -160,14 +161,14 @@ def largest_regions(labelled_c: jax.Array, places: int) -> jax.Array:
 
 
 def right_segments_counts(
-    scores_nc: jax.Array, classes_n: jax.Array, labelled_c: jax.Array
+    named_n: jax.Array, classes_n: jax.Array, labelled_c: jax.Array
 ) -> jax.Array:
     """Counts pixels by label and prediction where the segments are the labelled regions.
 
-    Each region, all pixels of a class, gets the one class that scores highest for it.
+    A region is all pixels of a class.
 
     Args:
-        scores_nc: Scores of each region for each class, float [n, c].
+        named_n: What each region is taken for, int [n] in 0..c-1.
         classes_n: The distinct classes of the regions, int32 [n], `NO_REGION` in unused places;
             see `largest_regions`. Other regions are not counted.
         labelled_c: The pixels of each class, [c].
@@ -178,13 +179,12 @@ def right_segments_counts(
     Raises:
         ValueError: The shapes do not fit.
     """
-    num_classes = len(labelled_c)
-    if scores_nc.shape != (len(classes_n), num_classes):
+    if named_n.shape != classes_n.shape:
         raise ValueError(
-            f"right_segments_counts: scores are {scores_nc.shape}, "
-            f"regions {len(classes_n)}, classes {num_classes}"
+            f"right_segments_counts: {named_n.shape} names for {classes_n.shape} regions"
         )
+    num_classes = len(labelled_c)
     used_n = classes_n != NO_REGION
     pixels_n = jnp.where(used_n, labelled_c[classes_n], 0).astype(jnp.int32)
     total_cc = jnp.zeros((num_classes, num_classes), jnp.int32)
-    return total_cc.at[jnp.where(used_n, classes_n, 0), scores_nc.argmax(axis=-1)].add(pixels_n)
+    return total_cc.at[jnp.where(used_n, classes_n, 0), named_n].add(pixels_n)

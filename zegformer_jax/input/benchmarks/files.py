@@ -9,6 +9,7 @@ import numpy as np
 
 from zegformer_jax.input import decoding
 from zegformer_jax.runtime.errors import MissingFile, UserError
+from zegformer_jax.runtime.files import read_text
 
 UNKNOWN = -1  # in a label table: the id is neither a class nor one that is known to be ignored
 
@@ -74,16 +75,9 @@ def read_lines(path: Path) -> list[str]:
 
     Raises:
         MissingFile: There is no such file; the message starts with the path.
-        UserError: The file is no text in UTF-8; the message starts with the path.
+        UserError: The file is in another encoding; the message starts with the path.
     """
-    if not path.is_file():
-        raise MissingFile(f"{path}: no such list")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = 1 + error.object[: error.start].count(b"\n")
-        raise UserError(f"{path}: line {line} is no UTF-8; save the list as UTF-8") from None
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_ids(path: Path) -> np.ndarray:

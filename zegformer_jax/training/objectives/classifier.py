@@ -36,7 +36,7 @@ class ClassifierObjective(ImageTextObjective):
 
         drawings = load_pictures(experiment.resolve(experiment.dataset.directory))
         vocabulary = drawings.vocabulary
-        seen = vocabulary.select(vocabulary.seen_indices)
+        seen = vocabulary.seen_part()
         return cls(experiment, experiment.embed_classes(seen.names), drawings)
 
     def totals(self, batch: Batch) -> int:

@@ -29,7 +29,7 @@ class SegmentationObjective(ImageTextObjective):
     def open(cls, experiment: Experiment) -> "SegmentationObjective":
         """Opens the experiment's training split and embeds its seen classes."""
         vocabulary = experiment.vocabulary
-        seen = vocabulary.select(vocabulary.seen_indices)
+        seen = vocabulary.seen_part()
         return cls(experiment, experiment.embed_classes(seen.names), experiment.open_split("train"))
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
