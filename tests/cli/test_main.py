@@ -264,11 +264,11 @@ def test_predict_writes_what_it_says(finished, picture, capsys, here):
 def test_predict_changes_fields_of_eval_only(finished, picture, capsys, here):
     """With a gamma above all scores every pixel is of an unseen class."""
     arguments = ["predict", picture, "--classes=cat, sheep", "--workdir", finished.workdir]
-    arguments += ["--output=out"]
-    assert main.main([str(x) for x in [*arguments, "--config.eval.gamma=100.0"]]) == 0
-    assert "100.0 %  sheep (unseen, label 1)" in capsys.readouterr().out
-    line = error_of([*arguments, "--config.seed=3"], capsys, here)
+    line = error_of([*arguments, "--output=out", "--config.seed=3"], capsys, here)
     assert "--config.seed=3: the model is trained; only fields of eval can change" in line
+    arguments += ["--output=out", "--config.eval.gamma=100.0"]
+    assert main.main([str(x) for x in arguments]) == 0
+    assert "100.0 %  sheep (unseen, label 1)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_a_training_that_cannot_start_leaves_nothing(finished, tmp_path, capsys,
     clip = f"--config.clip.source={finished.workdir / 'clip'}"
     arguments = ["train", SHRUNK, f"--workdir={tmp_path / 'run'}", start, data, clip]
     assert "nothing" in error_of(arguments, capsys, here)
-    assert not (tmp_path / "run").exists()
+    assert not any(path.is_file() for path in (tmp_path / "run").rglob("*"))
 
 
 @pytest.mark.slow
@@ -288,8 +288,9 @@ def test_predict_with_a_file_of_classes(finished, picture, tmp_path, capsys, her
     file.write_text("sheep\n\nsofa, couch\n")
     arguments = ["predict", picture, "--classes-file", file, "--workdir", finished.workdir]
     assert main.main([str(x) for x in [*arguments, "--output", "out"]]) == 0
-    lines = capsys.readouterr().out.splitlines()[:-1]
-    assert lines and all("sheep (" in line or "sofa, couch (" in line for line in lines)
+    *areas, last = capsys.readouterr().out.splitlines()[:-1]
+    areas += [] if last.startswith("no pixel: ") else [last]
+    assert areas and all("sheep (" in line or "sofa, couch (" in line for line in areas)
 
 
 @pytest.mark.slow
