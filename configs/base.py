@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
     config.loss.mask_weight = 20.0  # weight of the focal loss
     config.loss.dice_weight = 1.0  # weight of the dice loss
     config.loss.no_object_weight = 0.1  # weight of "no object" queries in the cross entropy
-    config.loss.max_targets = 32  # most segments of an image; the rest is counted as overflow
+    config.loss.max_targets = 0  # most segments of an image, others are left out; 0: the queries
 
     config.optimiser = ConfigDict()
     config.optimiser.learning_rate = 1e-4  # largest learning rate

@@ -119,6 +119,18 @@ def test_a_batch_is_matched_image_by_image_at_every_fourth_pixel():
         np.testing.assert_array_equal(matched[b][valid][places], queries)
 
 
+def test_many_targets_are_matched_as_few_at_once_are(monkeypatch):
+    """Seven targets by three: the last part has two that were computed before."""
+    rng = np.random.default_rng(3)
+    labels = np.kron(rng.integers(0, 7, (2, 4, 4)), np.ones((1, 4, 4))).astype(np.uint8)
+    targets = targets_from_labels(jnp.asarray(labels), 7, 7)
+    logits = rng.normal(size=(2, 9, 8)), rng.normal(size=(2, 9, 4, 4))
+    problem = (*(jnp.asarray(x, jnp.float32) for x in logits), targets, 20.0, 1.0)
+    expected = match(*problem)
+    monkeypatch.setattr(matching, "TARGETS_AT_ONCE", 3)
+    np.testing.assert_array_equal(matching.match(*problem), expected)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_costs_that_are_not_finite_give_some_assignment(value):
     class_logits, mask_logits, targets = batch_problem()

@@ -190,9 +190,11 @@ def spoil_batches(monkeypatch, kind, change):
     monkeypatch.setitem(OBJECTIVES, kind, Spoilt)
 
 
-def test_an_interrupted_training_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
+def test_an_interrupted_training_goes_on_bit_for_bit(finished, tmp_path, monkeypatch, capsys):
+    """With dropout, and with segments that are left out at random."""
     config = shrunk.beside(finished.workdir, steps=6, checkpoint_every=3)
     config.model.transformer.dropout = 0.1
+    config.loss.max_targets = 2
     stop = [True]
 
     def interrupt(number):
@@ -206,7 +208,9 @@ def test_an_interrupted_training_goes_on_bit_for_bit(finished, tmp_path, monkeyp
     assert [x["step"] for x in read_metrics(tmp_path / "halved")] == [1, 2, 3, 4]
     stop.clear()
     halved = train_quietly(config, tmp_path / "halved")
+    capsys.readouterr()
     whole = train_quietly(config, tmp_path / "whole")
+    assert capsys.readouterr().out.count("loss.max_targets leaves out") == 1
     assert [line["step"] for line in halved] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in halved] == [line["loss"] for line in whole]
     trees = [load_variables(tmp_path / name)["params"] for name in ("halved", "whole")]

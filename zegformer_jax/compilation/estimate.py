@@ -14,9 +14,12 @@ from zegformer_jax.runtime.cloud_tpu import Chip, Topology
 from zegformer_jax.runtime.compiled import peak_bytes
 
 COSTLIEST = 10  # operations that are listed
-# "Ran out of memory in memory space hbm. Used 20.57G of 15.75G hbm."
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+# "Ran out of memory in memory space hbm. Used 20.57G of 15.75G hbm.", or "Ran out of memory on HBM,
+# the total memory required for HLO temporaries (230.89G) exceeds available HBM (15.75G)."
+_OUT_OF_MEMORY = re.compile(
+    r"(?:Used |\()([\d.]+)([KMGT])(?: of |\) exceeds available HBM \()([\d.]+)([KMGT])"
+)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 PACKAGE = "zegformer_jax/"  # in the paths of source lines
 
 

@@ -148,6 +148,7 @@ class Loop:
         self._unwritten: collections.deque[tuple[int, Metrics, dict]] = collections.deque()
         memory = 2 * self._settings.log_every + self._settings.most_skipped + IN_FLIGHT
         self._examples: collections.deque[tuple[int, Any]] = collections.deque(maxlen=memory)
+        self._told_of_lost = False
 
     def _start(self, key: jax.Array) -> TrainState:
         variables = start_from(self._experiment, jax.jit(self._objective.init)(key))
@@ -227,6 +228,12 @@ class Loop:
         line = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._check(step, int(line["skipped_in_a_row"]))
         self._log.write_metrics(step, line | timings)
+        if line.get("targets_lost") and not self._told_of_lost:
+            self._told_of_lost = True
+            self._print(
+                f"step {step}: loss.max_targets leaves out {line['targets_lost']:.1f} segments a "
+                "step, drawn at random; 0 keeps as many as there are queries"
+            )
         rate = f"{timings['images_per_second']:.1f}"
         bar.set_postfix(loss=f"{line['loss']:.3f}", lr=f"{line['learning_rate']:.1e}", images=rate)
 

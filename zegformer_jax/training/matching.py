@@ -9,6 +9,7 @@ from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.training.losses import DICE_SMOOTH, FOCAL_ALPHA
 from zegformer_jax.training.targets import Targets
 
+TARGETS_AT_ONCE = 32  # of an image, whose costs are computed together
 NOBODY = -1  # index of a target or query that there is not yet
 
 
@@ -196,8 +197,9 @@ def match_layers(
 ) -> jax.Array:
     """Matches the targets after every decoder layer, int32 [L, B, N]; see `match`.
 
-    The layers' costs are computed one after the other, to bound the memory; the assignments of all
-    layers and images together, as each is a long chain of tiny operations.
+    The layers' costs are computed one after the other, and in each those of `TARGETS_AT_ONCE`
+    targets, to bound the memory, and as most images have few; the assignments of all layers and
+    images together, as each is a long chain of tiny operations.
 
     Args:
         class_logits_lbqc: Class logits [L, B, Q, C + 1]; the last column is "no object".
@@ -209,16 +211,30 @@ def match_layers(
     batch, queries, height, width = mask_logits_lbqhw.shape[1:]
     full_height, full_width = targets.labels_bhw.shape[1:]
     labels_bhw = targets.labels_bhw[:, :: full_height // height, :: full_width // width]
-    masks_bnhw = targets._replace(labels_bhw=labels_bhw).masks_bnhw
-    masks_bnp = masks_bnhw.astype(jnp.float32).reshape(batch, -1, height * width)
+    columns = targets.valid_bn.shape[1]
+    at_once = min(columns, TARGETS_AT_ONCE)
+    parts = -(-targets.valid_bn.sum(1).max() // at_once)
 
-    def cost_of_image(class_logits_qc, logits_qhw, ids_n, masks_np):
+    def cost_of_image(class_logits_qc, logits_qhw, ids_n, masks_nhw):
         logits_qp = logits_qhw.reshape(queries, height * width)
+        masks_np = masks_nhw.astype(jnp.float32).reshape(-1, height * width)
         cost_qn = cost_matrix(class_logits_qc, logits_qp, ids_n, masks_np, mask_weight, dice_weight)
         return jnp.nan_to_num(cost_qn)
 
     def cost_of_layer(layer: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jax.vmap(cost_of_image)(*layer, targets.ids_bn, masks_bnp)
+        def add(index: jax.Array, cost_bqn: jax.Array) -> jax.Array:
+            first = index * at_once  # the last part begins earlier and computes some costs again
+
+            def cut(array_bn: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(array_bn, first, at_once, axis=1)
+
+            part = targets._replace(
+                ids_bn=cut(targets.ids_bn), labels_bhw=labels_bhw, valid_bn=cut(targets.valid_bn)
+            )
+            cost = jax.vmap(cost_of_image)(*layer, part.ids_bn, part.masks_bnhw)
+            return jax.lax.dynamic_update_slice_in_dim(cost_bqn, cost, first, axis=2)
+
+        return jax.lax.fori_loop(0, parts, add, jnp.zeros((batch, queries, columns)))
 
     cost_lbqn = jax.lax.map(cost_of_layer, (class_logits_lbqc, mask_logits_lbqhw))
     assign_batch = jax.vmap(assign)

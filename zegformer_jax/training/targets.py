@@ -37,8 +37,9 @@ def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: in
     Args:
         labels_bhw: Labels, integers [B, H, W]; values outside 0..num_classes - 1 are in no target.
         num_classes: Number of classes C.
-        max_targets: Most targets of an image. Of more classes the first are kept and the others
-            are counted. Targets are padded to the smaller of this and `num_classes`.
+        max_targets: Most targets of an image. Of more classes some are kept at random, which
+            depends on the label map alone, and the others are counted. Targets are padded to the
+            smaller of this and `num_classes`.
     """
     max_targets = min(max_targets, num_classes)
 
@@ -46,12 +47,23 @@ def targets_from_labels(labels_bhw: jax.Array, num_classes: int, max_targets: in
         known_hw = labels_hw < num_classes
         indices_hw = jnp.where(known_hw, labels_hw, num_classes).astype(jnp.int32)
         present_c = _values_in(indices_hw, num_classes)
-        ids_n = jnp.nonzero(present_c, size=max_targets, fill_value=0)[0].astype(jnp.int32)
+        if max_targets < num_classes:
+            kept_c = _keep(present_c, max_targets, indices_hw.sum())
+        else:
+            kept_c = present_c
+        ids_n = jnp.nonzero(kept_c, size=max_targets, fill_value=0)[0].astype(jnp.int32)
         valid_n = jnp.arange(max_targets) < present_c.sum()
         overflow = jnp.maximum(present_c.sum() - max_targets, 0).astype(jnp.int32)
         return ids_n, indices_hw, valid_n, overflow
 
     return Targets(*jax.vmap(image_targets)(labels_bhw))
+
+
+def _keep(present_c: jax.Array, most: int, seed: jax.Array) -> jax.Array:
+    """Returns at most so many of the classes that are present, drawn at random, bool [C]."""
+    random_c = jax.random.uniform(jax.random.key(seed), present_c.shape)
+    order_c = jnp.argsort(jnp.where(present_c, random_c, 2.0))
+    return present_c & jnp.zeros_like(present_c).at[order_c[:most]].set(True)
 
 
 def _values_in(labels: jax.Array, num_classes: int) -> jax.Array:

@@ -34,4 +34,5 @@ class GrouperObjective(SegmentationObjective):
         return metrics["loss"], metrics
 
     def _targets(self, batch: Batch) -> Targets:
-        return targets_from_labels(batch["label"], self.classes, self.experiment.loss.max_targets)
+        most = self.experiment.loss.max_targets or self.model.transformer.queries
+        return targets_from_labels(batch["label"], self.classes, most)
