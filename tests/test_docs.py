@@ -100,5 +100,5 @@ def test_commands_are_understood(line):
     parser = Parser(name, command.__doc__)
     command.add_arguments(parser)
     parsed = config.parse(parser, arguments)
-    if "config" in parsed:
+    if getattr(parsed, "config", None):  # else the workdir's
         config.read(parsed)

@@ -60,6 +60,8 @@ def error_of(arguments, capsys, here, status=1):
         (["train", OPENMOJI, "--workdir=w"], ["w/clip", "no CLIP here"]),
         (["evaluate", OPENMOJI, "--workdir=w"], ["w: no checkpoint here: train"]),
         (["evaluate", OPENMOJI, "--workdir=w", "--config.eval.typo=1"], ["no field eval.typo"]),
+        (["evaluate", "--workdir=w"], ["w: no trained model here"]),
+        (["evaluate", "--checkpoint=model.pth"], ["model.pth: in no workdir", "--config"]),
         (["predict", "x.png", "--classes=cat", "--workdir=w"], ["w: no trained model here"]),
         (["predict", "x.png", "--classes-file=c.txt", "--workdir=w"], ["c.txt"]),
     ],
@@ -296,7 +298,7 @@ def test_predict_with_a_file_of_classes(finished, picture, tmp_path, capsys, her
 @pytest.mark.slow
 def test_evaluate_prints_the_scores(finished, capsys):
     workdir = finished.workdir / "per_pixel"
-    assert main.main(["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}"]) == 0
+    assert main.main(["evaluate", f"--workdir={workdir}"]) == 0
     name, heading, *rows = capsys.readouterr().out.splitlines()
     scores = ["seen", "unseen", "harmonic", "mIoU", "mIoU*", "fwIoU", "accuracy", "pixels"]
     assert name == "openmoji_voc" and heading.split() == ["vocabulary", "method", *scores]

@@ -20,15 +20,24 @@ FOLDER = "configs"
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
 
 
-def add_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Adds `--config`; `parse` reads `--config.FIELD=VALUE`."""
+def add_arguments(
+    parser: argparse.ArgumentParser, default: str | None = None, of_workdir: bool = False
+) -> None:
+    """Adds `--config`; `parse` reads `--config.FIELD=VALUE`.
+
+    Args:
+        parser: The command's parser.
+        default: The default; None: the flag is required.
+        of_workdir: The default is the workdir's config, which the command reads.
+    """
     text = f"the experiment; {PREFIX}FIELD=VALUE changes a field of {FOLDER}/base.py"
+    shown = "the workdir's" if of_workdir else default
     parser.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",
         default=default,
-        required=default is None,
-        help=f"{text}; default: {default}" if default else text,
+        required=shown is None,
+        help=f"{text}; default: {shown}" if shown else text,
     )
 
 

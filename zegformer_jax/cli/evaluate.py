@@ -3,8 +3,8 @@ r"""Evaluates a trained model on its data set, or on others.
 Prints the scores and writes tables. Run the same command to resume an interrupted evaluation.
 
 Examples:
-  %(prog)s --config=configs/coco_stuff.py:r101 --workdir=runs/coco
-  %(prog)s --config=configs/coco_stuff.py:r101 --workdir=runs/coco \
+  %(prog)s --workdir=runs/coco
+  %(prog)s --workdir=runs/coco --config.eval.flip=True \
       --datasets=coco_stuff,ade20k_150,folder=mine --predictions=png
   %(prog)s --config=configs/coco_stuff.py:r101 --checkpoint=zegformer.pth
 """
@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zegformer_jax.cli import config
+from zegformer_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from zegformer_jax.evaluation.checkpoint import Source
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
-    config.add_arguments(parser)
+    config.add_arguments(parser, of_workdir=True)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--workdir", default="", metavar="DIR", help="folder of a training")
     model.add_argument(
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluates on every data set in turn."""
-    fields = config.read(options)
+    fields = read_config(options)
     from etils import epath
 
     from zegformer_jax.evaluation.checkpoint import open_source
@@ -73,6 +74,27 @@ def run(options: argparse.Namespace) -> None:
     for target in choose(options.datasets, source.experiment):
         folder = epath.Path(options.output or source.results) / target.results
         evaluate_on(target, source, folder, kinds)
+
+
+def read_config(options: argparse.Namespace) -> Any:
+    """Returns the config of `--config`, else that of the workdir, with the fields changed.
+
+    Raises:
+        MissingFile: No config is given, and the workdir holds none.
+        UserError: No config is given, and the checkpoint is in no workdir.
+    """
+    if options.config:
+        return config.read(options)
+    from etils import epath
+
+    from zegformer_jax.experiment.workdir import CONFIG_FILE, load_config
+
+    workdir = options.workdir
+    if options.checkpoint:
+        workdir = epath.Path(options.checkpoint).parent.parent  # WORKDIR/checkpoints/STEP
+        if not (workdir / CONFIG_FILE).exists():
+            raise UserError(f"{options.checkpoint}: in no workdir, so give --config, too")
+    return config.override(load_config(workdir), options.fields)
 
 
 def evaluate_on(target: "Target", source: "Source", folder: Any, kinds: Sequence[str]) -> None:
