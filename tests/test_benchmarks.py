@@ -16,7 +16,9 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["accelerator", "train_step", "input", "inference", "precision"])
+@pytest.mark.parametrize(
+    "name", ["accelerator", "train_step", "input", "inference", "precision", "tpu"]
+)
 def test_a_benchmark_finds_the_package(name, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, BENCHMARKS / f"{name}.py", "--help"]

@@ -162,6 +162,7 @@ def test_a_quote_that_is_not_closed_is_no_part_of_a_name(text):
     "name, content, names",
     [
         ("words.txt", "\ufeffsheep\n\n sofa, couch \n", ["sheep", "sofa, couch"]),
+        ("words.txt", '"sofa, couch"\r\ncat\n', ["sofa, couch", "cat"]),
         ("voc.JSON", '["sheep", "cat"]', ["sheep", "cat"]),
         ("voc.json", '\ufeff[{"name": "sheep"}]', ["sheep"]),
     ],
@@ -175,6 +176,7 @@ def test_files_of_classes(tmp_path, name, content, names):
 @pytest.mark.parametrize(
     "content, message",
     [
+        (b'cat\n"sofa, couch\n', "line 2 is no class name: '\"sofa, couch'"),
         (b"sheep\n1\tboat\n", r"line 2 is no class name: '1\\tboat'; give one class a line"),
         (b'["sheep", "cat"]', r"line 1 is no class name: .* JSON in a file that ends in .json"),
         ("sheep\n".encode("utf-16"), "words.txt: text in UTF-16, as it seems.*iconv -f UTF-16"),

@@ -18,7 +18,8 @@ from zegformer_jax.cli import config
 from zegformer_jax.cli.demo import WORKDIR
 from zegformer_jax.runtime.errors import UserError
 
-NO_NAME = re.compile(r"[\t\x00-\x1f]|^[\[{]")  # columns, control characters, JSON
+NO_NAME = re.compile(r'[\x00-\x1f"]|^[\[{]')  # columns, control characters, open quotes, JSON
+QUOTED = re.compile(r'^"([^"]*)"$')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,14 +92,16 @@ def read_classes(options: argparse.Namespace) -> list[str]:
     path = Path(options.classes_file)
     if path.suffix.lower() == ".json":
         return list(Vocabulary.load(path).names)
-    lines = read_text(path).splitlines()
-    for number, line in enumerate(lines, 1):
-        if NO_NAME.search(line.strip()):
+    names = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        name = QUOTED.sub(r"\1", line.strip()).strip()
+        if NO_NAME.search(name):
             raise UserError(
                 f"{path}: line {number} is no class name: {line.strip()!r}; give one class a line, "
                 "commas between synonyms, or JSON in a file that ends in .json"
             )
-    return [line.strip() for line in lines if line.strip()]
+        names += [name] if name else []
+    return names
 
 
 def parse_classes(text: str) -> list[str]:
