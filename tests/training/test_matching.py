@@ -127,7 +127,7 @@ def test_many_targets_are_matched_as_few_at_once_are(monkeypatch):
     logits = rng.normal(size=(2, 9, 8)), rng.normal(size=(2, 9, 4, 4))
     problem = (*(jnp.asarray(x, jnp.float32) for x in logits), targets, 20.0, 1.0)
     expected = match(*problem)
-    monkeypatch.setattr(matching, "TARGETS_AT_ONCE", 3)
+    monkeypatch.setattr(matching, "TARGETS_AT_ONCE_ON", {"cpu": 3})
     np.testing.assert_array_equal(matching.match(*problem), expected)
 
 

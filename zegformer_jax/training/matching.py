@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.target import target_device
 from zegformer_jax.training.losses import DICE_SMOOTH, FOCAL_ALPHA
 from zegformer_jax.training.targets import Targets
 
-TARGETS_AT_ONCE = 32  # of an image, whose costs are computed together
+TARGETS_AT_ONCE = 128  # of an image, whose costs are computed together
+TARGETS_AT_ONCE_ON = {"cpu": 32}  # most images have few; elsewhere a loop costs more than it saves
 NOBODY = -1  # index of a target or query that there is not yet
 
 
@@ -211,8 +213,9 @@ def match_layers(
     batch, queries, height, width = mask_logits_lbqhw.shape[1:]
     full_height, full_width = targets.labels_bhw.shape[1:]
     labels_bhw = targets.labels_bhw[:, :: full_height // height, :: full_width // width]
-    columns = targets.valid_bn.shape[1]
-    at_once = min(columns, TARGETS_AT_ONCE)
+    every, columns = targets._replace(labels_bhw=labels_bhw), targets.valid_bn.shape[1]
+    at_once = TARGETS_AT_ONCE_ON.get(target_device().platform, TARGETS_AT_ONCE)
+    at_once = min(columns, at_once)
     parts = -(-targets.valid_bn.sum(1).max() // at_once)
 
     def cost_of_image(class_logits_qc, logits_qhw, ids_n, masks_nhw):
@@ -222,15 +225,16 @@ def match_layers(
         return jnp.nan_to_num(cost_qn)
 
     def cost_of_layer(layer: tuple[jax.Array, jax.Array]) -> jax.Array:
+        if columns == at_once:
+            return jax.vmap(cost_of_image)(*layer, every.ids_bn, every.masks_bnhw)
+
         def add(index: jax.Array, cost_bqn: jax.Array) -> jax.Array:
             first = index * at_once  # the last part begins earlier and computes some costs again
 
             def cut(array_bn: jax.Array) -> jax.Array:
                 return jax.lax.dynamic_slice_in_dim(array_bn, first, at_once, axis=1)
 
-            part = targets._replace(
-                ids_bn=cut(targets.ids_bn), labels_bhw=labels_bhw, valid_bn=cut(targets.valid_bn)
-            )
+            part = every._replace(ids_bn=cut(every.ids_bn), valid_bn=cut(every.valid_bn))
             cost = jax.vmap(cost_of_image)(*layer, part.ids_bn, part.masks_bnhw)
             return jax.lax.dynamic_update_slice_in_dim(cost_bqn, cost, first, axis=2)
 
