@@ -195,7 +195,11 @@ def abstract_variables(config, width):
     return jax.eval_shape(model.init, jax.random.key(0), *shapes)
 
 
-@pytest.mark.parametrize("name, variant", CASES)
+# One file with all the backbones, of which the others have the same.
+BUILT = [(name, x) for name, x in CASES if name in ("coco_stuff", "openmoji") or len(x) == 0]
+
+
+@pytest.mark.parametrize("name, variant", BUILT)
 def test_every_config_builds_with_its_number_of_parameters(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(*variant)
     variables = abstract_variables(config, 128 if name == "openmoji" else 512)
