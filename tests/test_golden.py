@@ -14,7 +14,7 @@ COUNTS = {
     "text": 7, "stages": 24, "gradients": 17, "steps": 8, "inference": 57, "segments": 19,
     "per_pixel": 2, "evaluation": 3,
 }  # fmt: skip
-SLOW = ("gradients", "steps", "inference", "per_pixel")
+SLOW = ("text", "segments", "gradients", "steps", "inference", "per_pixel")
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,7 @@ def converted(checkpoint, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_workdir_that_segments(checkpoint, converted):
     segmenter = zegformer_jax.load(converted)
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)

@@ -268,7 +268,7 @@ def test_a_damaged_shard_is_named(directory, tmp_path, damage):
 
 
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_no_damaged_byte_gives_another_record(directory, tmp_path_factory, data):
     """Every bit of a shard is under a hash, or is not needed to read its records."""
     directory = copy(directory, tmp_path_factory.mktemp("damaged") / "records")

@@ -207,6 +207,7 @@ def test_label_map_is_the_argmax_of_the_semantic_map(resize):
     assert labels.dtype == jnp.int32 and len(np.unique(labels)) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_queries", [True, False])
 def test_many_maps_at_once_are_those_one_by_one(of_queries):
     """The maps are of two views and two vocabularies, the first scored in two ways."""

@@ -65,6 +65,7 @@ def test_a_segment_sees_its_own_patches_in_proportion():
     assert np.abs(features[0] - features[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 3])
 def test_segments_do_not_see_each_other(layers):
     rng = np.random.default_rng(1)
