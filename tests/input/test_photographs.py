@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 from zegformer_jax.input import decoding
 from zegformer_jax.input.folder import Folder
 from zegformer_jax.input.photographs import read_photograph
+from zegformer_jax.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -153,6 +154,26 @@ def test_the_first_of_several_images(rgb, tmp_path, caplog):
     path = saved(frames[0], tmp_path, "two.tif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(read_photograph(path), rgb)
     assert "two.tif: has 2 images; the first is taken" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["gif", "tiff", "png", "webp"])
+def test_damaged_files_of_several_images_end_in_one_line(rgb, kind):
+    """Bytes are changed, and every other file is cut off."""
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    frames = [Image.fromarray(x) for x in (rgb, 255 - rgb)]
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    refused = 0
+    for turn in range(60):
+        whole = bytearray(file.getvalue())
+        data = whole[: rng.integers(1, len(whole))] if turn % 2 else whole
+        for place in rng.integers(len(data), size=turn % 4):
+            data[place] = rng.integers(256)
+        try:
+            assert read_photograph(bytes(data)).ndim == 3
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith("the image's bytes: ")
+    assert refused > 10
 
 
 def swapped_profile():

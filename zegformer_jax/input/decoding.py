@@ -15,8 +15,11 @@ PACKED_GREY = ("L;2", "L;4")  # Pillow's raw modes that it stretches to 0..255
 TURNED = range(2, 9)  # EXIF orientations other than upright, which is 1
 STORABLE = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")}  # formats and raw modes
 PNG_COMPRESSION = 6  # zlib's usual level
-# Pillow's exceptions for damaged files; a broken PNG gives a SyntaxError.
-PILLOW_ERRORS = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)
+# Pillow's exceptions for damaged files: a broken PNG gives a SyntaxError, TIFF a TypeError, GIF an
+# IndexError.
+PILLOW_ERRORS = (
+    OSError, SyntaxError, EOFError, ValueError, TypeError, IndexError, Image.DecompressionBombError
+)  # fmt: skip
 
 
 def read_file(path: Path) -> bytes:
@@ -37,8 +40,7 @@ def read_file(path: Path) -> bytes:
 def decode_image(data: bytes, where: object) -> np.ndarray:
     """Decodes an image of a published data set or of a record to uint8 RGB [h, w, 3].
 
-    Neither EXIF orientation nor ICC profiles are applied, as the published system does not;
-    `photographs` reads users' images.
+    Neither EXIF orientation nor ICC profiles are applied; `photographs` reads users' images.
 
     Args:
         data: Content of a file of any kind that Pillow reads.
@@ -122,6 +124,18 @@ def open_image(data: bytes, where: object) -> Image.Image:
         UserError: The data is no image, or damaged at its start.
     """
     return _open(data, where)[0]
+
+
+def count_images(image: Image.Image, where: object) -> int:
+    """Returns the number of images in a file, such as an animation's.
+
+    Raises:
+        UserError: The data is damaged or cut off.
+    """
+    try:
+        return getattr(image, "n_frames", 1)
+    except PILLOW_ERRORS as error:
+        raise UserError(f"{where}: damaged or cut off: {error}") from error
 
 
 def loaded(image: Image.Image, where: object) -> Image.Image:

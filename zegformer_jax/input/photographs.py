@@ -80,8 +80,9 @@ def as_shown(image: Image.Image, where: object) -> np.ndarray:
         image: The image.
         where: Its name, with which error messages and warnings start.
     """
-    if getattr(image, "n_frames", 1) > 1:
-        _warn(f"{where}: has {image.n_frames} images; the first is taken")
+    count = decoding.count_images(image, where)
+    if count > 1:
+        _warn(f"{where}: has {count} images; the first is taken")
     image = ImageOps.exif_transpose(decoding.loaded(image, where))
     image = image.convert(PLAIN_ALPHA.get(image.mode, image.mode))
     if image.mode in decoding.WIDE_MODES or image.mode.startswith("I;16"):
