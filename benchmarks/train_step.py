@@ -47,7 +47,6 @@ from zegformer_jax.training import matching
 from zegformer_jax.training.loop import step_of
 from zegformer_jax.training.objectives.grouper import GrouperObjective
 from zegformer_jax.training.step import make_state
-from zegformer_jax.training.targets import targets_from_labels
 
 OURS = "this project"
 EMBED_DIM = 512  # of CLIP ViT-B/16's text embeddings
@@ -137,7 +136,7 @@ class OurStep:
         variables = {"params": self.state.params, "constants": self.state.constants}
         images = normalise_images(self.batch["image"])
         output = jax.jit(self.objective.model.apply)(variables, images, text_cd)
-        targets = targets_from_labels(self.batch["label"], len(text_cd), loss.max_targets)
+        targets = self.objective.targets(self.batch)
         match = jax.jit(
             lambda output, targets: matching.match_layers(
                 *output, targets, loss.mask_weight, loss.dice_weight
