@@ -20,7 +20,7 @@ TEXT
 environment variables:
   ZEGFORMER_JAX=cpu|cuda12|cuda13|tpu   build of jax (default: by the machine's devices)
   ZEGFORMER_VENV=DIR                    folder of the environment (default: .venv here)
-  ZEGFORMER_CACHE=DIR                   folder for text embeddings and compiled programs
+  ZEGFORMER_CACHE=DIR                   folder for text embeddings, compiled programs, weights
                                         (default: zegformer_jax in XDG_CACHE_HOME or ~/.cache)
 TEXT
 }

@@ -27,7 +27,7 @@ COMMANDS = {
 }
 ENVIRONMENT = """
 environment variables:
-  ZEGFORMER_CACHE=DIR  folder for text embeddings and compiled programs
+  ZEGFORMER_CACHE=DIR  folder for text embeddings, compiled programs and fetched weights
                        (default: zegformer_jax in XDG_CACHE_HOME or ~/.cache)
   ZEGFORMER_DEBUG=1    shows the traceback of every error"""
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # exit statuses; 130 is a shell's for Ctrl-C

@@ -10,7 +10,7 @@ PROGRAM = os.environ.get("ZEGFORMER_PROGRAM", "zegformer")
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> str:
-    """Returns the folder for text embeddings and compiled programs.
+    """Returns the folder for text embeddings, compiled programs and fetched weights.
 
     It is $ZEGFORMER_CACHE, else $XDG_CACHE_HOME/zegformer_jax, else ~/.cache/zegformer_jax.
 
