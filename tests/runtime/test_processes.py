@@ -1,4 +1,4 @@
-"""Sums over several processes, with threads in place of processes."""
+"""Processes that work together: how they find each other, and sums over them (with threads)."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ from toy_experiment import Records, ToyExperiment
 from zegformer_jax.evaluation import loop
 from zegformer_jax.evaluation.evaluator import Evaluator
 from zegformer_jax.evaluation.metric import add
+from zegformer_jax.runtime import processes
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.processes import join, sum_over_processes
 
@@ -93,3 +94,38 @@ def test_a_number_of_a_process_that_is_none(monkeypatch):
     address = {"JAX_COORDINATOR_ADDRESS": "first:1234", "JAX_NUM_PROCESSES": "2"}
     with pytest.raises(UserError, match="^JAX_PROCESS_ID is 'one': set it to a whole number$"):
         join(address | {"JAX_PROCESS_ID": "one"})
+
+
+@pytest.fixture
+def slice_of(monkeypatch):
+    """Makes this machine a host of a Cloud TPU slice: returns a function of the hosts."""
+    cluster = pytest.importorskip("jax._src.clusters.cloud_tpu_cluster")
+
+    def become(hosts):
+        endpoints = ",".join(f"unknown:{index}:{host}" for index, host in enumerate(hosts))
+        metadata = {"agent-worker-number": "1", "worker-network-endpoints": endpoints}
+        monkeypatch.setattr(cluster, "get_metadata", lambda key: (metadata.get(key, ""), 200))
+        monkeypatch.setattr(cluster, "running_in_cloud_tpu_vm", True)
+        monkeypatch.setattr(processes, "has_libtpu", lambda: True)
+        monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+
+    return become
+
+
+@pytest.mark.parametrize(
+    "hosts, environment, joins",
+    [
+        (["10.0.0.1", "10.0.0.2"], {}, 1),
+        (["10.0.0.1"], {}, 0),
+        (["10.0.0.1", "10.0.0.2"], {"JAX_PLATFORMS": "cpu"}, 0),
+        (["10.0.0.1"], {"TPU_WORKER_HOSTNAMES": "a,b"}, 1),  # in Kubernetes
+    ],
+)
+def test_the_hosts_of_a_tpu_slice_join_without_variables(
+    slice_of, monkeypatch, hosts, environment, joins
+):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *options: calls.append(options))
+    slice_of(hosts)
+    join(environment)
+    assert calls == [()] * joins

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from zegformer_jax.runtime.cloud_tpu import has_libtpu
 from zegformer_jax.runtime.errors import UserError
 
 # Variables with the number of processes: set by the user, SLURM's srun and Open MPI.
@@ -25,8 +26,21 @@ def count_processes(environment: Mapping[str, str]) -> int:
     return max([1, len(slice_hosts), *counts])
 
 
+def count_slice_hosts(environment: Mapping[str, str]) -> int:
+    """Returns the number of hosts of the Cloud TPU slice that this machine is in, 1 if in none.
+
+    A Cloud TPU VM has it in its metadata; only in Kubernetes is it in an environment variable.
+    """
+    if environment.get("JAX_PLATFORMS") == "cpu" or not has_libtpu():
+        return 1
+    # jax asks the same when it initialises, and has no public function for it.
+    from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+
+    return GceTpuCluster.get_process_count() if GceTpuCluster.is_env_present() else 1
+
+
 def join(environment: Mapping[str, str] = os.environ) -> None:
-    """Connects to the other processes, if the environment variables name any.
+    """Connects to the other processes, if the environment variables or a TPU slice name any.
 
     On a TPU slice and under SLURM or Open MPI nothing needs to be set. Elsewhere each process needs
     JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
@@ -42,7 +56,9 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     if given and len(given) < len(BY_HAND):
         missing = ", ".join(name for name in BY_HAND if name not in given)
         raise UserError(f"several processes: {', '.join(given)} is set, but not {missing}")
-    if count_processes(environment) == 1 or jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
+        return
+    if count_processes(environment) == 1 and count_slice_hosts(environment) == 1:
         return
     if not given:
         jax.distributed.initialize()
