@@ -152,8 +152,12 @@ def test_zips_of_other_methods_are_refused(tmp_path, kind, place, value):
     ("name", "content", "message"),
     [
         ("empty.pth", b"", "the file is empty"),
-        ("page.pth", b"<!DOCTYPE html>", "neither safetensors, npz, PyTorch's nor a pickle"),
-        ("lfs.pkl", b"version https://git-lfs.github.com/spec/v1\n", "it begins with b'version "),
+        ("page.pth", b"\r\n<!DOCTYPE html>", "a web page, not weights: download the file that"),
+        (
+            "lfs.pkl",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "neither safetensors, npz, PyTorch's nor a pickle .it begins with b'version ",
+        ),
         ("int.pkl", b"\x80\x04K\x05.", "neither a dict nor a module"),
         (
             "bytes.pkl",

@@ -142,6 +142,8 @@ def _read(path: Path) -> Archive:
             read = torch_files.read_legacy if is_legacy else torch_files.read_pickle
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 return Archive(*read_arrays(read(mapped)))
+    if start.lstrip().startswith(b"<"):
+        raise ValueError("a web page, not weights: download the file that the page links to")
     raise ValueError(
         f"neither safetensors, npz, PyTorch's nor a pickle (it begins with {start[:16]!r})"
         if start
