@@ -33,8 +33,9 @@ def get_config() -> ConfigDict:
     config.model.transformer.mlp_width = 2048  # hidden channels of the MLPs
     config.model.transformer.dropout = 0.1  # dropout of attention weights and residual branches
     config.model.transformer.project_input = True  # puts a 1x1 convolution on model.memory
-    # Weights to start from: another run's workdir (relative to this one) or a file, a pretrained
-    # backbone or a checkpoint (docs/weights.md); "": from scratch.
+    # Weights to start from: another run's workdir (relative to this one), or a pretrained backbone
+    # or a checkpoint: a file, https://..., detectron2://... or a name on the Hub (docs/weights.md).
+    # A config's variant names its backbone's; "": from scratch.
     config.model.start_from = ""
 
     # Word vectors of the per-pixel baseline (.npz: names, vectors); "": CLIP's text embeddings.
@@ -157,7 +158,7 @@ def get_config() -> ConfigDict:
 
 
 def set_variant(config: ConfigDict, name: str, baseline_backbone: str) -> None:
-    """Sets the backbone of an unlocked config, or makes it the baseline's config.
+    """Sets an unlocked config's backbone and its start, or makes it the baseline's config.
 
     Args:
         config: The config.
@@ -173,4 +174,6 @@ def set_variant(config: ConfigDict, name: str, baseline_backbone: str) -> None:
     if name not in variants:
         raise UserError(f"no variant '{name}': choose per_pixel or {', '.join(variants)}")
     config.model.backbone = backbone_fields(**variants[name])  # each backbone has its own fields
-    config.optimiser.groups += tuple(BACKBONES[config.model.backbone.name].optimiser_groups)
+    backbone = BACKBONES[config.model.backbone.name]
+    config.model.update(start_from=backbone.starts.get(name, ""))
+    config.optimiser.groups += tuple(backbone.optimiser_groups)

@@ -221,6 +221,23 @@ def test_only_the_published_coco_evaluation_has_other_prompts():
     assert {others[case].eval.grouper_prompts for case in found} == {"single"}
 
 
+@pytest.mark.parametrize("name, variant", CASES)
+def test_a_published_training_starts_from_weights_of_its_backbone(name, variant):
+    """By the sizes in their files' names; a model with frozen norms cannot start without."""
+    model = importlib.import_module(f"configs.{name}").get_config(*variant).model
+    if name in ("base", "openmoji"):
+        assert "://" not in model.start_from
+    elif model.backbone.name == "resnet":
+        depth = 2 + 3 * sum(model.backbone.blocks)
+        assert re.fullmatch(rf"detectron2://.*/R-{depth}\.pkl", model.start_from)
+    else:
+        size, side = re.fullmatch(
+            r"https://.*/swin_(\w+)_patch4_window(\d+)_\d+(?:_22k)?\.pth", model.start_from
+        ).groups()
+        sizes = BACKBONES["swin"].variants[f"swin_{size[0]}"]
+        assert {k: model.backbone[k] for k in sizes} == sizes and int(side) == sizes["window"]
+
+
 @pytest.mark.parametrize("name", ["coco_stuff", "pascal_voc", "ade20k_full"])
 def test_a_variant_that_does_not_exist_is_refused(name):
     with pytest.raises(ValueError, match="no variant 'vit': choose per_pixel or r50, r101"):

@@ -71,6 +71,13 @@ def test_published_figures_are_quoted_right(page):
         assert [float(x) for x in re.findall(r"\d+\.\d", line)] == figures
 
 
+def test_the_page_of_weights_has_every_start():
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+://\S+)` \|", TEXTS["docs/weights.md"], re.M)
+    assert dict(rows) == {
+        k: v for backbone in BACKBONES.values() for k, v in backbone.starts.items()
+    }
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_links_and_paths_exist(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", TEXTS[page])

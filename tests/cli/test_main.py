@@ -19,6 +19,7 @@ from zegformer_jax.runtime.errors import UserError
 
 ROOT = config_flags.ROOT
 OPENMOJI = f"--config={ROOT}/configs/openmoji.py"
+COCO = f"--config={ROOT}/configs/coco_stuff.py"
 SHRUNK = f"--config={ROOT}/tests/support/shrunk.py"
 
 
@@ -57,7 +58,15 @@ def error_of(arguments, capsys, here, status=1):
         (["train", OPENMOJI, "--workdir=w", "--config.train.steps=many"], ["steps", "many"]),
         (["train", OPENMOJI + ":vit", "--workdir=w"], ["openmoji.py:vit", "clip, classifier"]),
         (["train", "--config=configs/none.py", "--workdir=w"], ["configs/none.py", "no such"]),
-        (["train", OPENMOJI, "--workdir=w"], ["w/clip", "no CLIP here"]),
+        (["train", OPENMOJI, "--workdir=w"], ["w/per_pixel: no such file", "model.start_from"]),
+        (
+            ["train", OPENMOJI, "--workdir=w", "--config.model.start_from="],
+            ["w/clip: no CLIP here"],
+        ),
+        (
+            ["train", COCO, "--workdir=w", "--config.model.start_from="],
+            ["frozen_batch", "norm=gro"],
+        ),
         (["evaluate", OPENMOJI, "--workdir=w"], ["w: no checkpoint here: train"]),
         (["evaluate", OPENMOJI, "--workdir=w", "--config.eval.typo=1"], ["no field eval.typo"]),
         (["evaluate", "--workdir=w"], ["w: no trained model here"]),

@@ -64,6 +64,7 @@ BACKBONE = Backbone(
     infer_sizes=infer_sizes,
     left_out=(("down[.]seed", "a count"),),
     optimiser_groups=((".*stage0.*", {"learning_rate": 0.0}),),
+    starts={"toy_wide": "https://toys/wide.pth"},
 )
 '''
 
@@ -103,6 +104,7 @@ def case(config):
 def test_a_config_has_its_section_and_its_rules(config):
     assert config.model.backbone.to_dict() == {"name": "toy", "width": 10, "growth": 1}
     assert config.optimiser.groups[-1] == (".*stage0.*", {"learning_rate": 0.0})
+    assert config.model.start_from == "https://toys/wide.pth"
     with pytest.raises(AttributeError):
         config.model.backbone.blocks = (1, 1, 1, 1)
     with pytest.raises(ValueError, match="choose per_pixel or .*swin_l, toy, toy_wide"):

@@ -41,7 +41,7 @@ class Experiment:
         kind: Kind of model, `model.kind`.
         seed: Seed of parameters, dropout, and order and augmentation of the images.
         dtype: Compute dtype of the training.
-        start_from: Path of the weights that the training starts from, `model.start_from`.
+        start_from: Weights that the training starts from, `model.start_from`.
         clip_settings: Section `clip`.
         dataset: Section `dataset`.
         input: Section `input`.
@@ -150,6 +150,16 @@ class Experiment:
     def heads(self) -> int:
         """Number of the model's attention heads, which cannot be inferred from a checkpoint."""
         return models.attention_heads(self._config.model)
+
+    @property
+    def has_frozen_norms(self) -> bool:
+        """True if the backbone's norms are not trained: they need weights to start from."""
+        return models.has_frozen_norms(self._config.model)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """True if a training in the workdir resumes from a checkpoint."""
+        return workdir.has_checkpoint(self.workdir)
 
     def compare_sizes(self, sizes: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Returns the fields in which a checkpoint's sizes differ, by `models.compare_sizes`."""

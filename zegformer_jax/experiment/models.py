@@ -63,6 +63,11 @@ def attention_heads(model: ConfigDict) -> int:
     return model.transformer.heads
 
 
+def has_frozen_norms(model: ConfigDict) -> bool:
+    """Returns True if the section's backbone has norms that are not trained."""
+    return model.kind != "clip" and model.backbone.get("norm") == "frozen_batch"  # Swins have none
+
+
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 

@@ -124,6 +124,14 @@ def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[
         return _read_variables(checkpoints, step)
 
 
+def has_checkpoint(workdir: epath.PathLike) -> bool:
+    """Returns True if there is a checkpoint in a workdir, from which a training resumes."""
+    if not (epath.Path(workdir) / FOLDER).is_dir():
+        return False
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.latest_step is not None
+
+
 def load_step(workdir: epath.PathLike, step: int) -> dict[str, Any]:
     """Reads `params` and `constants` of the checkpoint of one step."""
     with Checkpoints(workdir) as checkpoints:

@@ -1,14 +1,21 @@
 """Weights that a training starts from: pretrained backbones and checkpoints."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zegformer_jax.pretrained import backbones
+from zegformer_jax.pretrained.clip.sources import FILE_SUFFIXES, HUB_NAME
 from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.tables import Summary, Tensors, unflatten
 from zegformer_jax.pretrained.zegformer import from_checkpoint
+from zegformer_jax.runtime.errors import MissingFile, UserError
+from zegformer_jax.runtime.fetch import SCHEMES, fetch
 
 HEADS = "sem_seg_head."  # begins a name in a checkpoint of a whole model
+# detectron2's model zoo: what its names begin with, and where their files are.
+DETECTRON2 = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's repositories
 
 
 class Start(NamedTuple):
@@ -25,6 +32,57 @@ class Start(NamedTuple):
     sizes: dict[str, Any]
     variables: dict[str, Any]
     summary: Summary
+
+
+def locate(source: str, path: Path, progress: bool = True) -> Path:
+    """Returns the path of weights; published ones are fetched once, into the cache.
+
+    Args:
+        source: An address (`https://...`), a file in detectron2's model zoo (`detectron2://...`),
+            a path, or a name on the Hub (`timm/resnet101.tv_in1k`).
+        path: The path that the source is, if it is one.
+        progress: Shows the progress of a download.
+
+    Raises:
+        MissingFile: It does not exist, or cannot be fetched.
+        UserError: The fetched file is not what the address says, or the address is of another kind.
+    """
+    if source.startswith(DETECTRON2[0]):
+        source = source.replace(*DETECTRON2, 1)
+    if source.startswith(SCHEMES):
+        return fetch(source, progress)
+    if "://" in source:
+        raise UserError(
+            f"{source}: weights are read from a path, {', '.join(SCHEMES)}, {DETECTRON2[0]} or the "
+            "Hub: copy them to this machine"
+        )
+    if path.exists():
+        return path
+    if HUB_NAME.fullmatch(source) and path.suffix not in (*FILE_SUFFIXES, ".pkl"):
+        return _from_hub(source)
+    raise MissingFile(f"{path}: no such file or workdir; name one that exists (model.start_from)")
+
+
+def _from_hub(name: str) -> Path:
+    """Returns a repository's weights from the Hub's cache, else downloads them into it."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    for file in HUB_FILES:
+        if isinstance(cached := try_to_load_from_cache(name, file), str):
+            return Path(cached)
+    try:
+        for file in HUB_FILES:
+            with contextlib.suppress(RemoteEntryNotFoundError):
+                return Path(hf_hub_download(name, file))
+        reason = f"it has no {' and no '.join(HUB_FILES)}"
+    except Exception as error:  # the Hub's errors have many types and span many lines
+        first_line = str(error).partition("\n")[0]
+        reason = f"{type(error).__name__}: {first_line}"
+    raise MissingFile(
+        f"{name}: no file or workdir here, and not available from the Hugging Face Hub ({reason}): "
+        f"get its {HUB_FILES[0]} on another machine, and name that file"
+    )
 
 
 def is_checkpoint(tensors: Tensors) -> bool:

@@ -6,9 +6,37 @@ import numpy as np
 
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.pretrained import tables
-from zegformer_jax.pretrained.start import read_start
+from zegformer_jax.pretrained.start import locate, read_start
 from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.processes import is_first
 from zegformer_jax.training.objective import Variables
+
+
+def locate_start(experiment: Experiment) -> Path | None:
+    """Returns the weights that a new training starts from; published ones are fetched first.
+
+    Args:
+        experiment: The experiment.
+
+    Returns:
+        A file or another run's workdir; None for a start from random parameters.
+
+    Raises:
+        MissingFile: `model.start_from` does not exist, or cannot be fetched.
+        UserError: It is empty though the model has frozen norms, or the fetched file is not what
+            its address says.
+    """
+    source = experiment.start_from
+    if source:
+        return locate(source, experiment.resolve(source), progress=is_first())
+    if experiment.has_frozen_norms:
+        raise UserError(
+            "model.start_from is empty, and model.backbone.norm is frozen_batch, which only suits "
+            "trained weights: name some, such as --config.model.start_from=detectron2://"
+            "ImageNetPretrained/torchvision/R-50.pkl (docs/weights.md), or train from random "
+            "parameters with --config.model.backbone.norm=group"
+        )
+    return None
 
 
 def start_from(experiment: Experiment, variables: Variables) -> Variables:
@@ -19,12 +47,12 @@ def start_from(experiment: Experiment, variables: Variables) -> Variables:
         variables: Variables of its new model.
 
     Raises:
-        MissingFile: `model.start_from` does not exist.
-        UserError: It holds no model, or one of other sizes.
+        MissingFile: `model.start_from` does not exist, or cannot be fetched.
+        UserError: It holds no model, or one of other sizes, or is empty and must not be.
     """
-    if not experiment.start_from:
+    path = locate_start(experiment)
+    if path is None:
         return variables
-    path = experiment.resolve(experiment.start_from)
     kind, start = read_variables(path)
     try:
         return hand_over(variables, experiment.kind, start, kind)

@@ -27,7 +27,7 @@ from zegformer_jax.runtime.mesh import (
     to_host,
 )
 from zegformer_jax.runtime.processes import StopRequest, is_first, wait_for_all
-from zegformer_jax.training.initialise import start_from
+from zegformer_jax.training.initialise import locate_start, start_from
 from zegformer_jax.training.log import TrainingLog
 from zegformer_jax.training.objective import Batch, Metrics, Objective, Variables
 from zegformer_jax.training.objectives import open_objective
@@ -67,11 +67,13 @@ def train(
         The history: means over `train.log_every` steps, with the `step` they end at.
 
     Raises:
-        UserError: The workdir holds a run with another config.
+        UserError: The workdir holds a run with another config, or there is no start for a new one.
         Diverged: Losses or gradients were not finite, too often in a row.
         Preempted: SIGTERM came.
     """
     experiment.check(change_config)
+    if not experiment.has_checkpoint:
+        locate_start(experiment)  # now, as it may fail, and nothing is written yet
     mesh = make_mesh(model=experiment.sharding.model)
     if is_first():  # alone, as it may generate the data set
         objective = open_objective(experiment)
@@ -151,13 +153,13 @@ class Loop:
         self._told_of_lost = False
 
     def _start(self, key: jax.Array) -> TrainState:
-        variables = start_from(self._experiment, jax.jit(self._objective.init)(key))
+        variables = jax.jit(self._objective.init)(key)
+        if is_new := self._checkpoints.latest_step is None:
+            variables = start_from(self._experiment, variables)
         metrics, ema = self._objective.metrics, self._settings.ema > 0
         state = make_state(variables, metrics, self._optimiser, ema)
         state = place(state, shard_arrays(state, self._mesh, self._experiment.sharding.params))
-        if self._checkpoints.latest_step is None:
-            return state
-        return self._checkpoints.restore(state, self._print)
+        return state if is_new else self._checkpoints.restore(state, self._print)
 
     def _print(self, line: str) -> None:
         if is_first():

@@ -128,6 +128,7 @@ class Backbone:
         constants: Tensors of the published module that are no weights, by name.
         left_out: Tensors of a whole checkpoint that are not used, `constants` among them.
         optimiser_groups: Rules of `config.optimiser.groups` for its parameters.
+        starts: Addresses of ImageNet weights that a training starts from, by variant.
     """
 
     module: type[nn.Module]
@@ -140,6 +141,7 @@ class Backbone:
     constants: Callable[[Any], dict[str, np.ndarray]] = lambda module: {}
     left_out: Reasons = ()
     optimiser_groups: Sequence[tuple[str, Mapping[str, float]]] = ()
+    starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def published(self, tensors: Tensors) -> Published:
         """Recognises the tensors of a file with this backbone.

@@ -38,6 +38,7 @@ from zegformer_jax.models.layers import (
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.target import target_device
 
+ZOO = "detectron2://ImageNetPretrained"
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # He et al., table 1
 
 # Leaves of a norm, and their names in PyTorch.
@@ -295,4 +296,5 @@ BACKBONE = Backbone(
     recognise=recognise,
     check=check,
     left_out=(COUNTS,),
+    starts={"r50": f"{ZOO}/torchvision/R-50.pkl", "r101": f"{ZOO}/MSRA/R-101.pkl"},
 )

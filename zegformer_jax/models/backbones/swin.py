@@ -51,6 +51,9 @@ SWIN = {
     "base": {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "window": 12},
     "large": {"width": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48), "window": 12},
 }
+# The authors' weights: tiny and small trained on ImageNet-1K, base and large on ImageNet-22K.
+STORAGE = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_"
+STARTS = {"tiny": "7_224", "small": "7_224", "base": "12_384_22k", "large": "12_384_22k"}
 
 
 class SwinBlock(nn.Module):
@@ -292,4 +295,5 @@ BACKBONE = Backbone(
     constants=constants,
     left_out=LEFT_OUT,
     optimiser_groups=((".*relative_position_bias", {"weight_decay": 0.0}),),
+    starts={f"swin_{x[0]}": f"{STORAGE}{x}_patch4_window{end}.pth" for x, end in STARTS.items()},
 )
