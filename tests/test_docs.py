@@ -23,6 +23,7 @@ PLACES = ("zegformer_jax", "zegformer_jax/segmentation", "configs", "data")
 ELSEWHERE = ("runs/", "evaluation/step_", "evaluation/zegformer", "DIR/")
 INDENTED = re.compile(r"^    (?:[A-Z_]+=\S+ )*\./run\.sh.*$", re.M)
 INLINE = re.compile(r"`(\./run\.sh [^`]*)`")
+ON_WORKERS = re.compile(r"^    on_workers '(?:nohup )?(\./run\.sh [^>\n]*?)(?: >.*)?'$", re.M)
 PLACEHOLDERS = re.compile(r"\.\.\.|\bNAME\b|\bSOURCE\b")
 
 
@@ -93,7 +94,7 @@ def test_links_and_paths_exist(page):
 def commands():
     """Command lines of all pages."""
     text = "\n".join(TEXTS.values())
-    lines = [*INDENTED.findall(text), *INLINE.findall(text)]
+    lines = [x for pattern in (INDENTED, INLINE, ON_WORKERS) for x in pattern.findall(text)]
     return sorted({line.partition("  #")[0].strip() for line in lines})
 
 
@@ -104,8 +105,32 @@ def test_commands_are_understood(line):
     if name == "test":
         return  # run.sh's own
     command = importlib.import_module(COMMANDS[name])
+    if arguments == ["--help"]:
+        return
     parser = Parser(name, command.__doc__)
     command.add_arguments(parser)
     parsed = config.parse(parser, arguments)
     if getattr(parsed, "config", None):  # else the workdir's
         config.read(parsed)
+
+
+BLOCKS = [
+    x for text in TEXTS.values() for x in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+def test_python_on_the_pages_is_python(block):
+    compile(block, "page", "exec")
+
+
+def test_an_addition_is_registered_where_the_page_says():
+    text = TEXTS["docs/contributing.md"].replace("\n", " ")
+    registries = dict(re.findall(r"line in `([A-Z]+)` of +`([\w/]+\.py)`", text))
+    assert len(registries) == 6
+    for name, path in registries.items():
+        assert re.search(
+            rf"^{name}\b.* = ", (ROOT / "zegformer_jax" / path).read_text("utf-8"), re.M
+        )
+    tests = set(re.findall(r"`(tests/\w+/test_adding_\w+\.py)`", text))
+    assert tests == {str(x.relative_to(ROOT)) for x in (ROOT / "tests").rglob("test_adding_*.py")}
