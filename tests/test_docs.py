@@ -72,6 +72,16 @@ def test_published_figures_are_quoted_right(page):
         assert [float(x) for x in re.findall(r"\d+\.\d", line)] == figures
 
 
+def test_photographs_with_the_authors_weights_take_three_commands():
+    """The first section after the built-in benchmark; each command takes what the last one made."""
+    section = TEXTS["README.md"].split("\n## ")[2]
+    download, convert, predict = re.findall(r"^    ((?:curl|\./run\.sh) .*)$", section, re.M)
+    assert "1bA6DXr9VOMsRkU0vyY2EpGRkyQnhnze3" in download and "non-commercial" in section
+    assert "1qcIe2mE1VRU1apihsao4XvANJgU5lYgm" in section
+    file, workdir = shlex.split(convert)[2:4]
+    assert f" -o {file} " in download and f"--workdir={workdir}" in predict
+
+
 def test_the_page_of_weights_has_every_start():
     rows = re.findall(r"^\| `(\w+)` \| `(\w+://\S+)` \|", TEXTS["docs/weights.md"], re.M)
     assert dict(rows) == {

@@ -202,6 +202,7 @@ def test_a_clip_becomes_a_directory(finished, tmp_path, capsys):
         ("nothing", None, "nothing: no CLIP here"),
         ("text.pth", b"some words", "text.pth: "),
         ("cut.pth", b"PK\x03\x04 cut short", "cut.pth: "),
+        ("drive.pth", b"<!DOCTYPE html><html>", "drive.pth: a web page, not weights"),
     ],
 )
 def test_bad_sources_are_one_line(tmp_path, capsys, name, content, message):
