@@ -12,6 +12,7 @@ from PIL import Image
 from zegformer_jax.input import decoding
 from zegformer_jax.input.datasets import open_source
 from zegformer_jax.input.folder import Folder, list_examples, read_classes
+from zegformer_jax.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -163,6 +164,57 @@ def test_a_folder_that_is_read_as_it_is_names_bad_labels(folder, label_hw, messa
         records(folder, "train")
 
 
+def test_folders_inside_the_folders_are_read(folder, tmp_path):
+    """As Cityscapes has its cities; one of them is a link."""
+    nested = make_folder(tmp_path / "nested")
+    for kind in ("images", "annotations"):
+        place = nested / "train" / kind
+        for city, name in ((place / "aachen", "00[0-3].*"), (tmp_path / kind, "00[4-7].*")):
+            city.mkdir()
+            for path in list(place.glob(name)):
+                path.rename(city / path.name)
+        (place / "bremen").symlink_to(tmp_path / kind)
+        (place / ".cache").mkdir()
+        (place / ".cache" / "thumbnail.jpg").write_bytes(b"x")
+    expected, found = records(folder, "train"), records(nested, "train")
+    cities = ["aachen"] * 4 + ["bremen"] * 4
+    assert [x["id"] for x in found] == [f"{city}/{i:03d}" for i, city in enumerate(cities)]
+    for one, two in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one["image"], two["image"])
+        np.testing.assert_array_equal(one["label"], two["label"])
+    assert Folder.open(nested).counts == {"train": 8, "validation": 3}
+
+
+def test_suffixes_in_capitals_are_taken(folder):
+    expected = records(folder, "train")
+    for path in (*folder.glob("train/images/*"), *folder.glob("train/annotations/*")):
+        path.rename(path.with_suffix(path.suffix.upper()))
+    for one, two in zip(expected, records(folder, "train"), strict=True):
+        np.testing.assert_array_equal(one["image"], two["image"])
+        np.testing.assert_array_equal(one["label"], two["label"])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
+def test_labels_that_are_jpegs_are_refused_before_anything_is_read(folder, suffix):
+    for path in sorted(folder.glob("train/annotations/*"))[2:]:
+        Image.open(path).convert("L").save(path.with_suffix(suffix), "jpeg")
+        path.unlink()
+    message = rf"annotations/002{suffix}: a JPEG label image \(6 of 8 are\); JPEG changes ids, so"
+    with pytest.raises(UserError, match=message):
+        records(folder, "train")
+    with pytest.raises(UserError, match=message):
+        Folder.open(folder)
+
+
+def test_a_jpeg_beside_a_label_is_not_read(folder):
+    """Some tools write previews there."""
+    expected = records(folder, "train")
+    for path in list(folder.glob("train/annotations/*")):
+        Image.open(path).convert("L").save(path.with_suffix(".jpg"))
+    for one, two in zip(expected, records(folder, "train"), strict=True):
+        np.testing.assert_array_equal(one["label"], two["label"])
+
+
 def test_hidden_files_are_no_records(folder):
     (folder / "train/images/.DS_Store").write_bytes(b"x")
     assert len(records(folder, "train")) == 8
@@ -215,7 +267,9 @@ def test_label_pictures_give_their_values():
     [
         (png(2, 1, 4, 0, [b"\x12"]), "x.png: grey with less than 8 bits"),
         (png(4, 1, 2, 0, [b"\x1b"]), "x.png: grey with less than 8 bits"),
-        (png(1, 1, 8, 2, [b"\x01\x02\x03"]), "x.png: an image of mode RGB"),
+        (png(1, 1, 8, 2, [b"\x01\x02\x03"]), "x.png: an image of mode RGB; a label image has"),
+        (png(1, 1, 8, 2, [b"\x07\x07\x07"]), "x.png: .* RGB; its three channels are equal: save"),
+        (png(1, 1, 8, 6, [b"\x07\x07\x07\xff"]), "x.png: .* RGBA; its three channels are equal"),
         (png(1, 1, 8, 4, [b"\x01\x02"]), "x.png: an image of mode LA"),
         (png(64, 64, 8, 0, [bytes(64)] * 64)[:-30], "x.png: damaged or cut off"),
         (b"", "x.png: not an image"),
@@ -229,7 +283,7 @@ def test_label_pictures_that_would_be_misread_are_errors(data, message):
 def test_a_jpeg_is_no_label_picture():
     file = io.BytesIO()
     Image.new("L", (4, 4)).save(file, "jpeg")
-    with pytest.raises(ValueError, match="x: a JPEG image; labels must be PNG"):
+    with pytest.raises(ValueError, match="x: a JPEG image, which changes ids; labels must be PNG"):
         decoding.decode_label(file.getvalue(), "x")
 
 

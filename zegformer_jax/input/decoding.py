@@ -10,6 +10,7 @@ from zegformer_jax.runtime.errors import MissingFile, UserError
 
 # Pillow's modes of one channel of 1, 8 or 16 bits, or a palette.
 LABEL_MODES = ("1", "L", "P", "I;16")
+COLOUR_MODES = ("RGB", "RGBA")
 WIDE_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits per channel, which Pillow would clip
 PACKED_GREY = ("L;2", "L;4")  # Pillow's raw modes that it stretches to 0..255
 TURNED = range(2, 9)  # EXIF orientations other than upright, which is 1
@@ -82,17 +83,32 @@ def decode_label(data: bytes, where: object) -> np.ndarray:
             values Pillow changes.
     """
     image, raw_mode = _open(data, where)
-    if image.format != "PNG":
-        raise UserError(f"{where}: a {image.format} image; labels must be PNG")
+    _check_format(image, where)
     if image.mode not in LABEL_MODES:
-        raise UserError(
-            f"{where}: an image of mode {image.mode}; a label image has one channel of ids, "
-            "or a palette"
-        )
+        advice = "a label image has one channel of ids, or a palette"
+        if image.mode in COLOUR_MODES and _is_grey(loaded(image, where)):
+            advice = (
+                "its three channels are equal: save one of them, with Pillow "
+                "Image.open(path).getchannel(0).save(path)"
+            )
+        raise UserError(f"{where}: an image of mode {image.mode}; {advice}")
     if raw_mode in PACKED_GREY:
         raise UserError(f"{where}: grey with less than 8 bits; save the ids with 8 or 16 bits")
     ids_hw = np.asarray(loaded(image, where))
     return ids_hw.astype(np.uint16 if ids_hw.dtype.itemsize > 1 else np.uint8)
+
+
+def _check_format(image: Image.Image, where: object) -> None:
+    """Refuses label images that are not PNG."""
+    if image.format == "JPEG":
+        raise UserError(f"{where}: a JPEG image, which changes ids; labels must be PNG")
+    if image.format != "PNG":
+        raise UserError(f"{where}: a {image.format} image; labels must be PNG")
+
+
+def _is_grey(image: Image.Image) -> bool:
+    colours_hw3 = np.asarray(image)[..., :3]
+    return bool((colours_hw3 == colours_hw3[..., :1]).all())
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

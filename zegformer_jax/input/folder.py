@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+LABEL_SUFFIX = ".png"
 CLASSES_FILE = "classes.json"
 SPLITS = ("train", "validation")
 GUIDE = """\
 DIR/train/images/*.jpg, *.jpeg or *.png   the images
 DIR/train/annotations/*.png               label images of the same stems: one channel of class ids
                                           with 8 or 16 bits, or a palette, whose indices are the ids
+                                          folders inside images are the same inside annotations
 DIR/validation/...                        the same files for validation; `val` is accepted
 DIR/classes.json                          {"classes": [{"id": 1, "name": "sheep", "seen": true}]};
                                           also "ignore_label": 65535 for 16-bit ids (else 255), and
@@ -150,8 +153,8 @@ def id_table(classes: Vocabulary) -> np.ndarray:
 def list_examples(root: Path, split: str) -> list[Example]:
     """Lists the records of a folder's split, sorted by id; opens no image.
 
-    Missing files are found when their record is read. Every file in the folder of images becomes a
-    record, except hidden files; reading it fails if it is no image.
+    Missing files are found when their record is read. Every file in the folder of images, and in
+    folders inside it, becomes a record, except hidden files; reading it fails if it is no image.
 
     Args:
         root: The folder.
@@ -159,8 +162,8 @@ def list_examples(root: Path, split: str) -> list[Example]:
 
     Raises:
         MissingFile: There is no such split, or a folder is missing or has no images.
-        UserError: Two images share a stem, or a list is empty, names an image twice, or is no
-            list of names.
+        UserError: Two images share a stem, a label image is a JPEG, or a list is empty, names an
+            image twice, or is no list of names.
     """
     place = _find(root, split)
     if place is None:
@@ -169,17 +172,46 @@ def list_examples(root: Path, split: str) -> list[Example]:
     parent = place.parent if is_list else place
     images, annotations = _existing(parent / "images"), _existing(parent / "annotations")
     found = _listed(place, images) if is_list else _found(images)
+    labels = {_stem(path, annotations): path for path in _label_files(annotations)}
     examples = {}
     for file in found:
-        stem = file.relative_to(images).with_suffix("")
-        label = annotations / stem.with_name(f"{stem.name}.png")
-        example = Example(stem.as_posix(), file, label)
+        stem = _stem(file, images)
+        example = Example(stem, file, labels.get(stem, annotations / f"{stem}{LABEL_SUFFIX}"))
         other = examples.setdefault(example.id, example)
         if other is not example and other.image == file:
             raise UserError(f"{place}: '{example.id}' is listed twice")
         if other is not example:
             raise UserError(f"{file}: {other.image.name} has the same stem, and so the same label")
+    _refuse_jpegs([example.label for example in examples.values()])
     return sorted(examples.values())
+
+
+def _stem(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Returns all files under a folder that are not hidden, sorted; links are followed."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _label_files(annotations: Path) -> list[Path]:
+    """Returns the images under a folder of labels, PNG last, so that it is preferred."""
+    found = [path for path in _files(annotations) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found, key=lambda path: path.suffix.lower() == LABEL_SUFFIX)
+
+
+def _refuse_jpegs(labels: Sequence[Path]) -> None:
+    jpegs = [path for path in labels if path.suffix.lower() != LABEL_SUFFIX]
+    if jpegs:
+        raise UserError(
+            f"{jpegs[0]}: a JPEG label image ({len(jpegs)} of {len(labels)} are); JPEG changes "
+            "ids, so export the labels as PNG"
+        )
 
 
 def _find(root: Path, split: str) -> Path | None:
@@ -205,7 +237,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _found(images: Path) -> Iterable[Path]:
-    found = sorted(file for file in images.iterdir() if not file.name.startswith("."))
+    found = _files(images)
     if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in found):
         raise MissingFile(f"{images}: no .jpg or .png images")
     return found
@@ -217,7 +249,7 @@ def _listed(file: Path, images: Path) -> Iterable[Path]:
     if not names:
         raise UserError(f"{file}: the list is empty")
     paths: dict[str, Path] = {}
-    for path in sorted(path for path in images.rglob("*") if path.is_file()):
+    for path in _files(images):
         name = path.relative_to(images)
         paths[name.as_posix()] = path
         if path.suffix.lower() in IMAGE_SUFFIXES:
