@@ -155,7 +155,21 @@ def test_one_stem_for_two_pictures_is_an_error(folder):
     [
         (np.full((16, 31), 3), r"000.png: expected the image's size: \(16, 31\), but 000.jpg is"),
         (np.full((31, 17), 3), r"000.png: expected the image's size: \(31, 17\), but 000.jpg is"),
-        (np.full((17, 31), 8), r"000.png: id 8 at row 0, column 0 .*; classes.json lists"),
+        (
+            np.full((17, 31), 5),
+            "000.png: id 5 at row 0, column 0 is neither a class nor an ignored value "
+            r'\(527 such pixels\); if it means no label, add "ignored_ids": \[5, 9\] to '
+            "classes.json$",
+        ),
+        (
+            np.repeat([[2, 4, 8]], 17, 0).repeat([9, 9, 13], 1),
+            r'000.png: id 2 at .* if they mean no label, add "ignored_ids": \[2, 4, 8, 9\] to '
+            "classes.json; if the labels count from 2, write \"id\": 2 for 'car', and so on$",
+        ),
+        (
+            np.arange(17 * 31).reshape(17, 31) % 200,
+            "000.png: id 0 .*; so many ids are no classes: is it a label image, and resized",
+        ),
     ],
 )
 def test_a_folder_that_is_read_as_it_is_names_bad_labels(folder, label_hw, message):

@@ -200,6 +200,66 @@ def test_bad_records_are_told_all_at_once(folder, tmp_path):
         assert list(times_of(directory)) == ["folder-train.array_record-00002-of-00003"]
 
 
+def lines_of(capsys):
+    """The error output without the progress bar."""
+    return [x for x in capsys.readouterr().err.splitlines() if x and "%" not in x]
+
+
+def one_error_everywhere(folder, id_):
+    """Adds a pixel of an unknown id to every label of the folder of 8 and 3 records."""
+    for path in folder.glob("*/annotations/*.png"):
+        with Image.open(path) as label:
+            label.putpixel((2, 3), id_)
+            label.save(path)
+
+
+def test_one_error_in_every_label_is_one_line(folder, tmp_path, capsys):
+    """With what to do about it, which is never to leave every image out."""
+    one_error_everywhere(folder, 11)
+    flags = f"--source={folder}", f"--destination={tmp_path / 'records'}", "--workers=1"
+    assert run("folder", *flags) == 1
+    line, last = lines_of(capsys)
+    assert line == (
+        'id 11 in 11 of 11 annotations; if it means no label, add "ignored_ids": [9, 11] to '
+        "classes.json"
+    )
+    assert last.startswith("zegformer: 11 bad records, listed in ") and "skip" not in last
+    listed = (tmp_path / "records/partial/bad_records.txt").read_text().splitlines()
+    assert len(listed) == 11 and all("id 11 at row 3, column 2" in line for line in listed)
+    classes = json.loads((folder / "classes.json").read_text()) | {"ignored_ids": [9, 11]}
+    (folder / "classes.json").write_text(json.dumps(classes))
+    assert run("folder", *flags) == 0
+
+
+def test_several_unknown_ids_are_counted_in_one_line(folder, tmp_path):
+    one_error_everywhere(folder, 0)
+    one = folder / "validation/annotations/001.png"
+    Image.fromarray(np.full((18, 30), 20, np.uint8)).save(one)
+    with pytest.raises(records.BadRecords) as error:
+        write(folder, tmp_path / "records")
+    assert error.value.lines == (
+        'id 0 in 10 of 11 annotations, id 20 in 1; if they mean no label, add "ignored_ids": '
+        "[0, 9, 20] to classes.json",
+    )
+
+
+def test_any_error_of_many_records_is_one_line(folder, tmp_path, capsys):
+    """Also when its text has the sizes and names of the files."""
+    for index, path in enumerate(sorted((folder / "train/annotations").iterdir())[:5]):
+        Image.fromarray(np.full((9, 10 + index), 3, np.uint8)).save(path)
+    (folder / "validation/annotations/001.png").unlink()
+    flags = f"--source={folder}", f"--destination={tmp_path / 'records'}", "--workers=1"
+    assert run("folder", *flags) == 1
+    first, second, last = lines_of(capsys)
+    assert first.startswith("train 000: ") and first.endswith(" (and 4 more of this kind)")
+    assert "expected the image's size: (9, 10), but 000.jpg is (17, 31)" in first
+    assert second.startswith("validation 001: ") and second.endswith("001.png: no such file")
+    assert last.endswith("or leave them out with --skip-bad")
+    assert run("folder", *flags, "--skip-bad") == 0
+    out = capsys.readouterr().out
+    assert out.count("expected the image's size") == 1 and "(and 4 more of this kind)" in out
+
+
 def test_after_mending_only_the_bad_shards_are_written(folder, tmp_path):
     whole = make_folder(tmp_path / "whole")
     spoil(folder)

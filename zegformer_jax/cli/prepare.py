@@ -61,6 +61,7 @@ def _guide(name: str) -> str:
 def _write_records(options: argparse.Namespace) -> None:
     from zegformer_jax.input import folder
     from zegformer_jax.input.records import write as records
+    from zegformer_jax.input.records.bad_records import summarise
 
     splits = [split for split in options.splits.split(",") if split]
     published = benchmarks.find(options.name) if options.name in benchmarks.BENCHMARKS else None
@@ -75,9 +76,11 @@ def _write_records(options: argparse.Namespace) -> None:
             workers=options.workers,
         )
     except records.BadRecords as error:
-        print(*error.records[:MOST_LINES], sep="\n", file=sys.stderr)
+        print(*error.lines[:MOST_LINES], sep="\n", file=sys.stderr)
         raise
     print(report.table())
     if report.left_out:
-        print("left out:", *report.left_out[:MOST_LINES], sep="\n  ")
+        total = len(report.left_out) + sum(counts.records for counts in report.splits.values())
+        lines = summarise(report.left_out, total, advise=lambda values: "")
+        print("left out:", *lines[:MOST_LINES], sep="\n  ")
     print(f"written: {options.destination}; examples are drawn in {records.SHEET_FILE}")

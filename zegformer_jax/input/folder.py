@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from zegformer_jax.input import decoding, photographs
+from zegformer_jax.input import decoding, photographs, unknown
 from zegformer_jax.input.benchmarks import FOLDER, files
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
 from zegformer_jax.runtime.errors import MissingFile, UserError
@@ -80,6 +80,10 @@ class Folder(Benchmark):
         """Reads a record; see `Benchmark.read`."""
         return read_files(example.image, example.label, self.classes)
 
+    def advise(self, values: Collection[int]) -> str:
+        """Returns what to do about unknown ids; see `Benchmark.advise`."""
+        return unknown.advise(values, self.classes)
+
     def load_vocabulary(self) -> Vocabulary:
         """Returns the classes."""
         return self.classes
@@ -133,14 +137,15 @@ def read_label(path: Path, classes: Vocabulary) -> np.ndarray:
 
     Raises:
         MissingFile: There is no such file; the message starts with the path.
-        UserError: The file is no label image, or an id is neither a class's nor ignored; the
-            message starts with the path.
+        UnknownValues: An id is neither a class's nor ignored; the message starts with the path.
+        UserError: The file is no label image; the message starts with the path.
     """
     ids_hw = files.read_ids(path)
     try:
         return files.map_ids(ids_hw, id_table(classes), path, classes.label_dtype)
-    except ValueError as error:
-        raise UserError(f"{error}; {CLASSES_FILE} lists 'classes' and 'ignored_ids'") from None
+    except unknown.UnknownValues as error:
+        advice = unknown.advise(error.values, classes)
+        raise unknown.UnknownValues(f"{error}; {advice}", error.values) from None
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,6 +85,10 @@ class Benchmark(abc.ABC):
             UserError: A file is damaged, the label has another size than the image, or an id that
                 is neither a class nor ignored; the message starts with the path.
         """
+
+    def advise(self, values: Collection[int]) -> str:
+        """Returns what to do about ids of labels that are neither a class's nor ignored."""
+        return ""
 
     @abc.abstractmethod
     def encoded_image(self, example: Example) -> bytes | None:

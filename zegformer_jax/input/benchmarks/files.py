@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zegformer_jax.input import decoding
+from zegformer_jax.input.unknown import UnknownValues
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.runtime.files import read_text
 
@@ -151,15 +152,16 @@ def map_ids(ids_hw: np.ndarray, table: np.ndarray, path: Path, dtype: np.dtype) 
         dtype: Type of the labels, uint8 or uint16.
 
     Raises:
-        UserError: An id is not in the table; the message starts with the path.
+        UnknownValues: Ids are not in the table; the message starts with the path.
     """
     known_hw = (ids_hw >= 0) & (ids_hw < len(table))
     labels_hw = np.where(known_hw, table[np.where(known_hw, ids_hw, 0)], UNKNOWN)
     unknown = np.argwhere(labels_hw == UNKNOWN)
     if len(unknown):
         row, column = unknown[0]
-        raise UserError(
+        raise UnknownValues(
             f"{path}: id {ids_hw[row, column]} at row {row}, column {column} is neither a class "
-            f"nor an ignored value ({len(unknown)} such pixels)"
+            f"nor an ignored value ({len(unknown)} such pixels)",
+            np.unique(ids_hw[labels_hw == UNKNOWN]).tolist(),
         )
     return labels_hw.astype(dtype)

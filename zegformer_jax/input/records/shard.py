@@ -12,6 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from zegformer_jax.input import decoding
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
+from zegformer_jax.input.unknown import UnknownValues
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
@@ -26,11 +27,13 @@ class BadRecord(NamedTuple):
         split: Split of the record.
         id: Id of the record.
         reason: Description of the error; begins with the path of the file.
+        unknown: Values of the label that are neither a class's nor ignored, if that is the error.
     """
 
     split: str
     id: str
     reason: str
+    unknown: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """Returns a line of a list."""
@@ -111,7 +114,8 @@ def write_shard(shard: Shard) -> Contents:
             try:
                 record, pixels = _read(shard, example)
             except Exception as error:  # damaged files make libraries raise nearly anything
-                bad.append(BadRecord(shard.split, example.id, _reason(error, example)))
+                unknown = error.values if isinstance(error, UnknownValues) else ()
+                bad.append(BadRecord(shard.split, example.id, _reason(error, example), unknown))
                 continue
             writer.write(record)
             digest.update(record)

@@ -1,5 +1,6 @@
 """Turns a benchmark's files, or a user's folder, into prepared records. No jax here."""
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from zegformer_jax.input.benchmarks.benchmark import Benchmark
 from zegformer_jax.input.records import plan as plans
 from zegformer_jax.input.records import processes, read, storage, summary
+from zegformer_jax.input.records.bad_records import BadRecords, summarise
 from zegformer_jax.input.records.plan import PARTIAL, Plan
 from zegformer_jax.input.records.shard import (
     BadRecord,
@@ -29,22 +31,6 @@ from zegformer_jax.text.vocabulary import Vocabulary
 
 SHEET_FILE = "sheet.png"
 BAD_FILE = "bad_records.txt"
-
-
-class BadRecords(UserError):
-    """Records that cannot be used.
-
-    Attributes:
-        records: All bad records, in the data set's order.
-    """
-
-    def __init__(self, records: Sequence[BadRecord], list_file: str):
-        """Takes the records and the path of the file that lists them."""
-        self.records = tuple(records)
-        super().__init__(
-            f"{len(records)} bad records, listed in {list_file}: repair them and run the same "
-            "command again, or leave them out with --skip-bad"
-        )
 
 
 def prepare(
@@ -175,7 +161,15 @@ def _write_shards(
     if records and not skip_bad:
         path = join(directory, f"{PARTIAL}/{BAD_FILE}")
         storage.write_bytes(path, os.fsencode("".join(f"{record}\n" for record in records)))
-        raise BadRecords(records, path)
+        lines = summarise(records, total, shards[0].benchmark.advise)
+        raise BadRecords(records, lines, path, _is_some_left(shards, records))
+
+
+def _is_some_left(shards: Sequence[Shard], bad: Sequence[BadRecord]) -> bool:
+    """Returns True if every split has good records."""
+    left = collections.Counter(shard.split for shard in shards for _ in shard.examples)
+    left.subtract(record.split for record in bad)
+    return all(left.values())
 
 
 def _collect(shards: Sequence[Shard], directory: str, skip_bad: bool) -> dict[str, list[Contents]]:

@@ -1,0 +1,67 @@
+"""Values of label images that are neither a class's nor ignored, and what to do about them."""
+
+import collections
+import itertools
+import json
+from collections.abc import Collection, Iterable, Sequence
+
+from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.text.vocabulary import Vocabulary
+
+MOST_NAMED = 8  # values in a message
+
+
+class UnknownValues(UserError):
+    """Error of label images with ids that are neither a class's nor ignored.
+
+    Attributes:
+        values: The ids, rising.
+    """
+
+    def __init__(self, message: str, values: Iterable[int]):
+        """Takes the message and the ids."""
+        super().__init__(message)
+        self.values = tuple(values)
+
+
+def count_values(found: Iterable[Sequence[int]], total: int) -> str:
+    """Describes in how many label images each unknown value is.
+
+    Args:
+        found: Unknown values of each label image that has any.
+        total: Number of label images.
+
+    Returns:
+        A text such as "id 11 in 16 of 16 annotations, id 12 in 3".
+    """
+    counts = collections.Counter(itertools.chain.from_iterable(found)).most_common()
+    parts = [f"id {value} in {count}" for value, count in counts[:MOST_NAMED]]
+    parts[0] += f" of {total} annotations"
+    if len(counts) > MOST_NAMED:
+        parts.append(f"and {len(counts) - MOST_NAMED} more ids")
+    return ", ".join(parts)
+
+
+def advise(values: Collection[int], classes: Vocabulary) -> str:
+    """Returns what to do about unknown values in a user's folder.
+
+    Args:
+        values: The values.
+        classes: The folder's classes.
+    """
+    if len(values) > MOST_NAMED:
+        return "so many ids are no classes: is it a label image, and resized without smoothing?"
+    ignored = json.dumps(sorted({*classes.ignored_ids, *values}))
+    what = "it means" if len(values) == 1 else "they mean"
+    text = f'if {what} no label, add "ignored_ids": {ignored} to classes.json'
+    for step in (1, -1):
+        if {id_ + step for id_ in classes.ids} - set(classes.ids) == set(values):
+            text += f"; {advise_shift(classes, step)}"
+    return text
+
+
+def advise_shift(classes: Vocabulary, step: int) -> str:
+    """Returns what to do if the labels' ids are those of the classes plus `step`."""
+    first = min(range(len(classes)), key=lambda place: classes.ids[place])
+    id_, name = classes.ids[first] + step, classes.names[first]
+    return f'if the labels count from {id_}, write "id": {id_} for {name!r}, and so on'
