@@ -1,6 +1,7 @@
 """Folders as users have them: layouts, lists, and the kinds of pictures that would be misread."""
 
 import io
+import json
 import struct
 import zlib
 
@@ -227,6 +228,30 @@ def test_a_jpeg_beside_a_label_is_not_read(folder):
         Image.open(path).convert("L").save(path.with_suffix(".jpg"))
     for one, two in zip(expected, records(folder, "train"), strict=True):
         np.testing.assert_array_equal(one["label"], two["label"])
+
+
+def masks(folder, classes, **fields):
+    """A folder of one image whose label has a row of 0 and a row of 255, as masks have."""
+    one_picture(folder, b"a\n")
+    Image.new("RGB", (2, 2)).save(folder / "images/a.jpg")
+    Image.fromarray(np.array([[0, 0], [255, 255]], np.uint8)).save(folder / "annotations/a.png")
+    (folder / "classes.json").write_text(json.dumps({"classes": classes, **fields}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "classes, fields, labels",
+    [
+        ([{"name": "sea", "id": 0}, {"name": "boat", "id": 255}], {}, [0, 1]),
+        ([{"name": "boat", "id": 255}, {"name": "sea", "id": 0}], {}, [1, 0]),
+        ([{"name": "boat", "id": 255}], {"ignored_ids": [0]}, [255, 0]),
+        ([{"name": "boat", "id": 255}], {"ignored_ids": [0], "ignore_label": 65535}, [65535, 0]),
+    ],
+)
+def test_an_object_of_255_is_a_class_that_says_so(tmp_path, classes, fields, labels):
+    (record,) = records(masks(tmp_path, classes, **fields), "train")
+    assert record["label"].tolist() == [[label] * 2 for label in labels]
+    assert record["label"].dtype == (np.uint16 if 65535 in labels else np.uint8)
 
 
 def test_hidden_files_are_no_records(folder):

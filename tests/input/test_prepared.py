@@ -85,6 +85,24 @@ def test_16_bit_ids_and_labels(tmp_path):
     assert report.vocabulary == vocabulary
 
 
+def test_ids_of_16_bits_may_be_few_classes(tmp_path):
+    """Also 255 itself; the labels have 8 bits."""
+    root = make_folder(tmp_path / "folder", train=0, validation=0)
+    names, ids = ("wall", "boat", "sea"), (26_001, 255, 65535)
+    vocabulary = Vocabulary(names, (True,) * 3, ids, ignored_ids=(3,))
+    (root / "classes.json").write_text(vocabulary.to_json())
+    ids_hw = np.array([[3, 65535], [26_001, 255]], np.uint16)
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(root / "train/images/a.png")
+    Image.fromarray(ids_hw).save(root / "train/annotations/a.png")
+    report = records.prepare(
+        Folder.open(root, splits=("train",)), root, tmp_path / "records", workers=1, progress=False
+    )
+    record = PreparedSource(tmp_path / "records", "train", vocabulary=vocabulary)[0]
+    assert record["label"].dtype == np.uint8
+    assert record["label"].tolist() == [[255, 2], [0, 1]]
+    assert report.splits["train"].pixels.tolist() == [1, 1, 1]
+
+
 def test_any_order_and_many_threads_give_the_same(directory):
     source = PreparedSource(directory, "train")
     expected = [source[i] for i in range(len(source))]

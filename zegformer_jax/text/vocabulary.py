@@ -24,7 +24,7 @@ class Vocabulary:
     Attributes:
         names: C names; commas separate synonyms ("sofa, couch").
         seen: C flags; True if the class may appear in training labels.
-        ids: C pixel values of the classes in the original annotation files.
+        ids: C pixel values of the classes in the original annotation files, also the ignore label.
         ignore_label: The label of ignored pixels, 255 (uint8 labels) or 65535 (uint16 labels).
         ignored_ids: Further pixel values of annotation files that mean no label.
 
@@ -253,8 +253,8 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
             raise UserError(
                 f"{where}: {name.strip()!r} is listed twice (entries {first} and {entry}{as_})"
             )
-        if type(id_) is not int or not 0 <= id_ < ignore_label:
-            raise UserError(f"{where}: entry {entry}: id {id_!r} is not in 0..{ignore_label - 1}")
+        if type(id_) is not int or not 0 <= id_ <= IGNORE_LABEL_16BIT:
+            raise UserError(f"{where}: entry {entry}: id {id_!r} is not in 0..{IGNORE_LABEL_16BIT}")
         first = first_by_id.setdefault(id_, entry)
         if first != entry:
             raise UserError(f"{where}: id {id_} is used twice (entries {first} and {entry})")

@@ -129,7 +129,7 @@ def label_table(ids: Sequence[int], ignored: Iterable[int], ignore_label: int) -
 
     Args:
         ids: Ids of the classes, in the vocabulary's order.
-        ignored: Other ids that an annotation may have.
+        ignored: Ids without a label that an annotation may have, if they are no class's.
         ignore_label: Label of the ignored ids.
 
     Returns:
