@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from folders import label_of, make_folder
+from folders import IGNORED, colour_labels, label_of, make_folder
 from PIL import Image
 
 from zegformer_jax.input import decoding
@@ -169,7 +169,7 @@ def test_one_stem_for_two_pictures_is_an_error(folder):
         ),
         (
             np.arange(17 * 31).reshape(17, 31) % 200,
-            "000.png: id 0 .*; so many ids are no classes: is it a label image, and resized",
+            "000.png: id 0 .*; so many values are no classes: is it a label image, and resized",
         ),
     ],
 )
@@ -228,6 +228,48 @@ def test_a_jpeg_beside_a_label_is_not_read(folder):
         Image.open(path).convert("L").save(path.with_suffix(".jpg"))
     for one, two in zip(expected, records(folder, "train"), strict=True):
         np.testing.assert_array_equal(one["label"], two["label"])
+
+
+COLOURS = {
+    3: (128, 0, 0), 7: (0, 128, 0), 1: (128, 128, 0), IGNORED: (0, 0, 0), 255: (224, 224, 192)
+}  # fmt: skip
+
+
+def test_labels_in_colour_are_read_by_the_colours_of_the_classes(folder, tmp_path):
+    expected = {split: records(folder, split) for split in ("train", "validation")}
+    coloured = colour_labels(make_folder(tmp_path / "coloured"), COLOURS)
+    modes = {Image.open(path).mode for path in coloured.glob("*/annotations/*")}
+    assert modes == {"RGB", "RGBA", "P"}
+    for split, wanted in expected.items():
+        for one, two in zip(wanted, records(coloured, split), strict=True):
+            np.testing.assert_array_equal(one["label"], two["label"])
+            assert one["label"].dtype == two["label"].dtype
+
+
+def save_grey(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (
+            save_grey(np.array([[[128, 0, 0], [128, 1, 0]]], np.uint8)),
+            r"colour \[128, 1, 0\] at row 0, column 1 is neither a class's nor ignored \(1 such .*"
+            r'; if it means no label, add "ignored_colours": \[\[0, 0, 0\], \[128, 1, 0\], \[224, ',
+        ),
+        (save_grey(np.array([[3, 7]], np.uint8)), r"colour \[3, 3, 3\] at row 0, column 0"),
+        (save_grey(np.array([[3, 7]], np.uint16)), "grey with more than 8 bits, but classes.json"),
+        (save_grey(np.array([[[128, 0, 0, 254]]], np.uint8)), "has transparent pixels; save it"),
+    ],
+)
+def test_labels_of_other_colours_are_refused(folder, data, message):
+    colour_labels(folder, COLOURS)
+    (folder / "train/annotations/003.png").write_bytes(data)
+    with pytest.raises(UserError, match=f"^{folder}/train/annotations/003.png: {message}"):
+        records(folder, "train")
 
 
 def masks(folder, classes, **fields):
@@ -306,7 +348,7 @@ def test_label_pictures_give_their_values():
     [
         (png(2, 1, 4, 0, [b"\x12"]), "x.png: grey with less than 8 bits"),
         (png(4, 1, 2, 0, [b"\x1b"]), "x.png: grey with less than 8 bits"),
-        (png(1, 1, 8, 2, [b"\x01\x02\x03"]), "x.png: an image of mode RGB; a label image has"),
+        (png(1, 1, 8, 2, [b"\x01\x02\x03"]), r"x.png: .* mode RGB; .* \"colour\": \[128, 0, 0\]"),
         (png(1, 1, 8, 2, [b"\x07\x07\x07"]), "x.png: .* RGB; its three channels are equal: save"),
         (png(1, 1, 8, 6, [b"\x07\x07\x07\xff"]), "x.png: .* RGBA; its three channels are equal"),
         (png(1, 1, 8, 4, [b"\x01\x02"]), "x.png: an image of mode LA"),

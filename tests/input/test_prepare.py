@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import add_record, files_of, label_of, make_folder
+from folders import IGNORED, add_record, colour_labels, files_of, label_of, make_folder
 from PIL import Image
 
 from zegformer_jax.cli import main
@@ -240,6 +240,45 @@ def test_several_unknown_ids_are_counted_in_one_line(folder, tmp_path):
     assert error.value.lines == (
         'id 0 in 10 of 11 annotations, id 20 in 1; if they mean no label, add "ignored_ids": '
         "[0, 9, 20] to classes.json",
+    )
+
+
+COLOURS = {3: (128, 0, 0), 7: (0, 128, 0), 1: (128, 128, 0), 9: (0, 0, 0), 255: (224, 224, 192)}
+
+
+def test_labels_in_colour_are_prepared_as_those_of_ids(folder, tmp_path):
+    expected = write(folder, tmp_path / "records")
+    coloured = colour_labels(make_folder(tmp_path / "coloured"), COLOURS)
+    report = write(coloured, tmp_path / "coloured_records")
+    assert report.table() == expected.table()
+    shards = sorted(path.name for path in (tmp_path / "records").glob("*.array_record*"))
+    for name in shards:
+        one, two = (tmp_path / place / name for place in ("records", "coloured_records"))
+        assert one.read_bytes() == two.read_bytes()
+    assert len(shards) == 4
+    assert write(coloured, tmp_path / "coloured_records").table() == report.table()
+    for field, value in (("colour", [1, 1, 1]), ("ignored_colours", [[0, 0, 0]])):
+        content = json.loads((coloured / "classes.json").read_text())
+        (content["classes"][0] if field == "colour" else content)[field] = value
+        before = (coloured / "classes.json").read_bytes()
+        (coloured / "classes.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="holds labels .*--destination"):
+            write(coloured, tmp_path / "coloured_records")
+        (coloured / "classes.json").write_bytes(before)
+
+
+def test_one_unknown_colour_in_every_label_is_one_line(folder, tmp_path):
+    colour_labels(folder, COLOURS | {IGNORED: (1, 1, 1)})
+    content = json.loads((folder / "classes.json").read_text())
+    content["ignored_colours"] = [COLOURS[255]]
+    (folder / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(records.BadRecords) as error:
+        write(folder, tmp_path / "records")
+    count = len(error.value.records)
+    assert 8 <= count <= 11
+    assert error.value.lines == (
+        f"colour [1, 1, 1] in {count} of 11 annotations; if it means no label, add "
+        '"ignored_colours": [[1, 1, 1], [224, 224, 192]] to classes.json',
     )
 
 

@@ -50,6 +50,25 @@ def add_record(folder: Path, index: int) -> None:
     label.save(folder / "annotations" / f"{index:03d}.png")
 
 
+def colour_labels(root: Path, colours: dict[int, tuple[int, int, int]]) -> Path:
+    """Turns ids of the labels into colours, in PNG in RGB, RGBA or with a palette in turn."""
+    content = json.loads((root / "classes.json").read_text())
+    for item in content["classes"]:
+        item["colour"] = colours[item.pop("id")]
+    del content["ignored_ids"]
+    content["ignored_colours"] = [colours[IGNORED], colours[255]]
+    (root / "classes.json").write_text(json.dumps(content))
+    for index, path in enumerate(sorted(root.glob("*/annotations/*.png"))):
+        with Image.open(path) as label:
+            ids_hw = np.array(label)
+        table = np.zeros((256, 3), np.uint8)
+        table[list(colours)] = list(colours.values())
+        image = Image.fromarray(table[ids_hw])
+        modes = (image, image.convert("RGBA"), image.quantize(len(colours)))
+        modes[index % 3].save(path)
+    return root
+
+
 def label_of(folder: Path, id_: str) -> np.ndarray:
     """A record's label, worked out value by value."""
     with Image.open(folder / "annotations" / f"{id_}.png") as picture:

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,20 @@ def test_names_are_stripped_and_split_into_synonyms(tmp_path):
         ),
         ([{"name": "a", "id": 65536}], "classes.json: entry 1: id 65536 is not in 0..65535"),
         ([{"name": "a", "id": "x"}], "classes.json: entry 1: id 'x' is not in 0..65535"),
+        (
+            [{"name": "a", "colour": [1, 2, 3]}, {"name": "b"}],
+            "classes.json: entry 2: 'colour' must be [red, green, blue] of 0..255, got None; give "
+            "a colour to all classes or to none",
+        ),
+        (
+            [{"name": "a", "colour": [1, 2, 256]}],
+            "classes.json: entry 1: 'colour' must be [red, green, blue] of 0..255, got "
+            "(1, 2, 256); give a colour to all classes or to none",
+        ),
+        (
+            [{"name": "a", "colour": [1, 2, 3]}, {"name": "b", "colour": [1, 2, 3]}],
+            "classes.json: entry 2: 'colour' [1, 2, 3] is the same as entry 1: 'colour'",
+        ),
         ([{"name": 3}], "classes.json: entry 1 needs a 'name' that is text, got {'name': 3}"),
         ([{"name": "a", "seen": 1}], "classes.json: entry 1: 'seen' must be true or false"),
         ({"a": 1}, "classes.json: expected a list of names, or an object with a list 'classes'"),
@@ -68,6 +84,32 @@ def test_a_bad_file_gives_one_clear_line(tmp_path, classes, message):
     with pytest.raises(ValueError) as caught:
         Vocabulary.load(write(tmp_path, classes))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"ignored_colours": [[1, 2, 3]]}, "'ignored_colours' [1, 2, 3] is the same as entry 1:"),
+        ({"ignored_colours": [4]}, "'ignored_colours' must be [red, green, blue] of 0..255, got 4"),
+        ({"ignored_colours": 4}, "'ignored_colours' must be a list of colours, got 4"),
+        ({"ignored_colours": [[4, 4, 4]], "classes": [{"name": "a"}]}, "a 'colour' of each class"),
+    ],
+)
+def test_colours_without_a_label_are_checked(tmp_path, fields, message):
+    classes = fields.pop("classes", [{"name": "a", "colour": [1, 2, 3]}])
+    with pytest.raises(ValueError, match=f"^classes.json: .*{re.escape(message)}"):
+        Vocabulary.load(write(tmp_path, classes, **fields))
+
+
+def test_colours_survive_saving_and_selection(tmp_path):
+    colours = ((128, 0, 0), (0, 128, 0), (128, 128, 0))
+    vocabulary = dataclasses.replace(
+        Vocabulary.from_names(["a", "b", "c"]), colours=colours, ignored_colours=((0, 0, 0),)
+    )
+    (tmp_path / "copy.json").write_text(vocabulary.to_json(), "utf-8")
+    assert Vocabulary.load(tmp_path / "copy.json") == vocabulary
+    part = vocabulary.select([2, 0])
+    assert part.colours == ((128, 128, 0), (128, 0, 0)) and part.ignored_colours == ((0, 0, 0),)
 
 
 def test_other_bad_files(tmp_path):

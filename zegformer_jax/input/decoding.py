@@ -85,7 +85,10 @@ def decode_label(data: bytes, where: object) -> np.ndarray:
     image, raw_mode = _open(data, where)
     _check_format(image, where)
     if image.mode not in LABEL_MODES:
-        advice = "a label image has one channel of ids, or a palette"
+        advice = (
+            "a label image has one channel of ids, or a palette; a folder's classes.json may list "
+            'colours, such as "colour": [128, 0, 0]'
+        )
         if image.mode in COLOUR_MODES and _is_grey(loaded(image, where)):
             advice = (
                 "its three channels are equal: save one of them, with Pillow "
@@ -96,6 +99,26 @@ def decode_label(data: bytes, where: object) -> np.ndarray:
         raise UserError(f"{where}: grey with less than 8 bits; save the ids with 8 or 16 bits")
     ids_hw = np.asarray(loaded(image, where))
     return ids_hw.astype(np.uint16 if ids_hw.dtype.itemsize > 1 else np.uint8)
+
+
+def decode_colours(data: bytes, where: object) -> np.ndarray:
+    """Decodes a label image to its colours, as viewers show them: uint8 [h, w, 3].
+
+    Args:
+        data: A PNG in colour, grey or with a palette.
+        where: The file, with which error messages start.
+
+    Raises:
+        UserError: The data is no PNG, damaged, cut off, grey with 16 bits, or transparent.
+    """
+    image, _ = _open(data, where)
+    _check_format(image, where)
+    if image.mode in WIDE_MODES:
+        raise UserError(f"{where}: grey with more than 8 bits, but classes.json lists colours")
+    image = loaded(image, where)
+    if image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        raise UserError(f"{where}: has transparent pixels; save it without transparency")
+    return np.asarray(image.convert("RGB"))
 
 
 def _check_format(image: Image.Image, where: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zegformer_jax.input import decoding, photographs, unknown
+from zegformer_jax.input import colours, decoding, photographs, unknown
 from zegformer_jax.input.benchmarks import FOLDER, files
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
 from zegformer_jax.runtime.errors import MissingFile, UserError
@@ -26,7 +26,9 @@ DIR/train/annotations/*.png               label images of the same stems: one ch
 DIR/validation/...                        the same files for validation; `val` is accepted
 DIR/classes.json                          {"classes": [{"id": 1, "name": "sheep", "seen": true}]};
                                           also "ignore_label": 65535 for 16-bit ids (else 255), and
-                                          "ignored_ids": [0], other ids that mean no label
+                                          "ignored_ids": [0], other ids that mean no label; for
+                                          labels in colour "colour": [128, 0, 0] for each class in
+                                          place of "id", and "ignored_colours": [[0, 0, 0]]
 or, in place of the folders train and validation, DIR/images, DIR/annotations, and the lists
 DIR/train.txt and DIR/validation.txt: an image's name per line, with or without its suffix."""
 
@@ -37,7 +39,7 @@ class Folder(Benchmark):
 
     Attributes:
         root: The folder; `examples` accepts no other one.
-        classes: Classes of the label images' ids.
+        classes: Classes of the label images' ids or colours.
     """
 
     root: Path
@@ -80,8 +82,8 @@ class Folder(Benchmark):
         """Reads a record; see `Benchmark.read`."""
         return read_files(example.image, example.label, self.classes)
 
-    def advise(self, values: Collection[int]) -> str:
-        """Returns what to do about unknown ids; see `Benchmark.advise`."""
+    def advise(self, values: Collection[unknown.Value]) -> str:
+        """Returns what to do about unknown ids or colours; see `Benchmark.advise`."""
         return unknown.advise(values, self.classes)
 
     def load_vocabulary(self) -> Vocabulary:
@@ -130,19 +132,22 @@ def read_label(path: Path, classes: Vocabulary) -> np.ndarray:
 
     Args:
         path: Path of the label image.
-        classes: Classes of its ids.
+        classes: Classes of its ids, or of its colours if they have any.
 
     Returns:
         Label map, uint8 or uint16 [h, w]: indices of classes, or their ignore label.
 
     Raises:
         MissingFile: There is no such file; the message starts with the path.
-        UnknownValues: An id is neither a class's nor ignored; the message starts with the path.
+        UnknownValues: An id or colour is neither a class's nor ignored; the message starts with the
+            path.
         UserError: The file is no label image; the message starts with the path.
     """
-    ids_hw = files.read_ids(path)
     try:
-        return files.map_ids(ids_hw, id_table(classes), path, classes.label_dtype)
+        if classes.colours:
+            return colours.read_label(path, classes)
+        table = id_table(classes)
+        return files.map_ids(files.read_ids(path), table, path, classes.label_dtype)
     except unknown.UnknownValues as error:
         advice = unknown.advise(error.values, classes)
         raise unknown.UnknownValues(f"{error}; {advice}", error.values) from None

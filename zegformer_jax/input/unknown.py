@@ -11,20 +11,23 @@ from zegformer_jax.text.vocabulary import Vocabulary
 MOST_NAMED = 8  # values in a message
 
 
+Value = int | Sequence[int]  # an id, or a colour [red, green, blue]
+
+
 class UnknownValues(UserError):
-    """Error of label images with ids that are neither a class's nor ignored.
+    """Error of label images with ids or colours that are neither a class's nor ignored.
 
     Attributes:
-        values: The ids, rising.
+        values: The ids or colours, rising.
     """
 
-    def __init__(self, message: str, values: Iterable[int]):
-        """Takes the message and the ids."""
+    def __init__(self, message: str, values: Iterable[Value]):
+        """Takes the message and the values."""
         super().__init__(message)
         self.values = tuple(values)
 
 
-def count_values(found: Iterable[Sequence[int]], total: int) -> str:
+def count_values(found: Iterable[Sequence[Value]], total: int) -> str:
     """Describes in how many label images each unknown value is.
 
     Args:
@@ -34,15 +37,21 @@ def count_values(found: Iterable[Sequence[int]], total: int) -> str:
     Returns:
         A text such as "id 11 in 16 of 16 annotations, id 12 in 3".
     """
-    counts = collections.Counter(itertools.chain.from_iterable(found)).most_common()
-    parts = [f"id {value} in {count}" for value, count in counts[:MOST_NAMED]]
+    names = map(name_value, itertools.chain.from_iterable(found))
+    counts = collections.Counter(names).most_common()
+    parts = [f"{name} in {count}" for name, count in counts[:MOST_NAMED]]
     parts[0] += f" of {total} annotations"
     if len(counts) > MOST_NAMED:
-        parts.append(f"and {len(counts) - MOST_NAMED} more ids")
+        parts.append(f"and {len(counts) - MOST_NAMED} more")
     return ", ".join(parts)
 
 
-def advise(values: Collection[int], classes: Vocabulary) -> str:
+def name_value(value: Value) -> str:
+    """Returns a name such as "id 11" or "colour [128, 0, 0]"."""
+    return f"id {value}" if isinstance(value, int) else f"colour {list(value)}"
+
+
+def advise(values: Collection[Value], classes: Vocabulary) -> str:
     """Returns what to do about unknown values in a user's folder.
 
     Args:
@@ -50,10 +59,13 @@ def advise(values: Collection[int], classes: Vocabulary) -> str:
         classes: The folder's classes.
     """
     if len(values) > MOST_NAMED:
-        return "so many ids are no classes: is it a label image, and resized without smoothing?"
-    ignored = json.dumps(sorted({*classes.ignored_ids, *values}))
+        return "so many values are no classes: is it a label image, and resized without smoothing?"
+    field = "ignored_colours" if classes.colours else "ignored_ids"
+    ignored = json.dumps(sorted({*getattr(classes, field), *values}))
     what = "it means" if len(values) == 1 else "they mean"
-    text = f'if {what} no label, add "ignored_ids": {ignored} to classes.json'
+    text = f'if {what} no label, add "{field}": {ignored} to classes.json'
+    if classes.colours:
+        return text
     for step in (1, -1):
         if {id_ + step for id_ in classes.ids} - set(classes.ids) == set(values):
             text += f"; {advise_shift(classes, step)}"

@@ -12,6 +12,7 @@ import numpy as np
 from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.runtime.files import decode_text
+from zegformer_jax.text.colours import Colour, check_colours, read_colours
 
 IGNORE_LABEL_8BIT = 255
 IGNORE_LABEL_16BIT = 65535
@@ -27,11 +28,13 @@ class Vocabulary:
         ids: C pixel values of the classes in the original annotation files, also the ignore label.
         ignore_label: The label of ignored pixels, 255 (uint8 labels) or 65535 (uint16 labels).
         ignored_ids: Further pixel values of annotation files that mean no label.
+        colours: C colours of the classes in annotation files in colour, in place of ids, or none.
+        ignored_colours: Colours of such files that mean no label.
 
     Raises:
-        UserError: Empty list, empty or repeated name, repeated id, lengths that differ, or more
-            classes than the label type holds; an ignored id that belongs to a class or is no pixel
-            value.
+        UserError: Empty list, empty or repeated name, repeated id or colour, lengths that differ,
+            or more classes than the label type holds; an ignored id that belongs to a class or is
+            no pixel value.
     """
 
     names: tuple[str, ...]
@@ -39,10 +42,13 @@ class Vocabulary:
     ids: tuple[int, ...]
     ignore_label: int = IGNORE_LABEL_8BIT
     ignored_ids: tuple[int, ...] = ()
+    colours: tuple[Colour, ...] = ()
+    ignored_colours: tuple[Colour, ...] = ()
 
     def __post_init__(self):
         """Checks the entries."""
         _check(self, "vocabulary")
+        check_colours(self.colours, self.ignored_colours, len(self), "vocabulary")
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
@@ -50,8 +56,9 @@ class Vocabulary:
 
         Args:
             path: File with `classes`, a list of objects with `name` and optionally `seen` (default
-                true) and `id` (default: the index in the list), and optionally `ignore_label` (255)
-                and `ignored_ids` (none). Or such a list alone, or a list of names.
+                true), `id` (default: the index in the list) and `colour` ([red, green, blue]), and
+                optionally `ignore_label` (255), `ignored_ids` and `ignored_colours` (none). Or such
+                a list alone, or a list of names.
 
         Returns:
             The vocabulary; white space around names is removed.
@@ -113,9 +120,12 @@ class Vocabulary:
             {"id": id_, "name": name, "seen": seen}
             for id_, name, seen in zip(self.ids, self.names, self.seen, strict=True)
         ]
+        for item, colour in zip(classes, self.colours, strict=False):  # if there are any
+            item["colour"] = colour
         content = {"ignore_label": self.ignore_label, "classes": classes}
-        if self.ignored_ids:
-            content["ignored_ids"] = list(self.ignored_ids)
+        for field in ("ignored_ids", "ignored_colours"):
+            if getattr(self, field):
+                content[field] = getattr(self, field)
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     def __len__(self) -> int:
@@ -145,6 +155,8 @@ class Vocabulary:
             ids=tuple(self.ids[i] for i in indices),
             ignore_label=self.ignore_label,
             ignored_ids=self.ignored_ids,
+            colours=tuple(self.colours[i] for i in indices if self.colours),
+            ignored_colours=self.ignored_colours,
         )
 
     def seen_part(self) -> "Vocabulary":
@@ -211,16 +223,18 @@ def _from_json(content: object, where: str) -> Vocabulary:
             raise UserError(f"{where}: entry {entry} needs a 'name' that is text, got {item!r}")
         if not isinstance(item.get("seen", True), bool):
             raise UserError(f"{where}: entry {entry}: 'seen' must be true or false")
-    ignored_ids = content.get("ignored_ids", [])
-    if not isinstance(ignored_ids, list):
-        raise UserError(f"{where}: 'ignored_ids' must be a list of ids, got {ignored_ids!r}")
+    for field, kind in (("ignored_ids", "ids"), ("ignored_colours", "colours")):
+        if not isinstance(content.get(field, []), list):
+            raise UserError(f"{where}: '{field}' must be a list of {kind}, got {content[field]!r}")
     try:
         return Vocabulary(
             names=tuple(item["name"].strip() for item in classes),
             seen=tuple(item.get("seen", True) for item in classes),
             ids=tuple(item.get("id", place) for place, item in enumerate(classes)),
             ignore_label=content.get("ignore_label", IGNORE_LABEL_8BIT),
-            ignored_ids=tuple(ignored_ids),
+            ignored_ids=tuple(content.get("ignored_ids", [])),
+            colours=read_colours(item.get("colour") for item in classes),
+            ignored_colours=read_colours(content.get("ignored_colours", [])),
         )
     except ValueError as error:
         raise UserError(str(error).replace("vocabulary", where, 1)) from None

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from zegformer_jax.input.unknown import Value
 from zegformer_jax.text.vocabulary import Vocabulary, load_vocabulary
 
 
@@ -86,8 +87,8 @@ class Benchmark(abc.ABC):
                 is neither a class nor ignored; the message starts with the path.
         """
 
-    def advise(self, values: Collection[int]) -> str:
-        """Returns what to do about ids of labels that are neither a class's nor ignored."""
+    def advise(self, values: Collection[Value]) -> str:
+        """Returns what to do about ids or colours that are neither a class's nor ignored."""
         return ""
 
     @abc.abstractmethod

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable, Collection, Sequence
 
 from zegformer_jax.input.records.shard import BadRecord
-from zegformer_jax.input.unknown import count_values
+from zegformer_jax.input.unknown import Value, count_values, name_value
 from zegformer_jax.runtime.errors import UserError
 
 # Parts of a reason that differ from record to record: names of files, and numbers.
 PARTICULAR = re.compile(r"\S+\.(?:png|jpe?g)|\d+", re.IGNORECASE)
-Advise = Callable[[Collection[int]], str]
+Advise = Callable[[Collection[Value]], str]
 
 
 class BadRecords(UserError):
@@ -62,6 +62,6 @@ def _line(group: Sequence[BadRecord], total: int, advise: Advise) -> str:
         return str(group[0])
     if not group[0].unknown:
         return f"{group[0]} (and {len(group) - 1} more of this kind)"
-    values = sorted({value for record in group for value in record.unknown})
+    values = {name_value(value): value for record in group for value in record.unknown}
     counts = count_values([record.unknown for record in group], total)
-    return "; ".join(text for text in (counts, advise(values)) if text)
+    return "; ".join(text for text in (counts, advise(values.values())) if text)

@@ -95,8 +95,10 @@ def make_plan(name: str, vocabulary: Vocabulary, examples: Examples) -> Plan:
         ids = hashlib.sha256(os.fsencode("\n".join(example.id for example in records)))
         count = _count_shards(len(records))
         splits[split] = {"records": len(records), "shards": count, "ids": ids.hexdigest()}
-    classes = hashlib.sha256(json.dumps([vocabulary.names, vocabulary.ids]).encode())
+    values = [vocabulary.names, vocabulary.ids, *vocabulary.colours]
+    classes = hashlib.sha256(json.dumps(values).encode())
     ignored = [vocabulary.ignore_label, *vocabulary.ignored_ids]
+    ignored += map(list, vocabulary.ignored_colours)
     return {"name": name, "classes": classes.hexdigest(), "ignored": ignored, "splits": splits}
 
 

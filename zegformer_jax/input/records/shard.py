@@ -12,7 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from zegformer_jax.input import decoding
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
-from zegformer_jax.input.unknown import UnknownValues
+from zegformer_jax.input.unknown import UnknownValues, Value
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
@@ -33,7 +33,7 @@ class BadRecord(NamedTuple):
     split: str
     id: str
     reason: str
-    unknown: tuple[int, ...] = ()
+    unknown: tuple[Value, ...] = ()
 
     def __str__(self) -> str:
         """Returns a line of a list."""
@@ -138,9 +138,11 @@ def write_shard(shard: Shard) -> Contents:
 
 
 def fingerprint_of(shard: Shard) -> str:
-    """Hash of a shard's input: ids, sizes and times of the files, and the classes' ids."""
+    """Hash of a shard's input: ids, sizes and times of the files, and the classes' values."""
     classes = shard.vocabulary
-    digest = hashlib.sha256(repr((classes.ids, classes.ignore_label, classes.ignored_ids)).encode())
+    values = (classes.ids, classes.ignore_label, classes.ignored_ids)
+    values += (classes.colours, classes.ignored_colours)
+    digest = hashlib.sha256(repr(values).encode())
     for example in shard.examples:
         digest.update(os.fsencode(f"{example.id}\n"))
         for path in (example.image, example.label):
