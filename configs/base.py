@@ -82,6 +82,8 @@ def get_config() -> ConfigDict:
     config.input.max_long_side = 2048  # longest side of a resized training image in pixels
     # Leaves images without a seen class out of the training; the published system does not.
     config.input.skip_unseen_pictures = False
+    # Trains on a folder of your own though a seen class has no pixel, or no pixel has a label.
+    config.input.allow_missing_classes = False
     config.input.threads = 0  # threads that read and augment images; 0: one per core
     config.input.prefetch = 2  # batches made ahead of the step; bounds the host's memory
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import shrunk
 from clips import VIT, random_params
+from PIL import Image
 from semantic_maps import semantic_maps
-from toy_experiment import LEVELS, Records, ToyExperiment
+from toy_experiment import LEVELS, VOCABULARY, Records, ToyExperiment
 
 from zegformer_jax import segmenter
 from zegformer_jax.evaluation import evaluator, loop
@@ -25,6 +27,7 @@ from zegformer_jax.evaluation.resume import ResumeFile
 from zegformer_jax.evaluation.subsets import load_subsets
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.workdir import load_config
+from zegformer_jax.input.datasets import open_source
 from zegformer_jax.input.transforms import padded_sides, resized_sides
 from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
@@ -66,6 +69,28 @@ def experiment_of(finished, kind="zegformer", **fields):
 def whole(finished):
     """The grouper's evaluation with every label map kept."""
     return loop.evaluate(experiment_of(finished, scores=SHOWN), examples=100, progress=False)
+
+
+@pytest.mark.parametrize("name, is_warned", [("folder", True), ("pascal_voc", False)])
+def test_validation_labels_without_a_class_give_a_warning(name, is_warned, tmp_path, caplog):
+    """Of a user's folder: published labels may lack some of their many classes."""
+    for kind in ("images", "annotations"):
+        (tmp_path / "validation" / kind).mkdir(parents=True)
+    Image.new("RGB", (9, 8)).save(tmp_path / "validation/images/x.png")
+    Image.new("L", (9, 8), 1).save(tmp_path / "validation/annotations/x.png")
+    experiment = ToyExperiment(
+        open_source("folder", "validation", data_dir=tmp_path, vocabulary=VOCABULARY)
+    )
+    experiment.dataset = SimpleNamespace(name=name, directory="mine")
+    result = loop.evaluate(experiment, progress=False)
+    assert result.images == 1
+    warned = "WARNING: mine: validation: no pixel shows 2 of 3 classes: 'a' (id 0), 'c' (id 2)"
+    assert caplog.messages == [warned] * is_warned
+    caplog.clear()
+    validation = loop.Validation(experiment)
+    for _ in range(3):
+        validation({"shift": np.int32(1)})
+    assert caplog.messages == [warned] * is_warned
 
 
 @pytest.mark.slow

@@ -200,9 +200,10 @@ def test_bad_records_are_told_all_at_once(folder, tmp_path):
         assert list(times_of(directory)) == ["folder-train.array_record-00002-of-00003"]
 
 
-def lines_of(capsys):
-    """The error output without the progress bar."""
-    return [x for x in capsys.readouterr().err.splitlines() if x and "%" not in x]
+def lines_of(capsys, start=""):
+    """The lines of the error output without the progress bar."""
+    lines = [x for x in capsys.readouterr().err.splitlines() if x and "prepare: " not in x]
+    return [line for line in lines if line.startswith(start)]
 
 
 def one_error_everywhere(folder, id_):
@@ -654,6 +655,20 @@ def test_the_command_prints_the_table(folder, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "sky" in out and "unseen" in out and f"written: {tmp_path / 'records'}" in out
     assert "prepare: 100%" in err and "11/11" in err
+
+
+def test_the_command_warns_of_classes_without_pixels(folder, tmp_path, capsys):
+    """Of an unseen one in the validation alone: training needs none of its pixels."""
+    flags = f"--source={folder}", f"--destination={tmp_path / 'records'}", "--workers=1"
+    classes = json.loads((folder / "classes.json").read_text())
+    classes["classes"] += [{"id": 5, "name": "moon", "seen": False}, {"id": 6, "name": "sun"}]
+    (folder / "classes.json").write_text(json.dumps(classes))
+    assert run("folder", *flags) == 0
+    train, validation = lines_of(capsys, "warning")
+    assert train.startswith("warning: train: no pixel shows 'sun' (id 6); ")
+    assert validation.startswith(
+        "warning: validation: no pixel shows 2 of 5 classes: 'moon' (id 5), 'sun' (id 6); "
+    )
 
 
 def test_the_commands_errors_are_one_line(folder, tmp_path, capsys):

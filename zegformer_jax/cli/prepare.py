@@ -83,4 +83,6 @@ def _write_records(options: argparse.Namespace) -> None:
         total = len(report.left_out) + sum(counts.records for counts in report.splits.values())
         lines = summarise(report.left_out, total, advise=lambda values: "")
         print("left out:", *lines[:MOST_LINES], sep="\n  ")
+    for fault in report.faults():
+        print(f"warning: {fault}", file=sys.stderr)
     print(f"written: {options.destination}; examples are drawn in {records.SHEET_FILE}")

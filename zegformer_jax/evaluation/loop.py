@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from zegformer_jax.evaluation.evaluator import Evaluator
 from zegformer_jax.evaluation.metric import States, add
 from zegformer_jax.evaluation.resume import Counted, ResumeFile
 from zegformer_jax.experiment import Experiment
+from zegformer_jax.input.benchmarks import FOLDER
+from zegformer_jax.input.label_counts import find_fault
 from zegformer_jax.runtime.processes import StopRequest, is_first, sum_over_processes
 
 SECONDS_BETWEEN_SAVES = 60.0
@@ -59,11 +62,13 @@ class Validation:
 
     def __call__(self, variables: Any) -> Evaluation:
         """Evaluates variables, which are on the host, on the validation images."""
+        is_first_time = self._evaluator is None
         if self._evaluator is None:
             self._evaluator = Evaluator(self._experiment, variables)
         else:
             self._evaluator.set_variables(variables)
-        return _Run(self._experiment, self._evaluator).finish(progress=False)
+        run = _Run(self._experiment, self._evaluator, warns=is_first_time)
+        return run.finish(progress=False)
 
 
 class Clock:
@@ -99,12 +104,15 @@ class _Run:
     keep: Keep | None = None
     examples: int = 0
     resume: ResumeFile | None = None
+    warns: bool = True
     shown: list[Example] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
 
     def finish(self, progress: bool, stop: StopRequest | None = None) -> Evaluation:
         """Evaluates; `stop` ends it after a batch, Ctrl-C at any moment."""
         source = self.experiment.open_split("validation")
+        if self.warns and is_first():
+            _warn_of_fault(self.experiment, source)
         counted = self._start(source)
         own = np.arange(jax.process_index(), len(source), jax.process_count())
         bar = tqdm(
@@ -172,6 +180,15 @@ class _Run:
         table = plan.subsets[0].table(plan.vocabulary.ignore_label)
         labels_yx = table[_cut(batch["label"], batch, row)]
         return images[row, :height, :width], labels_yx, _cut(labels_byx, batch, row)
+
+
+def _warn_of_fault(experiment: Experiment, source: Any) -> None:
+    """Warns of validation labels that look wrong; see `label_counts.find_fault`."""
+    vocabulary, dataset = experiment.vocabulary, experiment.dataset
+    fault = find_fault(source, vocabulary, range(len(vocabulary)), dataset.name == FOLDER)
+    if fault:
+        message = "WARNING: %s: validation: %s"
+        logging.getLogger(__name__).warning(message, dataset.directory, fault)
 
 
 def validation_batches(

@@ -1,9 +1,9 @@
 """Data sets by name, as sources of records."""
 
 import dataclasses
-import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,9 @@ import numpy as np
 
 from zegformer_jax.input import benchmarks, folder
 from zegformer_jax.input.benchmarks import FOLDER, GENERATED
+from zegformer_jax.input.label_counts import LabelCounts, count_labels
 from zegformer_jax.input.records import read
+from zegformer_jax.input.unknown import UnknownValues
 from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
@@ -35,6 +37,16 @@ class Source(Protocol):
         """Returns the indices of the records that show any of these classes: int64, rising.
 
         Reads all labels unless the classes of each record are stored.
+        """
+
+    def count_labels(self, wanted: Sequence[int]) -> LabelCounts | None:
+        """Counts the pixels of the classes.
+
+        Args:
+            wanted: Indices of classes; if all of them have pixels, not all labels may be counted.
+
+        Returns:
+            The counts; None if the labels are made by this program.
         """
 
     def fingerprint(self) -> str:
@@ -76,8 +88,23 @@ class FileSource:
 
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
         """Returns the indices of the records that show any of these classes; see `Source`."""
-        read_label = functools.partial(folder.read_label, classes=self.vocabulary)
-        return read.scan_labels(lambda i: read_label(self.label_files[i]), len(self), classes)
+        return read.scan_labels(self._read_label, len(self), classes)
+
+    def count_labels(self, wanted: Sequence[int]) -> LabelCounts:
+        """Counts the pixels of the classes by reading labels; see `label_counts.count_labels`.
+
+        Raises:
+            UserError: A label cannot be used; the message names the file, or the folder of several.
+        """
+        try:
+            return count_labels(self._read_label, len(self), self.vocabulary, wanted)
+        except UnknownValues as error:
+            place = os.path.commonpath([path.parent for path in self.label_files])
+            is_named = str(error).startswith(place)
+            raise UserError(str(error) if is_named else f"{place}: {error}") from None
+
+    def _read_label(self, index: int) -> np.ndarray:
+        return folder.read_label(self.label_files[index], self.vocabulary)
 
     def fingerprint(self) -> str:
         """Returns a hash of the ids and of the files' names, sizes and times."""

@@ -13,6 +13,7 @@ class InputSettings:
         short_sides: Lengths that an image's shorter side is drawn from.
         max_long_side: Limit of the longer side.
         skip_unseen_pictures: Leaves out the images without any pixel of a seen class.
+        allow_missing_classes: Trains on a user's folder though a seen class has no pixel.
         threads: Threads that read and augment, 0 for one per core; changes speed and memory only.
         prefetch: Number of batches made ahead.
     """
@@ -22,5 +23,6 @@ class InputSettings:
     short_sides: tuple[int, ...]
     max_long_side: int
     skip_unseen_pictures: bool = False
+    allow_missing_classes: bool = False
     threads: int = 0
     prefetch: int = 2

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from zegformer_jax.input import decoding
+from zegformer_jax.input.label_counts import LabelCounts
 from zegformer_jax.input.records import storage
 from zegformer_jax.input.records.storage import AGAIN, join
 from zegformer_jax.runtime.errors import MissingFile, UserError, reading
@@ -65,6 +66,10 @@ class RecordSource:
         """Returns the indices of the records that show any of these classes: int64, rising."""
         return scan_labels(lambda i: self[i]["label"], len(self), classes)
 
+    def count_labels(self, wanted: Sequence[int]) -> LabelCounts | None:
+        """Returns None: the labels are made by this program."""
+        return None
+
     def fingerprint(self) -> str:
         """Returns a hash of the data set's name, version and number of records."""
         return hashlib.sha256(repr((self._name, len(self))).encode()).hexdigest()
@@ -113,13 +118,21 @@ class PreparedSource(RecordSource):
         with reading(path, AGAIN):
             self.ids: Sequence[str] = index["ids"]
             self._classes: Sequence[Sequence[int]] = index["classes"]
-        self._digest: str = info["digests"][split]
+        path = join(directory, INFO_FILE)
+        with reading(path, AGAIN):
+            self._digest: str = info["digests"][split]
+            pixels = np.array(info["contents"][split]["pixels"], np.int64)
+            self._counts = LabelCounts(pixels, int(info["contents"][split]["ignored"]))
         super().__init__(_open_builder(directory), split)
 
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
         """Returns the indices of the records that show any of these classes: int64, rising."""
         wanted = frozenset(classes)
         return np.flatnonzero([not wanted.isdisjoint(shown) for shown in self._classes])
+
+    def count_labels(self, wanted: Sequence[int]) -> LabelCounts:
+        """Returns the pixels of the classes, which were counted by the preparation."""
+        return self._counts
 
     def fingerprint(self) -> str:
         """Returns the hash of the records' bytes from their preparation."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from zegformer_jax.input.benchmarks import FOLDER
+from zegformer_jax.input.label_counts import LabelCounts, describe_fault
 from zegformer_jax.input.records.shard import BadRecord, Contents
 from zegformer_jax.text.vocabulary import Vocabulary
 
@@ -70,6 +72,17 @@ class Report:
     vocabulary: Vocabulary
     splits: Mapping[str, SplitCounts]
     left_out: Sequence[BadRecord]
+
+    def faults(self) -> list[str]:
+        """Returns a line for each split of a user's folder whose labels look wrong."""
+        if self.name != FOLDER:
+            return []
+        classes, lines = self.vocabulary, []
+        for split, held in self.splits.items():
+            wanted = classes.seen_indices if split == "train" else range(len(classes))
+            fault = describe_fault(LabelCounts(held.pixels, held.ignored), classes, wanted)
+            lines += [f"{split}: {fault}"] if fault else []
+        return lines
 
     def table(self) -> str:
         """Returns one line per class: seen or unseen, its images and pixels in each split."""

@@ -7,6 +7,9 @@ import jax
 import numpy as np
 
 from zegformer_jax.experiment import Experiment
+from zegformer_jax.input.benchmarks import FOLDER
+from zegformer_jax.input.label_counts import find_fault
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.training.objectives.image_text import ImageTextObjective
 
 
@@ -27,10 +30,15 @@ class SegmentationObjective(ImageTextObjective):
 
     @classmethod
     def open(cls, experiment: Experiment) -> "SegmentationObjective":
-        """Opens the experiment's training split and embeds its seen classes."""
-        vocabulary = experiment.vocabulary
-        seen = vocabulary.seen_part()
-        return cls(experiment, experiment.embed_classes(seen.names), experiment.open_split("train"))
+        """Opens the experiment's training split and embeds its seen classes.
+
+        Raises:
+            UserError: The split's labels look wrong, and that is not allowed.
+        """
+        seen, source = experiment.vocabulary.seen_part(), experiment.open_split("train")
+        if not experiment.input.allow_missing_classes:
+            _check_labels(experiment, source)
+        return cls(experiment, experiment.embed_classes(seen.names), source)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes and dtypes of a whole batch: crops and their label maps."""
@@ -59,3 +67,14 @@ class SegmentationObjective(ImageTextObjective):
     def name_examples(self, index: np.ndarray) -> list[str]:
         """Returns the ids of images by their index in the training split."""
         return [self._source[int(i)]["id"] for i in index]
+
+
+def _check_labels(experiment: Experiment, source: Any) -> None:
+    """Checks that every seen class has pixels; see `label_counts.find_fault`."""
+    vocabulary, dataset = experiment.vocabulary, experiment.dataset
+    fault = find_fault(source, vocabulary, vocabulary.seen_indices, dataset.name == FOLDER)
+    if fault:
+        raise UserError(
+            f"{dataset.directory}: train: {fault}; if it is meant so, set "
+            "input.allow_missing_classes=True"
+        )
