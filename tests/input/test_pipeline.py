@@ -330,7 +330,7 @@ def test_errors_of_sources_say_where(tmp_path):
 def test_an_id_that_is_no_class_is_an_error_that_says_what_to_do(tmp_path):
     make_folder(tmp_path, np.array([[1, 7], [7, 255]], np.uint8))
     source = open_source("folder", "val", data_dir=tmp_path, vocabulary=VOCABULARY)
-    message = r"annotations/one.png: id 7 at row 0, column 1 .*2 such pixels.*'ignored_ids'"
+    message = r'annotations/one.png: id 7 at row 0, column 1 .*2 such pixels.*"ignored_ids": \[7\]'
     with pytest.raises(ValueError, match=message):
         source[0]
     with pytest.raises(ValueError, match=message):
@@ -350,5 +350,17 @@ def test_a_published_data_set_has_to_be_prepared(tmp_path):
     command = "zegformer prepare coco_stuff --source=DIR --destination="
     with pytest.raises(FileNotFoundError, match=command):
         open_source("coco_stuff", "train", data_dir=tmp_path, vocabulary=VOCABULARY)
-    with pytest.raises(ValueError, match="'folder' takes no options, got side"):
+    with pytest.raises(
+        ValueError, match="'coco_stuff' takes no options, got side, .*voc.py:r50: doc"
+    ):
+        open_source("coco_stuff", "train", data_dir=tmp_path, vocabulary=VOCABULARY, side=3)
+
+
+def test_the_built_in_benchmarks_config_on_a_folder_says_what_to_change(tmp_path):
+    message = (
+        "'folder' takes no options, got side, as a config of the built-in .*; take one without "
+        r'dataset.options, such as configs/pascal_voc.py:r50 with dataset.vocabulary="" and '
+        r"eval.vocabularies=\(\): docs/datasets.md has the command$"
+    )
+    with pytest.raises(ValueError, match=message):
         open_source("folder", "train", data_dir=tmp_path, vocabulary=VOCABULARY, side=3)

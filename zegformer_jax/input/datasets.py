@@ -146,9 +146,11 @@ def open_source(
         raise UserError(f"no data set {name!r}; there are {', '.join(names)}")
     if builder_options:
         options = ", ".join(builder_options)
+        more = ' with dataset.vocabulary="" and eval.vocabularies=()' if name == FOLDER else ""
         raise UserError(
-            f"data set {name!r} takes no options, got {options}; take a config without "
-            "dataset.options, such as configs/pascal_voc.py:r50"
+            f"data set {name!r} takes no options, got {options}, as a config of the built-in "
+            "benchmark has; take one without dataset.options, such as configs/pascal_voc.py:r50"
+            f"{more}: docs/datasets.md has the command"
         )
     if read.is_prepared(data_dir):
         found = read.read_info(data_dir)["name"]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from zegformer_jax.experiment import Experiment
-from zegformer_jax.input.benchmarks import FOLDER
+from zegformer_jax.input.benchmarks import FOLDER, GENERATED
 from zegformer_jax.input.label_counts import find_fault
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.training.objectives.image_text import ImageTextObjective
@@ -35,10 +35,13 @@ class SegmentationObjective(ImageTextObjective):
         Raises:
             UserError: The split's labels look wrong, and that is not allowed.
         """
-        seen, source = experiment.vocabulary.seen_part(), experiment.open_split("train")
+        names = experiment.vocabulary.seen_part().names
+        if experiment.dataset.name == GENERATED:  # last, so that nothing is written without a CLIP
+            return cls(experiment, experiment.embed_classes(names), experiment.open_split("train"))
+        source = experiment.open_split("train")
         if not experiment.input.allow_missing_classes:
             _check_labels(experiment, source)
-        return cls(experiment, experiment.embed_classes(seen.names), source)
+        return cls(experiment, experiment.embed_classes(names), source)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes and dtypes of a whole batch: crops and their label maps."""
