@@ -160,12 +160,13 @@ def test_one_stem_for_two_pictures_is_an_error(folder):
             np.full((17, 31), 5),
             "000.png: id 5 at row 0, column 0 is neither a class nor an ignored value "
             r'\(527 such pixels\); if it means no label, add "ignored_ids": \[5, 9\] to '
-            "classes.json$",
+            "classes.json, else list its class there$",
         ),
         (
             np.repeat([[2, 4, 8]], 17, 0).repeat([9, 9, 13], 1),
             r'000.png: id 2 at .* if they mean no label, add "ignored_ids": \[2, 4, 8, 9\] to '
-            "classes.json; if the labels count from 2, write \"id\": 2 for 'car', and so on$",
+            "classes.json, else list .*; if the labels count from 2, write "
+            "\"id\": 2 for 'car', and so on$",
         ),
         (
             np.arange(17 * 31).reshape(17, 31) % 200,
@@ -270,6 +271,15 @@ def test_labels_of_other_colours_are_refused(folder, data, message):
     (folder / "train/annotations/003.png").write_bytes(data)
     with pytest.raises(UserError, match=f"^{folder}/train/annotations/003.png: {message}"):
         records(folder, "train")
+
+
+def test_one_class_alone_is_no_sign_of_a_shift(tmp_path):
+    """Else masks of 0 and 255 would lead to a class for the rest of the image."""
+    with pytest.raises(
+        UserError, match='id 0 .*; if it means no label, add "ignored_ids": '
+    ) as error:
+        records(masks(tmp_path, [{"name": "boat", "id": 1}]), "train")
+    assert "count from" not in str(error.value)
 
 
 def masks(folder, classes, **fields):

@@ -222,7 +222,7 @@ def test_one_error_in_every_label_is_one_line(folder, tmp_path, capsys):
     line, last = lines_of(capsys)
     assert line == (
         'id 11 in 11 of 11 annotations; if it means no label, add "ignored_ids": [9, 11] to '
-        "classes.json"
+        "classes.json, else list its class there"
     )
     assert last.startswith("zegformer: 11 bad records, listed in ") and "skip" not in last
     listed = (tmp_path / "records/partial/bad_records.txt").read_text().splitlines()
@@ -240,7 +240,7 @@ def test_several_unknown_ids_are_counted_in_one_line(folder, tmp_path):
         write(folder, tmp_path / "records")
     assert error.value.lines == (
         'id 0 in 10 of 11 annotations, id 20 in 1; if they mean no label, add "ignored_ids": '
-        "[0, 9, 20] to classes.json",
+        "[0, 9, 20] to classes.json, else list their classes there",
     )
 
 
@@ -279,7 +279,8 @@ def test_one_unknown_colour_in_every_label_is_one_line(folder, tmp_path):
     assert 8 <= count <= 11
     assert error.value.lines == (
         f"colour [1, 1, 1] in {count} of 11 annotations; if it means no label, add "
-        '"ignored_colours": [[1, 1, 1], [224, 224, 192]] to classes.json',
+        '"ignored_colours": [[1, 1, 1], [224, 224, 192]] to classes.json, else list its class '
+        "there",
     )
 
 

@@ -75,6 +75,10 @@ def test_names_are_stripped_and_split_into_synonyms(tmp_path):
             [{"name": "a", "colour": [1, 2, 3]}, {"name": "b", "colour": [1, 2, 3]}],
             "classes.json: entry 2: 'colour' [1, 2, 3] is the same as entry 1: 'colour'",
         ),
+        (
+            [{"name": "a", "color": [1, 2, 3]}],
+            "classes.json: the field 'color' is spelled 'colour'",
+        ),
         ([{"name": 3}], "classes.json: entry 1 needs a 'name' that is text, got {'name': 3}"),
         ([{"name": "a", "seen": 1}], "classes.json: entry 1: 'seen' must be true or false"),
         ({"a": 1}, "classes.json: expected a list of names, or an object with a list 'classes'"),

@@ -89,8 +89,8 @@ def test_a_class_without_a_pixel_is_refused(mine, tmp_path, is_prepared):
     if is_prepared:
         prepare_folder(mine)
     message = (
-        r"mine\S*: train: no pixel shows 'moon' \(id 5\); \d\d\.\d% of the pixels are 255 or an "
-        'ignored id, which means no label: if 255 is a class, give it "id": 255 in classes.json; '
+        r"mine\S*: train: no pixel shows 'moon' \(id 5\); \d\d\.\d% of the pixels are 255 or 9, "
+        'which mean no label: if 255 or 9 is a class, give it that "id" in classes.json; '
         "if it is meant so, set input.allow_missing_classes=True$"
     )
     with pytest.raises(UserError, match=message):

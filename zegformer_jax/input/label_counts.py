@@ -142,21 +142,26 @@ def _describe_missing(missing: Sequence[int], counts: LabelCounts, classes: Voca
 
 
 def _guess_reasons(missing: Sequence[int], counts: LabelCounts, classes: Vocabulary) -> list[str]:
-    if classes.colours:
+    if classes.colours or not counts.ignored:
         return []
-    ids, ignore, reasons = set(classes.ids), classes.ignore_label, []
-    if counts.ignored and ignore not in ids:
-        also = " or an ignored id" if classes.ignored_ids else ""
-        reasons.append(
-            f"{_share(counts)} of the pixels are {ignore}{also}, which means no label: if {ignore} "
-            f'is a class, give it "id": {ignore} in classes.json'
-        )
-    absent, ignored = {classes.ids[i] for i in missing}, {ignore, *classes.ignored_ids}
+    ids = set(classes.ids)
+    ignored = {classes.ignore_label, *classes.ignored_ids} - ids
+    reasons = [_describe_ignored(counts, sorted(ignored, reverse=True))]
+    absent = {classes.ids[place] for place in missing}
     for step in (1, -1):
         moved = {id_ + step for id_ in ids}
-        if absent < ids and absent == ids - moved and counts.ignored and moved - ids <= ignored:
+        if absent < ids and absent == ids - moved and moved - ids <= ignored:
             reasons.append(advise_shift(classes, step))
     return reasons
+
+
+def _describe_ignored(counts: LabelCounts, ignored: Sequence[int]) -> str:
+    names = " or ".join(map(str, ignored[:MOST_NAMED]))
+    means, id_ = ("means", f'"id": {names}') if len(ignored) == 1 else ("mean", 'that "id"')
+    return (
+        f"{_share(counts)} of the pixels are {names}, which {means} no label: if {names} is a "
+        f"class, give it {id_} in classes.json"
+    )
 
 
 def _looks_like_masks(counts: LabelCounts, classes: Vocabulary) -> bool:

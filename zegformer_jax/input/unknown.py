@@ -63,8 +63,9 @@ def advise(values: Collection[Value], classes: Vocabulary) -> str:
     field = "ignored_colours" if classes.colours else "ignored_ids"
     ignored = json.dumps(sorted({*getattr(classes, field), *values}))
     what = "it means" if len(values) == 1 else "they mean"
-    text = f'if {what} no label, add "{field}": {ignored} to classes.json'
-    if classes.colours:
+    them = "its class" if len(values) == 1 else "their classes"
+    text = f'if {what} no label, add "{field}": {ignored} to classes.json, else list {them} there'
+    if classes.colours or len(classes) == 1:  # one class is no sign of a shift
         return text
     for step in (1, -1):
         if {id_ + step for id_ in classes.ids} - set(classes.ids) == set(values):

@@ -1,16 +1,27 @@
 """Colours of classes in label images, from the fields `colour` and `ignored_colours`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from zegformer_jax.runtime.errors import UserError
 
 Colour = tuple[int, int, int]  # red, green, blue
 
 
-def read_colours(values: Iterable[object]) -> tuple[object, ...]:
-    """Returns JSON's lists as tuples; an empty tuple if no class has a colour."""
-    colours = tuple(tuple(x) if isinstance(x, list) else x for x in values)
+def colours_of(classes: Sequence[Mapping[str, object]], where: str) -> tuple[object, ...]:
+    """Returns the colours of JSON's classes; an empty tuple if none has one.
+
+    Raises:
+        UserError: The field has another spelling.
+    """
+    if any("color" in item for item in classes):
+        raise UserError(f"{where}: the field 'color' is spelled 'colour'")
+    colours = as_tuples(item.get("colour") for item in classes)
     return colours if any(x is not None for x in colours) else ()
+
+
+def as_tuples(values: Iterable[object]) -> tuple[object, ...]:
+    """Returns JSON's lists as tuples; other values are for `check_colours` to refuse."""
+    return tuple(tuple(x) if isinstance(x, list) else x for x in values)
 
 
 def check_colours(

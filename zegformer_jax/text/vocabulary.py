@@ -12,7 +12,7 @@ import numpy as np
 from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.runtime.files import decode_text
-from zegformer_jax.text.colours import Colour, check_colours, read_colours
+from zegformer_jax.text.colours import Colour, as_tuples, check_colours, colours_of
 
 IGNORE_LABEL_8BIT = 255
 IGNORE_LABEL_16BIT = 65535
@@ -233,8 +233,8 @@ def _from_json(content: object, where: str) -> Vocabulary:
             ids=tuple(item.get("id", place) for place, item in enumerate(classes)),
             ignore_label=content.get("ignore_label", IGNORE_LABEL_8BIT),
             ignored_ids=tuple(content.get("ignored_ids", [])),
-            colours=read_colours(item.get("colour") for item in classes),
-            ignored_colours=read_colours(content.get("ignored_colours", [])),
+            colours=colours_of(classes, where),
+            ignored_colours=as_tuples(content.get("ignored_colours", [])),
         )
     except ValueError as error:
         raise UserError(str(error).replace("vocabulary", where, 1)) from None
