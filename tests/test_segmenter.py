@@ -109,7 +109,7 @@ def test_a_synonym_of_a_trained_class_is_seen(segmenter):
     [
         ([], "empty"),
         (["cat", " "], "entry 2 has an empty name"),
-        (["cat", "dog", "Cat"], "'Cat' is listed twice .entries 1 and 3"),
+        (["cat", "dog", "Cat"], "'cat' and 'Cat' are one class in two spellings .entries 1 and 3"),
         ("cat", "expected a list of names"),
     ],
 )

@@ -1,7 +1,6 @@
 """CLIP's tokenizer: texts to rows of token ids."""
 
 import gzip
-import html
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from zegformer_jax.runtime import hugging_face
 from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import MissingFile, UserError
+from zegformer_jax.text.cleaning import clean_text
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
@@ -110,7 +110,7 @@ class Tokenizer:
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = np.zeros((len(texts), self.context_length), np.int32)
-        cleaned = [_clean(text) for text in texts]
+        cleaned = [clean_text(text) for text in texts]
         encodings = self._backend.encode_batch(cleaned, add_special_tokens=False)
         for row, text, encoding in zip(rows, texts, encodings, strict=True):
             ids = [self.start_id, *encoding.ids, self.end_id]
@@ -162,17 +162,9 @@ def train_tokenizer(
         special_tokens=[character + END_OF_WORD for character in characters],
         end_of_word_suffix=END_OF_WORD,
     )
-    backend.train_from_iterator((_clean(text) for text in texts), trainer)
+    backend.train_from_iterator((clean_text(text) for text in texts), trainer)
     merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     return Tokenizer(_published(merges[:merge_count], context_length))
-
-
-def _clean(text: str) -> str:
-    if not text.isascii() or not text.isprintable() or "&" in text:  # ftfy changes no other text
-        import ftfy
-
-        text = ftfy.fix_text(text)
-    return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
 def _byte_characters() -> str:

@@ -1,17 +1,18 @@
 """Vocabularies: class names with synonyms, ids in annotation files, the seen/unseen split."""
 
 import dataclasses
-import html
 import json
 import unicodedata
 from collections.abc import Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.runtime.files import decode_text
+from zegformer_jax.text.cleaning import plain_name
 from zegformer_jax.text.colours import Colour, as_tuples, check_colours, colours_of
 
 IGNORE_LABEL_8BIT = 255
@@ -93,12 +94,18 @@ class Vocabulary:
         return _from_json(content, where)
 
     @classmethod
-    def from_names(cls, names: Sequence[str], seen: Sequence[bool] | None = None) -> "Vocabulary":
+    def from_names(
+        cls,
+        names: Sequence[str],
+        seen: Sequence[bool] | None = None,
+        where: str = "vocabulary",
+    ) -> "Vocabulary":
         """Makes a vocabulary from class names; their ids are 0 to C-1.
 
         Args:
             names: C names, commas separating synonyms.
             seen: C flags; None marks all classes as seen.
+            where: The start of error messages, such as the name of a file.
 
         Raises:
             UserError: The vocabulary's checks fail.
@@ -112,7 +119,7 @@ class Vocabulary:
         seen = (True,) * len(names) if seen is None else tuple(bool(flag) for flag in seen)
         small = len(names) <= IGNORE_LABEL_8BIT
         ignore_label = IGNORE_LABEL_8BIT if small else IGNORE_LABEL_16BIT
-        return cls(names, seen, tuple(range(len(names))), ignore_label)
+        return _make(where, names, seen, tuple(range(len(names))), ignore_label)
 
     def to_json(self) -> str:
         """Returns the JSON text that `load` and `parse` read."""
@@ -203,9 +210,14 @@ def _spellings(name: str) -> frozenset[str]:
     return frozenset(map(plain_name, _split_synonyms(name)))
 
 
-def plain_name(name: str) -> str:
-    """Returns a name for comparisons: no case, entities of HTML or doubled spaces; composed."""
-    return " ".join(unicodedata.normalize("NFC", html.unescape(name)).casefold().split())
+def _quote_both(first: str, second: str) -> str:
+    """Quotes two spellings of a class; in ASCII if they look alike."""
+    first, second = first.strip(), second.strip()
+    if first == second:
+        return f"{first!r} is listed twice"
+    look_alike = unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second)
+    quote = ascii if look_alike else repr
+    return f"{quote(first)} and {quote(second)} are one class in two spellings"
 
 
 def _split_synonyms(name: str) -> tuple[str, ...]:
@@ -226,16 +238,22 @@ def _from_json(content: object, where: str) -> Vocabulary:
     for field, kind in (("ignored_ids", "ids"), ("ignored_colours", "colours")):
         if not isinstance(content.get(field, []), list):
             raise UserError(f"{where}: '{field}' must be a list of {kind}, got {content[field]!r}")
+    return _make(
+        where,
+        names=tuple(item["name"].strip() for item in classes),
+        seen=tuple(item.get("seen", True) for item in classes),
+        ids=tuple(item.get("id", place) for place, item in enumerate(classes)),
+        ignore_label=content.get("ignore_label", IGNORE_LABEL_8BIT),
+        ignored_ids=tuple(content.get("ignored_ids", [])),
+        colours=colours_of(classes, where),
+        ignored_colours=as_tuples(content.get("ignored_colours", [])),
+    )
+
+
+def _make(where: str, *fields: Any, **more_fields: Any) -> Vocabulary:
+    """Makes a vocabulary; the errors of its checks start with `where`."""
     try:
-        return Vocabulary(
-            names=tuple(item["name"].strip() for item in classes),
-            seen=tuple(item.get("seen", True) for item in classes),
-            ids=tuple(item.get("id", place) for place, item in enumerate(classes)),
-            ignore_label=content.get("ignore_label", IGNORE_LABEL_8BIT),
-            ignored_ids=tuple(content.get("ignored_ids", [])),
-            colours=colours_of(classes, where),
-            ignored_colours=as_tuples(content.get("ignored_colours", [])),
-        )
+        return Vocabulary(*fields, **more_fields)
     except ValueError as error:
         raise UserError(str(error).replace("vocabulary", where, 1)) from None
 
@@ -258,15 +276,8 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
             raise UserError(f"{where}: entry {entry} has an empty name ({name!r})")
         first = first_by_name.setdefault(_spellings(name), entry)
         if first != entry:
-            other = names[first - 1].strip()
-            as_ = (
-                ""
-                if other.casefold() == name.strip().casefold()
-                else f", as {other!r} and {name.strip()!r}"
-            )
-            raise UserError(
-                f"{where}: {name.strip()!r} is listed twice (entries {first} and {entry}{as_})"
-            )
+            spellings = _quote_both(names[first - 1], name)
+            raise UserError(f"{where}: {spellings} (entries {first} and {entry}): remove one")
         if type(id_) is not int or not 0 <= id_ <= IGNORE_LABEL_16BIT:
             raise UserError(f"{where}: entry {entry}: id {id_!r} is not in 0..{IGNORE_LABEL_16BIT}")
         first = first_by_id.setdefault(id_, entry)
