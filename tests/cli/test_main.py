@@ -191,6 +191,11 @@ def test_files_of_classes(tmp_path, name, content, names):
         ("sheep\n".encode("utf-16"), "words.txt: text in UTF-16, as it seems.*iconv -f UTF-16"),
         ("sheep\n".encode("utf-16-le"), "words.txt: text in UTF-16"),
         (b"sheep\ncaf\xe9\n", "words.txt: line 2: text in ISO-8859-1"),
+        (b"\n \n", "words.txt: the list of classes is empty"),
+        (
+            b"sofa, couch\n\nCouch, sofa\n",
+            "words.txt: 'sofa, couch' and 'Couch, sofa' are one class",
+        ),
     ],
 )
 def test_files_that_hold_no_classes(tmp_path, content, message):
@@ -199,27 +204,19 @@ def test_files_that_hold_no_classes(tmp_path, content, message):
         read_classes(Namespace(classes=None, classes_file=str(tmp_path / "words.txt")))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "classes, words",
     [
-        ("", ["classes", "empty"]),
-        ("cat, ,dog", ["entry 2", "empty name"]),
-        ("cat, dog, cat", ["'cat'", "twice", "1 and 3"]),
+        ("", ["--classes: the list of classes is empty"]),
+        ("cat, ,dog", ["--classes: entry 2 has an empty name"]),
+        ("cat, dog, cat", ["--classes: 'cat' is listed twice (entries 1 and 3)"]),
+        ("cat, dog, Cat", ["--classes: 'cat' and 'Cat' are one class in two spellings"]),
     ],
 )
-def test_classes_that_are_no_vocabulary(finished, picture, classes, words, capsys, here):
-    arguments = ["predict", picture, "--classes", classes, "--workdir", finished.workdir]
-    line = error_of([*arguments, "--output", "out"], capsys, here)
+def test_classes_that_are_no_vocabulary(classes, words, capsys, here):
+    """They are refused before the model is read."""
+    line = error_of(["predict", "x.png", f"--classes={classes}", "--workdir=w"], capsys, here)
     assert all(word in line for word in words), line
-
-
-@pytest.mark.slow
-def test_an_empty_file_of_classes(finished, picture, tmp_path, capsys, here):
-    file = tmp_path / "classes.txt"
-    file.write_text("\n \n")
-    arguments = ["predict", picture, "--classes-file", file, "--workdir", finished.workdir]
-    assert "empty" in error_of([*arguments, "--output", "out"], capsys, here)
 
 
 @pytest.mark.slow

@@ -82,13 +82,14 @@ def read_classes(options: argparse.Namespace) -> list[str]:
 
     Raises:
         MissingFile: There is no such file.
-        UserError: A quote is not closed, or the file holds no names.
+        UserError: A quote is not closed, the file holds no names, or a class is empty or is listed
+            twice.
     """
-    if options.classes is not None:
-        return parse_classes(options.classes)
     from zegformer_jax.runtime.files import read_text
     from zegformer_jax.text.vocabulary import Vocabulary
 
+    if options.classes is not None:
+        return list(Vocabulary.from_names(parse_classes(options.classes), where="--classes").names)
     path = Path(options.classes_file)
     if path.suffix.lower() == ".json":
         return list(Vocabulary.load(path).names)
@@ -101,7 +102,7 @@ def read_classes(options: argparse.Namespace) -> list[str]:
                 "commas between synonyms, or JSON in a file that ends in .json"
             )
         names += [name] if name else []
-    return names
+    return list(Vocabulary.from_names(names, where=str(path)).names)
 
 
 def parse_classes(text: str) -> list[str]:
