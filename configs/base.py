@@ -46,6 +46,8 @@ def get_config() -> ConfigDict:
     config.clip.source = "openai/clip-vit-base-patch16"
     # Side of CLIP's input in pixels; its position embeddings are interpolated. 0: as trained.
     config.clip.input_size = 0
+    # Prompt sets: a name in data/prompts.json, or FILE.json:NAME for a set in a file of that form,
+    # relative to the workdir or the current folder.
     config.clip.grouper_prompts = "imagenet_select"  # prompt set of the grouper's class logits
     config.clip.classifier_prompts = "imagenet_select_clip"  # the classifier's prompt set
     # Sizes of a CLIP that is trained here (model.kind clip); not read otherwise.

@@ -105,6 +105,10 @@ class Experiment:
         """Resolves a local path: relative to the workdir, else to the current folder."""
         return workdir.resolve(path, self.workdir)
 
+    def resolve_prompts(self, prompts: str) -> str:
+        """Resolves a prompt set's file, if it names one, by `workdir.resolve_prompts`."""
+        return workdir.resolve_prompts(prompts, self.workdir)
+
     @functools.cached_property
     def dataset_directory(self) -> str | Path:
         """Directory of the data set: a local path, or a URL."""
@@ -179,7 +183,8 @@ class Experiment:
         grouper_cd = jnp.asarray(self.embed_classes(names, self.eval.grouper_prompts))
         if self.kind == "per_pixel":
             return TextEmbeddings(grouper_cd)
-        classifier_cd = self.clip.embed(names, self.clip_settings.classifier_prompts)
+        prompts = self.resolve_prompts(self.clip_settings.classifier_prompts)
+        classifier_cd = self.clip.embed(names, prompts)
         return TextEmbeddings(grouper_cd, jnp.asarray(classifier_cd))
 
     def build_model(self, embed_dim: int, dtype: str | None = None) -> nn.Module:

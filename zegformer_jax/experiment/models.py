@@ -13,7 +13,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from zegformer_jax import models
-from zegformer_jax.experiment.workdir import resolve
+from zegformer_jax.experiment.workdir import resolve, resolve_prompts
 from zegformer_jax.models.backbones import backbone_fields
 from zegformer_jax.models.clip.model import CLIP, ClipConfig
 from zegformer_jax.pretrained.clip.load import load_clip
@@ -159,7 +159,7 @@ def embed_classes(
         )
     if clip is None:
         return load_word_vectors(resolve(config.model.word_vectors, workdir), names)
-    return clip.embed(names, prompts or config.clip.grouper_prompts)
+    return clip.embed(names, resolve_prompts(prompts or config.clip.grouper_prompts, workdir))
 
 
 def needs_clip(config: ConfigDict) -> bool:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from zegformer_jax.runtime.checkpoints import FOLDER, Checkpoints
 from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError, reading
+from zegformer_jax.text.prompts import split_prompts
 
 CONFIG_FILE = "experiment.json"
 SECTIONS = ("model", "clip", "dataset", "input", "loss", "optimiser", "train", "sharding", "eval")
@@ -93,6 +94,12 @@ def resolve(path: str, workdir: epath.PathLike) -> Path:
     # Without normpath "../clip" is not found before the workdir exists.
     inside = Path(os.path.normpath(Path(workdir) / path))
     return Path(path) if not inside.exists() and Path(path).exists() else inside
+
+
+def resolve_prompts(prompts: str, workdir: epath.PathLike) -> str:
+    """Returns a prompt set, NAME or FILE.json:NAME, with the file resolved if it is local."""
+    file, name = split_prompts(prompts)
+    return f"{resolve(file, workdir)}:{name}" if file and "://" not in file else prompts
 
 
 def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[str, Any]:

@@ -2,27 +2,55 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
 
 from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.files import read_text
+
+PROMPTS_FILE = DATA / "prompts.json"
+FORM = '{"mine": ["a photo of a {}.", "a drawing of a {}."]}'
 
 
-def load_templates(name: str) -> tuple[str, ...]:
-    """Reads a set of prompt templates of `data/prompts.json`.
+def split_prompts(prompts: str) -> tuple[str, str]:
+    """Returns the file of a prompt set and the set's name.
 
     Args:
-        name: Name of the set, such as "single".
+        prompts: NAME, whose file is "", or FILE.json:NAME.
+    """
+    if prompts.endswith(".json"):
+        return prompts, ""
+    file, _, name = prompts.rpartition(":")
+    return file, name
+
+
+def load_templates(prompts: str) -> tuple[str, ...]:
+    """Reads a set of prompt templates.
+
+    Args:
+        prompts: NAME, a set in `data/prompts.json`, such as "single"; or FILE.json:NAME, a set in a
+            file of the same form: a JSON object of lists of templates by name.
 
     Returns:
-        Templates with `{}` in place of the class name.
+        Templates with one `{}` in place of the class name.
 
     Raises:
-        UserError: There is no such set; the message lists the existing ones.
+        MissingFile: There is no such file.
+        UserError: There is no such set, and the message lists the existing ones; or the file has
+            another form, and the message says where.
     """
-    path = DATA / "prompts.json"
-    sets = json.loads(path.read_text(encoding="utf-8"))
+    file, name = split_prompts(prompts)
+    path = epath.Path(file or PROMPTS_FILE)
+    sets = _read_sets(path)
     if name not in sets:
-        raise UserError(f"{path}: no prompt set '{name}'; there are {', '.join(sorted(sets))}")
+        known = ", ".join(sorted(sets))
+        if not name:
+            form = f", {file}:NAME" if file else ""
+            raise UserError(f"{path}: name a prompt set{form}; there are {known}")
+        raise UserError(f"{path}: no prompt set '{name}'; there are {known}")
+    _check_templates(sets[name], f"{path}: prompt set '{name}'")
     return tuple(sets[name])
 
 
@@ -40,3 +68,28 @@ def class_prompts(name: str, templates: Sequence[str]) -> list[str]:
     if not synonyms or not templates:
         raise UserError(f"class '{name}': nothing to embed: give a name and a template")
     return [template.format(synonym) for synonym in synonyms for template in templates]
+
+
+def _read_sets(path: epath.Path) -> dict[str, Any]:
+    text = read_text(path)
+    try:
+        sets = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(sets, dict) or not sets:
+        raise UserError(f"{path}: expected an object of prompt sets, such as {FORM}")
+    return sets
+
+
+def _check_templates(templates: Any, where: str) -> None:
+    if not isinstance(templates, list) or not templates:
+        raise UserError(f"{where}: expected a list of templates, as in {FORM}, got {templates!r}")
+    for entry, template in enumerate(templates, 1):
+        if not isinstance(template, str):
+            raise UserError(f"{where}: template {entry} must be text, got {template!r}")
+        before, braces, after = template.partition("{}")
+        if not braces or set("{}") & set(before + after):
+            raise UserError(
+                f"{where}: template {entry}, {template!r}, needs exactly one {{}} in place of the "
+                "class name, and no other braces"
+            )

@@ -31,8 +31,10 @@ class ClipObjective(Objective):
 
         self.experiment, settings = experiment, experiment.clip_settings
         self._drawings = load_pictures(experiment.resolve(experiment.dataset.directory))
-        prompts = (settings.grouper_prompts, settings.classifier_prompts)
-        self._templates = tuple(dict.fromkeys(t for name in prompts for t in load_templates(name)))
+        names = map(
+            experiment.resolve_prompts, (settings.grouper_prompts, settings.classifier_prompts)
+        )
+        self._templates = tuple(dict.fromkeys(t for name in names for t in load_templates(name)))
         names = [*self._drawings.vocabulary.names, *self._drawings.titles]
         captions = [template.format(name) for name in names for template in self._templates]
         self._tokenizer = train_tokenizer(captions, settings.vocab_size, settings.context_length)
