@@ -13,7 +13,7 @@ from PIL import Image
 from zegformer_jax.cli import config as config_flags
 from zegformer_jax.cli import demo, demo_stages, main
 from zegformer_jax.cli.predict import parse_classes, read_classes
-from zegformer_jax.evaluation.report import files
+from zegformer_jax.evaluation.report import files, predictions
 from zegformer_jax.experiment.data import open_split
 from zegformer_jax.runtime.errors import UserError
 
@@ -331,7 +331,7 @@ def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_pat
     workdir, written = finished.workdir / "per_pixel", []
     arguments = ["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}", f"--output={tmp_path}"]
     arguments.append("--predictions=png")
-    write_map, folder = files.LabelMapWriter.__call__, tmp_path / "openmoji_voc"
+    write_map, folder = predictions.LabelMapWriter.__call__, tmp_path / "openmoji_voc"
 
     def stop(self, id_, labels_hw):
         written.append(id_)
@@ -340,7 +340,7 @@ def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_pat
         write_map(self, id_, labels_hw)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files.LabelMapWriter, "__call__", stop)
+        patched.setattr(predictions.LabelMapWriter, "__call__", stop)
         assert main.main(arguments) == 130
     out, err = capsys.readouterr()
     assert out.splitlines()[:2] == ["openmoji_voc", "PARTIAL: 2 of 5 images"]

@@ -1,28 +1,19 @@
-"""Files of an evaluation read back; run lengths decoded by hand; published figures by name."""
+"""Files of an evaluation read back; published figures by name."""
 
 import csv
 import json
 
-import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 from etils import epath
-from hypothesis import given
-from PIL import Image
 
 from zegformer_jax.evaluation.metrics.confusion import confused_pairs, scores_from_confusion
 from zegformer_jax.evaluation.report.files import (
-    LabelMapWriter,
-    encode_rle,
-    parse_kinds,
-    segments_json,
     write_classes,
     write_confusion,
-    write_label_png,
 )
 from zegformer_jax.evaluation.report.published import PUBLISHED, published_rows
 from zegformer_jax.input import benchmarks
-from zegformer_jax.input.decoding import LABEL_MODES
 
 CLASSES = {"sofa, couch": True, "tree": False, 'a "b"': True, "sea": False}
 NAMES, SEEN = tuple(CLASSES), tuple(CLASSES.values())
@@ -90,101 +81,6 @@ def test_pairs_are_the_most_confused_ones():
     equal = confused_pairs(np.ones((9, 9), int), "abcdefghi")
     in_order = [a + b for a in "abcdefghi" for b in "abcdefghi" if a != b]
     assert [p["label"] + p["prediction"] for p in equal] == in_order[:20]
-
-
-def run_lengths(text):
-    """The run lengths in COCO's text: base 32, 48 the digit 0, differences to the last but one."""
-    runs, place = [], 0
-    while place < len(text):
-        value, shift, more = 0, 0, True
-        while more:
-            digit = ord(text[place]) - 48
-            value |= (digit & 31) << shift
-            place, shift, more = place + 1, shift + 5, bool(digit & 32)
-            if not more and digit & 16:
-                value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-    return runs
-
-
-def decode(rle):
-    """Writes the runs pixel by pixel: down the first column, then the next, from 0 on."""
-    height, width = rle["size"]
-    mask = np.zeros((height, width), bool)
-    place = 0
-    for turn, count in enumerate(run_lengths(rle["counts"])):
-        for _ in range(count):
-            mask[place % height, place // height] = turn % 2 == 1
-            place += 1
-    assert place == height * width
-    return mask
-
-
-def test_run_lengths_by_hand():
-    """The columns are 0 1 1, 1 0 0."""
-    mask = np.array([[0, 1], [1, 0], [1, 0]])
-    assert encode_rle(mask) == {"size": [3, 2], "counts": "132"}  # and 2 is 1 + 1
-    assert run_lengths(encode_rle(1 - mask)["counts"]) == [0, 1, 3, 2]
-    assert run_lengths(encode_rle(np.zeros((2, 3)))["counts"]) == [6]
-    assert run_lengths(encode_rle(np.ones((2, 3)))["counts"]) == [0, 6]
-
-
-@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
-def test_run_lengths_decode_to_the_mask(mask):
-    rle = json.loads(json.dumps(encode_rle(mask)))
-    np.testing.assert_array_equal(decode(rle), mask)
-
-
-def test_label_maps_are_a_segment_for_each_class_in_them():
-    labels = np.random.default_rng(0).choice([0, 2, 300], (7, 9)).astype(np.int32)
-    segments = json.loads(json.dumps(segments_json(labels, "a/b")))
-    assert [s["category_id"] for s in segments] == [0, 2, 300]
-    for segment in segments:
-        assert segment["image_id"] == "a/b"
-        np.testing.assert_array_equal(
-            decode(segment["segmentation"]), labels == segment["category_id"]
-        )
-
-
-def test_label_maps_are_files_by_id(tmp_path):
-    labels = np.array([[0, 1], [1, 1]], np.uint8)
-    LabelMapWriter(tmp_path, parse_kinds("png, rle"))("street/1", labels)
-    with Image.open(tmp_path / "png" / "street" / "1.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), labels)
-    segments = json.loads((tmp_path / "rle" / "street" / "1.json").read_text())
-    for index, segment in enumerate(segments):
-        np.testing.assert_array_equal(decode(segment["segmentation"]), labels == index)
-    LabelMapWriter(tmp_path / "only", ["rle"])("1", labels)
-    assert [path.name for path in (tmp_path / "only").iterdir()] == ["rle"]
-    with pytest.raises(ValueError, match="--predictions: no 'jpg'; choose of png, rle"):
-        parse_kinds("jpg")
-
-
-@pytest.mark.parametrize(
-    "dtype, most, mode",
-    [
-        ("uint8", 255, "L"),
-        ("uint16", 3, "I;16"),
-        ("uint16", 65535, "I;16"),
-        ("int32", 255, "L"),
-        ("int64", 256, "I;16"),
-    ],
-)
-def test_labels_are_read_back_from_png(tmp_path, dtype, most, mode):
-    labels = np.array([[0, 1, 2], [3, most, 0]], dtype)
-    path = tmp_path / "a" / "b.png"
-    write_label_png(path, labels)
-    with Image.open(path) as picture:
-        assert picture.format == "PNG" and picture.mode == mode in LABEL_MODES
-        np.testing.assert_array_equal(np.asarray(picture), labels)
-    assert [item.name for item in path.parent.iterdir()] == ["b.png"]
-
-
-@pytest.mark.parametrize("label", [-1, 65536])
-def test_labels_that_no_png_holds_are_told(tmp_path, label):
-    with pytest.raises(ValueError, match=rf"b.png: labels .*{label}.*0\.\.65535"):
-        write_label_png(tmp_path / "b.png", np.array([[0, label]]))
-    assert not list(tmp_path.iterdir())
 
 
 def percents(row):

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--predictions",
         default="",
         metavar="KINDS",
-        help="also write label maps: png, rle or png,rle",
+        help="also write label maps: png, rle, instances, panoptic, or several by commas",
     )
 
 
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     from etils import epath
 
     from zegformer_jax.evaluation.checkpoint import open_source
-    from zegformer_jax.evaluation.report.files import parse_kinds
+    from zegformer_jax.evaluation.report.predictions import parse_kinds
     from zegformer_jax.evaluation.targets import choose
     from zegformer_jax.experiment import Experiment
     from zegformer_jax.runtime.processes import join
@@ -104,27 +104,32 @@ def evaluate_on(target: "Target", source: "Source", folder: Any, kinds: Sequence
         target: The data set.
         source: The model.
         folder: A local or remote folder for the tables and the label maps.
-        kinds: Kinds of label maps to write, png or rle.
+        kinds: Kinds of files of label maps to write, see `report.predictions`.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came.
+        UserError: The processes do not share the folder, which COCO's files need.
     """
     from zegformer_jax.evaluation.evaluation import Interrupted
     from zegformer_jax.evaluation.evaluator import Evaluator
     from zegformer_jax.evaluation.loop import evaluate
-    from zegformer_jax.evaluation.report.files import LabelMapWriter
+    from zegformer_jax.evaluation.report.coco import make_categories
+    from zegformer_jax.evaluation.report.predictions import LabelMapWriter
     from zegformer_jax.evaluation.resume import ResumeFile
-    from zegformer_jax.runtime.processes import wait_for_all
+    from zegformer_jax.runtime.processes import is_first, wait_for_all
 
     evaluator = Evaluator(target.experiment, source.variables, target.trained)
-    keep = LabelMapWriter(folder, kinds) if kinds else None
+    categories = make_categories(evaluator.plan.subsets[0].vocabulary, target.name)
     with ResumeFile(folder, note=",".join(sorted(kinds))) as resume:
+        keep = LabelMapWriter(folder, kinds, categories, resume) if kinds else None
         try:
             result = evaluate(target.experiment, evaluator=evaluator, keep=keep, resume=resume)
         except Interrupted as stopped:
             if stopped.evaluation is not None:
                 _report(stopped.evaluation, target, source, folder)
             raise
+        if keep is not None and is_first():
+            keep.finish(result.of)
         _report(result, target, source, folder)
         wait_for_all("tables are written")  # until then another process may have to resume
 

@@ -10,6 +10,7 @@ from etils import epath
 
 from zegformer_jax.evaluation.metric import States
 from zegformer_jax.runtime.files import write_bytes
+from zegformer_jax.runtime.processes import is_first
 
 
 class Counted(NamedTuple):
@@ -38,6 +39,13 @@ class ResumeFile:
     def __exit__(self, error: Any, *_: object) -> None:
         if error is None and self._path is not None:
             self._path.unlink(missing_ok=True)
+            if is_first():
+                self.parts.rmtree(missing_ok=True)
+
+    @property
+    def parts(self) -> epath.Path:
+        """Folder for files of the images that are counted, of all processes; removed at the end."""
+        return self.folder / f"partial_{self._key[:12]}"
 
     def open(self, key: str, nothing: Counted) -> Counted:
         """Returns what was counted under a key, or `nothing`; ignores a damaged file."""

@@ -48,6 +48,7 @@ BENCHMARK = Ade20k150(
     name="ade20k_150",
     vocabulary="ade20k_150",
     counts={TRAIN: 20210, VALIDATION: 2000},
+    category_offset=1,
     archives=(ARCHIVE,),
     advice="Label 0 is ignored; label i is class i - 1.",
 )

@@ -35,12 +35,15 @@ class Benchmark(abc.ABC):
         vocabulary: Name of its vocabulary in `data/vocabularies`, or the path of a `.json` file.
         counts: Official number of records by split, `train` or `validation`.
         guide: Text that names the archives, their addresses and the layout of the unpacked folder.
+        category_offset: What is added to an id of the vocabulary for the category's id in the data
+            set's own lists; 1 where these count from 1 and the vocabulary's ids from 0.
     """
 
     name: str
     vocabulary: str
     counts: Mapping[str, int]
     guide: str
+    category_offset: int = dataclasses.field(default=0, kw_only=True)
 
     def load_vocabulary(self) -> Vocabulary:
         """Reads the vocabulary; see `vocabulary.load_vocabulary`."""

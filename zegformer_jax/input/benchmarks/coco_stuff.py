@@ -63,6 +63,7 @@ BENCHMARK = CocoStuff(
     name="coco_stuff",
     vocabulary="coco_stuff_171",
     counts={TRAIN: 118287, VALIDATION: 5000},
+    category_offset=1,
     archives=(IMAGES[TRAIN], IMAGES[VALIDATION], LABELS),
     advice=(
         "Unpack the last one in a folder stuffthingmaps_trainval2017. A pixel's value is its "

@@ -34,6 +34,7 @@ BENCHMARK = PascalContext459(
     name="pascal_context_459",
     vocabulary="pascal_context_459",
     counts={TRAIN: 4998, VALIDATION: 5104},
+    category_offset=1,
     archives=(VOC_2010, LABEL_MAPS),
     advice="Label 0 is ignored; label i is class i - 1. Labels have 16 bits.",
 )

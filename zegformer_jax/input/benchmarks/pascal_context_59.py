@@ -119,6 +119,7 @@ BENCHMARK = PascalContext59(
     name="pascal_context_59",
     vocabulary="pascal_context_59",
     counts={TRAIN: 4998, VALIDATION: 5104},
+    category_offset=1,
     archives=(VOC_2010, DETAIL, LABEL_PICTURES, LABEL_NAMES, LABEL_MAPS),
     advice=(
         "Next to the first, one publication of the labels is enough: PASCAL in Detail, the label "

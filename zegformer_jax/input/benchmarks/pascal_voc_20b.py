@@ -52,6 +52,7 @@ BENCHMARK = PascalVoc20b(
     name="pascal_voc_20b",
     vocabulary="pascal_voc_20b",
     counts={VALIDATION: 1449},
+    category_offset=1,
     archives=(VOC_2012,),
     advice="Label 0 (background) is a class here; 255 (border) is ignored.",
 )
