@@ -53,8 +53,8 @@ def parse_kinds(text: str) -> tuple[str, ...]:
 class LabelMapWriter:
     """Writes images' label maps: PNG files by the images' ids, and COCO's files of all images.
 
-    Each image's part of COCO's files is in a file of its own beside the resume file, from whichever
-    process and run it comes, until `finish` joins these.
+    An image's part of COCO's files is in a file of its own beside the resume file, until `finish`
+    joins the files of all processes and of the runs before an interruption.
     """
 
     def __init__(
