@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -167,10 +169,14 @@ def test_a_slice_has_a_device_a_chip(name, chips, hosts):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_training_is_compiled_for_four_chips(capsys):
-    arguments = ["compile", SHRUNK, "--topology=v5e:2x2", "--what=train"]
-    assert main([*arguments, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_a_training_is_compiled_for_four_chips(tmp_path):
+    arguments = ["compile", SHRUNK, "--topology=v5e:2x2", "--what=train", "--json"]
+    command = [sys.executable, "-m", "zegformer_jax.cli.main", *arguments]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert not list(tmp_path.iterdir())  # a program cannot be read back without its device
+    found = json.loads(ran.stdout)
     assert found["fits"] and (found["chips"], found["images"]) == (4, 4)
     objective = programs.objective_of(
         without_weights(Experiment.open(shrunk.get_config(), "nowhere"))

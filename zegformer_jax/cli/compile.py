@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Compiles each program and prints its costs."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu compiles; no device is opened
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no device would read a program back
     os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "-1"  # whole stacks, for the source lines
     names = options.what.split(",")
     for name in names:
