@@ -9,6 +9,7 @@ from etils import epath
 from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.files import read_text
+from zegformer_jax.text.synonyms import split_synonyms
 
 PROMPTS_FILE = DATA / "prompts.json"
 FORM = '{"mine": ["a photo of a {}.", "a drawing of a {}."]}'
@@ -64,7 +65,7 @@ def class_prompts(name: str, templates: Sequence[str]) -> list[str]:
     Raises:
         UserError: There is no name or no template.
     """
-    synonyms = [x.strip() for x in name.split(",") if x.strip()]
+    synonyms = split_synonyms(name)
     if not synonyms or not templates:
         raise UserError(f"class '{name}': nothing to embed: give a name and a template")
     return [template.format(synonym) for synonym in synonyms for template in templates]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import unicodedata
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.runtime.files import decode_text
 from zegformer_jax.text.cleaning import plain_name
 from zegformer_jax.text.colours import Colour, as_tuples, check_colours, colours_of
+from zegformer_jax.text.synonyms import quote_both, spellings_of, split_synonyms
 
 IGNORE_LABEL_8BIT = 255
 IGNORE_LABEL_16BIT = 65535
@@ -141,7 +141,7 @@ class Vocabulary:
 
     def synonyms(self, index: int) -> tuple[str, ...]:
         """Returns the synonyms in class `index`'s name, in order, at least one."""
-        return _split_synonyms(self.names[index])
+        return split_synonyms(self.names[index])
 
     @property
     def seen_indices(self) -> np.ndarray:
@@ -205,25 +205,6 @@ def load_vocabulary(name: str) -> Vocabulary:
     return Vocabulary.load(path)
 
 
-def _spellings(name: str) -> frozenset[str]:
-    """Returns what makes two names one class: their synonyms, whatever their order and spelling."""
-    return frozenset(map(plain_name, _split_synonyms(name)))
-
-
-def _quote_both(first: str, second: str) -> str:
-    """Quotes two spellings of a class; in ASCII if they look alike."""
-    first, second = first.strip(), second.strip()
-    if first == second:
-        return f"{first!r} is listed twice"
-    look_alike = unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second)
-    quote = ascii if look_alike else repr
-    return f"{quote(first)} and {quote(second)} are one class in two spellings"
-
-
-def _split_synonyms(name: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in name.split(",") if part.strip())
-
-
 def _from_json(content: object, where: str) -> Vocabulary:
     if isinstance(content, list):  # as in the class files of other implementations
         content = {"classes": [{"name": x} if isinstance(x, str) else x for x in content]}
@@ -272,11 +253,11 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
         raise UserError(f"{where}: {len(names)} classes, but {limit}; use 65535")
     first_by_name, first_by_id = {}, {}
     for entry, (name, id_) in enumerate(zip(names, ids, strict=True), 1):
-        if not isinstance(name, str) or not _split_synonyms(name):
+        if not isinstance(name, str) or not split_synonyms(name):
             raise UserError(f"{where}: entry {entry} has an empty name ({name!r})")
-        first = first_by_name.setdefault(_spellings(name), entry)
+        first = first_by_name.setdefault(spellings_of(name), entry)
         if first != entry:
-            spellings = _quote_both(names[first - 1], name)
+            spellings = quote_both(names[first - 1], name)
             raise UserError(f"{where}: {spellings} (entries {first} and {entry}): remove one")
         if type(id_) is not int or not 0 <= id_ <= IGNORE_LABEL_16BIT:
             raise UserError(f"{where}: entry {entry}: id {id_!r} is not in 0..{IGNORE_LABEL_16BIT}")
