@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from zegformer_jax.drawing.overlay import UNSEEN_MARK, overlay
+from zegformer_jax.drawing.overlay import SCREEN, UNSEEN_MARK, overlay
 from zegformer_jax.drawing.palette import palette
 from zegformer_jax.drawing.sheet import sheet
 
@@ -54,6 +54,23 @@ def test_overlay_blends_the_colour_of_each_class_and_leaves_unlabelled_pixels():
         expected = 0.5 * 128 + 0.5 * palette(3)[index].astype(float)
         np.testing.assert_allclose(drawn[row, column], expected, atol=0.5)
     np.testing.assert_array_equal(drawn[20, 480], [128, 128, 128])
+
+
+def test_a_large_overlay_is_reduced_to_the_screen():
+    """Half of each side; the border is where the labels change."""
+    image, labels = halves(800, 1200, left=0, right=2)
+    drawn = overlay(image, labels, NAMES, alpha=0.5, max_pixels=600 * 400)
+    assert drawn.size == (600, 400)
+    pixels = np.asarray(drawn).astype(int)
+    for column, index in {297: 0, 302: 2}.items():
+        expected = 0.5 * 128 + 0.5 * palette(3)[index].astype(float)
+        np.testing.assert_allclose(pixels[20, column], expected, atol=0.5)
+    assert pixels[20, 299].sum() < 0.5 * pixels[20, 297].sum()
+    width, height = overlay(
+        np.zeros((1500, 2600, 3), np.uint8), np.zeros((1500, 2600), int), []
+    ).size
+    assert 0.99 * SCREEN < width * height <= SCREEN
+    assert width / height == pytest.approx(2600 / 1500, rel=1e-3)
 
 
 def test_overlay_leaves_the_extra_ignore_value_out():

@@ -1,16 +1,17 @@
 """Draws class colours and names over an image."""
 
-import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from zegformer_jax.drawing.fonts import fit_size, measure, writable, write
 from zegformer_jax.drawing.palette import palette
 
 UNSEEN_MARK = "★"
 NO_LABEL = -1
+SCREEN = 2560 * 1440  # pixels; larger overlays are reduced to it
 _SMALLEST_NAMED = 1 / 1000  # Of the image: a smaller region's name would only hide it.
 _LABEL_SEARCH_SIDE = 512  # Names are placed at this size, to be fast for any image.
 INK, PAPER, GREY = (25, 25, 28), (255, 255, 255), (110, 110, 116)
@@ -25,12 +26,14 @@ def overlay(
     ignore: int | None = None,
     alpha: float = 0.55,
     min_side: int = 384,
+    max_pixels: int = SCREEN,
 ) -> Image.Image:
     """Draws a label map over its image: colours, thin borders, and the name of every class.
 
     A class's name (its first synonym) is written on its largest region, unless the region is tiny
     or the name does not fit. Classes that were not seen in training are hatched, bordered in white
-    and starred. An image whose longer side is under `min_side` is enlarged by an integer factor.
+    and starred. An image whose longer side is under `min_side` is enlarged by an integer factor;
+    one of more than `max_pixels` is reduced.
 
     Args:
         image: uint8 [h, w, 3], RGB.
@@ -40,22 +43,41 @@ def overlay(
         ignore: An additional value that means no label.
         alpha: Weight of the colours, 0..1.
         min_side: The least longer side of the result, in pixels.
+        max_pixels: Most pixels of the result.
 
     Returns:
-        An RGB image, of the image's size times an integer factor.
+        An RGB image, of the image's size, times an integer factor, or reduced.
 
     Raises:
         ValueError: If image, labels, names and seen do not fit together.
     """
+    image, labels = _at_most(max_pixels, np.asarray(image), np.asarray(labels))
     image, labels = check_drawing(image, labels, names, seen, ignore)
     seen = np.ones(len(names), bool) if seen is None else np.asarray(seen, bool)
-    factor = max(1, math.ceil(min_side / max(labels.shape)))
+    allowed = math.isqrt(max_pixels // labels.size)
+    factor = max(1, min(math.ceil(min_side / max(labels.shape)), allowed))
     height, width = labels.shape[0] * factor, labels.shape[1] * factor
     enlarged = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
     painted = Image.fromarray(paint(enlarged, labels, seen, alpha))
     _write_names(painted, labels, names, seen)
     return painted
+
+
+def _at_most(
+    max_pixels: int, image: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reduces an image and its labels to at most `max_pixels`, if they fit together."""
+    if labels.size <= max_pixels or labels.shape != image.shape[:2] or image.dtype != np.uint8:
+        return image, labels
+    scale = math.sqrt(max_pixels / labels.size)
+    height, width = (max(1, math.floor(side * scale)) for side in labels.shape)
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)  # the pixel at the centre
+        for old, new in zip(labels.shape, (height, width), strict=True)
+    )
+    reduced = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(reduced), labels[rows][:, columns]
 
 
 def check_drawing(image, labels, names, seen, ignore) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +109,7 @@ def paint(image: np.ndarray, labels: np.ndarray, seen: np.ndarray, alpha: float)
     hatched = unseen & ((rows + columns) % (10 * thickness) < 2 * thickness)
     colours = palette(len(seen))[labels].astype(np.float32)
     colours = np.where(hatched[..., None], 0.35 * colours + 0.65 * 255, colours)
-    weight = np.where(labelled, alpha, 0)[..., None]
+    weight = np.where(labelled, np.float32(alpha), np.float32(0))[..., None]
     painted = (1 - weight) * image + weight * colours
     border = _border(labels, thickness)
     painted[border & labelled] *= 0.3
@@ -107,19 +129,14 @@ def _border(labels: np.ndarray, thickness: int) -> np.ndarray:
     return border
 
 
-def shown_name(name: str, seen: bool) -> str:
-    """Returns the first synonym, starred if the class is unseen."""
-    first = name.split(",")[0].strip()
+def first_synonym(name: str) -> str:
+    """Returns the part of a class name before the first comma."""
+    return name.split(",")[0].strip()
+
+
+def shown_name(first: str, seen: bool) -> str:
+    """Returns a first synonym, starred if the class is unseen."""
     return first if seen else f"{UNSEEN_MARK} {first}"
-
-
-@functools.lru_cache(maxsize=64)
-def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Loads DejaVu Sans, which is part of matplotlib and has accents, Greek and Cyrillic."""
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{name}", size)
 
 
 def _region_centres(labels: np.ndarray) -> list[tuple[int, int, int, int]]:
@@ -151,36 +168,29 @@ def _write_names(
     image: Image.Image, labels: np.ndarray, names: Sequence[str], seen: np.ndarray
 ) -> None:
     """Writes the names of the classes onto the image, moved apart if they would overlap."""
-    size = round(min(max(math.sqrt(image.width * image.height) / 34, 13), 64))
-    colours = palette(len(names))
+    largest = round(min(max(math.sqrt(image.width * image.height) / 34, 13), 64))
+    colours, centres = palette(len(names)), _region_centres(labels)
+    firsts = writable([first_synonym(name) for name in names], [index for index, *_ in centres])
     draw = ImageDraw.Draw(image, "RGBA")
     taken: list[tuple[int, int, int, int]] = []
-    for index, *centre in _region_centres(labels):
-        text = shown_name(names[index], seen[index])
-        font = fit_font(text, size, image.width)
-        if font is None:
+    for index, *centre in centres:
+        text = shown_name(firsts[index], seen[index])
+        size = fit_size(text, largest, image.width, bold=True)
+        if size is None:
             continue
-        box = _free_box(font, text, centre, image.size, taken)
+        box = _free_box(text, size, centre, image.size, taken)
         if box is not None:
             taken.append(box)
-            _draw_tag(draw, box, text, font, tuple(map(int, colours[index])), bool(seen[index]))
+            _draw_tag(draw, box, text, size, tuple(map(int, colours[index])), bool(seen[index]))
 
 
-def fit_font(text: str, size: int, width: int) -> ImageFont.FreeTypeFont | None:
-    """Returns the largest font up to `size` at which the text fits the width; None below 8."""
-    for smaller in range(size, 7, -1):
-        if load_font(smaller, bold=True).getlength(text) + smaller <= width:
-            return load_font(smaller, bold=True)
-    return None
-
-
-def _free_box(font, text, centre, image_size, taken) -> tuple[int, int, int, int] | None:
+def _free_box(text, size, centre, image_size, taken) -> tuple[int, int, int, int] | None:
     """Finds a box (left, top, right, bottom) for a text that touches no taken box.
 
     It is on the region's centre, or below or above it if it would hide a small region.
     """
     row, column, depth = centre
-    width, height = round(font.getlength(text) + font.size * 0.8), round(font.size * 1.45)
+    width, height = round(measure(text, size, bold=True) + size * 0.8), round(size * 1.45)
     last_left, last_top = image_size[0] - width - 1, image_size[1] - height - 1
     if last_left < 0 or last_top < 0:
         return None
@@ -198,9 +208,9 @@ def _free_box(font, text, centre, image_size, taken) -> tuple[int, int, int, int
     return None
 
 
-def _draw_tag(draw, box, text, font, colour, seen) -> None:
+def _draw_tag(draw, box, text, size, colour, seen) -> None:
     """Draws a name in a rounded box: dark for a seen class, white for an unseen one."""
     fill, ink = ((*INK, 205), PAPER) if seen else ((*PAPER, 235), INK)
     draw.rounded_rectangle(box, radius=(box[3] - box[1]) // 4, fill=fill, outline=colour)
     centre = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    draw.text(centre, text, fill=ink, font=font, anchor="mm")
+    write(draw, centre, text, size, fill=ink, bold=True, anchor="mm")

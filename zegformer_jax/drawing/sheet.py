@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from zegformer_jax.drawing.fonts import SMALLEST, fit_size, measure, writable, write
 from zegformer_jax.drawing.overlay import (
     GREY,
     INK,
@@ -13,8 +14,7 @@ from zegformer_jax.drawing.overlay import (
     PAPER,
     UNSEEN_MARK,
     check_drawing,
-    fit_font,
-    load_font,
+    first_synonym,
     overlay,
     paint,
     shown_name,
@@ -58,6 +58,7 @@ def sheet(
             "at least one"
         )
     seen = [True] * len(names) if seen is None else list(seen)
+    names = writable([first_synonym(name) for name in names], _present(rows, len(names)))
     scenes = [_scene(row, names, seen, ignore, show_ignored, cell) for row in rows]
     gap, title_height = cell // 24, cell // 9
     width = gap + len(rows[0]) * (cell + gap)
@@ -69,9 +70,9 @@ def sheet(
     draw = ImageDraw.Draw(page)
     for column, title in enumerate(titles[: len(rows[0])]):
         centre = gap + column * (cell + gap) + cell // 2, title_height // 2
-        font = fit_font(title, cell // 17, cell)
-        if font is not None:
-            draw.text(centre, title, fill=INK, font=font, anchor="mm")
+        size = fit_size(title, cell // 17, cell, bold=True)
+        if size is not None:
+            write(draw, centre, title, size, fill=INK, bold=True, anchor="mm")
     top = title_height
     for (panels, _), height in zip(scenes, heights, strict=True):
         for column, panel in enumerate(panels):
@@ -79,6 +80,12 @@ def sheet(
         top += height + gap
     page.paste(legend, (gap, below))
     return page
+
+
+def _present(rows: Sequence[Sequence[np.ndarray]], classes: int) -> list[int]:
+    """Returns the classes in the label maps of any row."""
+    found = set().union(*(np.unique(labels).tolist() for row in rows for labels in row[1:]))
+    return sorted(found & set(range(classes)))
 
 
 def _scene(row, names, seen, ignore, show_ignored, cell) -> tuple[list[Image.Image], np.ndarray]:
@@ -103,9 +110,9 @@ def _legend(names, seen, pixels, width, size, ignored_left_out, most=60) -> Imag
     present = np.flatnonzero(pixels)
     frequent = sorted(present, key=lambda index: -pixels[index])[:most]
     order = sorted(frequent, key=lambda index: (not seen[index], -pixels[index]))
-    font, swatch = load_font(size), round(size * 1.2)
+    swatch = round(size * 1.2)
     texts = [shown_name(names[index], seen[index]) for index in order]
-    widest = max((font.getlength(text) for text in texts), default=0)
+    widest = max((measure(text, size) for text in texts), default=0)
     columns = max(1, int(width // (swatch + widest + 2.5 * size)))
     line = round(size * 1.7)
     notes = [f"{UNSEEN_MARK} and hatching: unseen classes, whose labels no training uses"]
@@ -121,9 +128,9 @@ def _legend(names, seen, pixels, width, size, ignored_left_out, most=60) -> Imag
         patch = np.full((swatch, swatch), index)
         blank = np.full((swatch, swatch, 3), 255, np.uint8)
         legend.paste(Image.fromarray(paint(blank, patch, np.asarray(seen), 1.0)), (left, top))
-        draw.text((left + 1.5 * swatch, top + swatch / 2), text, fill=INK, font=font, anchor="lm")
+        write(draw, (left + 1.5 * swatch, top + swatch / 2), text, size, fill=INK)
     for place, note in enumerate(notes):
         top = round((lines + 0.5 + place) * line)
-        fitting = next((s for s in range(size, 7, -1) if load_font(s).getlength(note) <= width), 8)
-        draw.text((0, top), note, fill=GREY, font=load_font(fitting))
+        fitting = fit_size(note, size, width) or SMALLEST
+        write(draw, (0, top), note, fitting, fill=GREY, anchor="la")
     return legend
