@@ -1,16 +1,26 @@
 """The Python API: any image and any classes; errors are one clear line."""
 
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import shrunk
 from PIL import Image
+from toy_experiment import ToyExperiment
 
 import zegformer_jax
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.workdir import CONFIG_FILE, load_config, save_config
-from zegformer_jax.segmenter import Segmentation, Segmenter
+from zegformer_jax.segmentation.zegformer import Prediction
+from zegformer_jax.segmenter import PROGRAMS_KEPT, Segmentation, Segmenter
 from zegformer_jax.text.vocabulary import Vocabulary
 
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["sheep", "tvmonitor, couch", "cat"]
 
 
@@ -37,6 +47,19 @@ def test_areas_are_shares_largest_first():
         np.zeros((1, 4, 3), np.uint8), labels, Vocabulary.from_names(list("abc"))
     )  # fmt: skip
     assert result.areas() == {"c": 0.75, "a": 0.25} and list(result.areas()) == ["c", "a"]
+
+
+def test_a_reduced_image_has_labels_of_the_whole_size():
+    """The overlay is as small as the image; shares of classes are those of the labels."""
+    labels = np.repeat([[0, 1, 1, 1]], 300, axis=1).repeat(600, axis=0).astype(np.int32)
+    image = np.full((150, 300, 3), 255, np.uint8)
+    result = Segmentation(image, labels, Vocabulary.from_names(["a", "b"]))
+    assert result.overlay().size == (600, 300)  # small images are enlarged
+    left, right = (np.asarray(result.overlay())[20, column].astype(int) for column in (75, 450))
+    assert np.abs(left - right).max() > 50
+    assert result.label_image().size == (1200, 600)
+    assert result.areas() == {"b": 0.75, "a": 0.25}
+    assert result.overlay(max_pixels=5000).size == (100, 50)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +91,59 @@ def test_extreme_image_sizes(segmenter, size):
     assert result.labels.shape == size
     assert 0 <= result.labels.min() and result.labels.max() < 3
     assert result.overlay().size[0] >= size[1]
+
+
+@pytest.mark.slow
+def test_a_huge_jpeg_has_the_labels_of_the_whole_image(segmenter, tmp_path, monkeypatch):
+    """The model sees 64 pixels; the file has 900."""
+    colours = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
+    path = tmp_path / "huge.jpg"
+    Image.fromarray(colours).resize((1200, 900)).save(path, quality=95)
+    whole = segmenter(path, CLASSES)
+    monkeypatch.setattr("zegformer_jax.input.photographs.HUGE", 1000)
+    reduced = segmenter(path, CLASSES)
+    assert whole.image.shape == (900, 1200, 3) and reduced.image.shape == (113, 150, 3)
+    assert reduced.labels.shape == (900, 1200)
+    assert np.mean(reduced.labels == whole.labels) > 0.98
+    with pytest.raises(ValueError, match="huge.jpg: more than 1,000 pixels"):
+        segmenter(path, CLASSES, max_pixels=1000)
+
+
+def test_few_compiled_programs_stay_in_memory(monkeypatch):
+    """Images of 20 sizes, and then lists of 20 lengths, of which each needs its own program."""
+
+    def predict(self, weights, text, seen_c, images, original_size, out_size):
+        return Prediction([], [jnp.zeros((1, 1, *out_size), jnp.int32) + len(seen_c)])
+
+    monkeypatch.setattr(Segmenter, "_predict", predict)
+    monkeypatch.setattr(ToyExperiment, "kind", "zegformer")
+    segment, client = Segmenter(ToyExperiment()), jax.devices()[0].client
+    before = len(client.live_executables())
+    for place in range(20):
+        image = np.zeros((8, 8 + 32 * place, 3), np.uint8)
+        assert segment(image, ["a"]).labels.shape == (8, 8 + 32 * place)
+    gc.collect()
+    assert before + PROGRAMS_KEPT <= len(client.live_executables()) < before + 20
+    for count in range(1, 20):
+        labels = segment(image, [f"class {place}" for place in range(count)]).labels
+        assert np.all(labels == count)
+    gc.collect()
+    assert before + PROGRAMS_KEPT <= len(client.live_executables()) < before + 20
+
+
+def test_programs_are_kept_for_other_processes(tmp_path):
+    """Also without the command, which sets the folder in the environment."""
+    code = "import jax; from zegformer_jax.runtime.compiled import keep_programs; keep_programs(); "
+    code += "print(jax.config.jax_compilation_cache_dir)"
+    environment = {"PATH": "", "ZEGFORMER_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    for more, expected in (
+        ({}, tmp_path / "xla"),
+        ({"JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment | more, capture_output=True, text=True
+        )
+        assert done.stdout == f"{expected}\n", done.stderr
 
 
 @pytest.mark.slow

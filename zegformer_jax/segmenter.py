@@ -1,23 +1,27 @@
 """The Python API: a trained model that segments any image into any classes."""
 
 import dataclasses
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from zegformer_jax.drawing import overlay
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.input import transforms
-from zegformer_jax.input.photographs import Source, read_photograph
+from zegformer_jax.input.photographs import Photograph, Source, read_reduced
+from zegformer_jax.runtime.compiled import keep_programs
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.segmentation.augmentation import make_views
 from zegformer_jax.segmentation.zegformer import Prediction, Queries, Question, predict
 from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
+
+PROGRAMS_KEPT = 8  # compiled programs in memory, of tens of megabytes each: one for each size
+# An image that is read at a reduced size keeps this many times the sides that the model sees.
+SIDES_KEPT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +29,8 @@ class Segmentation:
     """A segmented image.
 
     Attributes:
-        image: uint8 RGB [H, W, 3].
-        labels: int32 [H, W], indices of classes in `vocabulary`.
+        image: uint8 RGB [H, W, 3]; smaller if it was read at a reduced size.
+        labels: int32 [H, W] at the image's whole size, indices of classes in `vocabulary`.
         vocabulary: The requested classes; `seen` marks those that the grouper was trained on.
     """
 
@@ -34,10 +38,12 @@ class Segmentation:
     labels: np.ndarray
     vocabulary: Vocabulary
 
-    def overlay(self) -> Image.Image:
-        """Draws classes and their names over the image."""
-        names, seen = self.vocabulary.names, self.vocabulary.seen
-        return overlay.overlay(self.image, self.labels, names, seen=seen)
+    def overlay(self, max_pixels: int = overlay.SCREEN) -> Image.Image:
+        """Draws classes and their names over the image, at most at `max_pixels` pixels."""
+        names, seen, labels = self.vocabulary.names, self.vocabulary.seen, self.labels
+        if labels.shape != self.image.shape[:2]:
+            labels = transforms.resize_label(labels, self.image.shape[:2])
+        return overlay.overlay(self.image, labels, names, seen=seen, max_pixels=max_pixels)
 
     def label_image(self) -> Image.Image:
         """Returns the label map as an 8-bit image, or 16-bit for more than 256 classes."""
@@ -46,7 +52,8 @@ class Segmentation:
 
     def areas(self) -> dict[str, float]:
         """Returns the share of pixels of every class in the label map, largest first."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.vocabulary))
+        # Row by row, as `bincount` makes a copy in 64 bits.
+        counts = sum(np.bincount(row, minlength=len(self.vocabulary)) for row in self.labels)
         order = np.argsort(-counts, kind="stable")
         names = self.vocabulary.names
         return {names[i]: float(counts[i] / self.labels.size) for i in order if counts[i]}
@@ -72,7 +79,8 @@ class Segmenter:
         self._model = experiment.segmentation_model
         self._weights = experiment.weights()
         self._embed = lru_cache(maxsize=16)(experiment.text_embeddings)
-        self._run = jax.jit(self._predict, static_argnames="out_size")
+        self._program = lru_cache(maxsize=PROGRAMS_KEPT)(self._make_program)
+        keep_programs()
 
     def vocabulary(self, classes: Sequence[str]) -> Vocabulary:
         """Returns the vocabulary of class names; commas in a name separate synonyms.
@@ -84,24 +92,28 @@ class Segmenter:
         """
         return mark_seen(Vocabulary.from_names(classes), self._experiment.vocabulary)
 
-    def __call__(self, image: Source, classes: Sequence[str]) -> Segmentation:
+    def __call__(
+        self, image: Source, classes: Sequence[str], max_pixels: int | None = None
+    ) -> Segmentation:
         """Segments an image: every pixel gets one of the classes.
 
         Args:
             image: A path, the bytes of a file, an open file, an image of Pillow, or uint8 RGB
                 [H, W, 3]; see `input.photographs`.
             classes: Class names, any words; commas in a name separate synonyms.
+            max_pixels: Most pixels of a file; None: Pillow's limit, 178,956,970.
 
         Raises:
             MissingFile: There is no such file.
-            UserError: The image cannot be read, or the classes are not a vocabulary.
+            UserError: The image cannot be read or has too many pixels, or the classes are not a
+                vocabulary.
         """
         vocabulary = self.vocabulary(classes)
-        pixels = read_photograph(image)
-        prediction = self._run_on(pixels, vocabulary)
-        height, width = pixels.shape[:2]
+        photograph = self._read(image, max_pixels)
+        prediction = self._run_on(photograph, vocabulary)
+        height, width = photograph.size
         labels = np.asarray(prediction.maps[0])[0, 0, :height, :width]
-        return Segmentation(pixels, labels, vocabulary)
+        return Segmentation(photograph.pixels, labels, vocabulary)
 
     def queries(self, image: Source, classes: Sequence[str]) -> Queries:
         """Returns the per-query outputs of both halves of the method for the plain view.
@@ -111,26 +123,44 @@ class Segmenter:
                 [H, W, 3]; see `input.photographs`.
             classes: Class names, any words; commas in a name separate synonyms.
         """
-        return self._run_on(read_photograph(image), self.vocabulary(classes)).outputs[0]
+        return self._run_on(self._read(image), self.vocabulary(classes)).outputs[0]
 
-    def _run_on(self, pixels: np.ndarray, vocabulary: Vocabulary) -> Prediction:
-        original = pixels.shape[:2]
-        return self._run(
+    def _read(self, image: Source, max_pixels: int | None = None) -> Photograph:
+        side = max(self._settings.short_side, *self._settings.more_short_sides, 0)
+        return read_reduced(image, SIDES_KEPT * side, max_pixels)
+
+    def _run_on(self, photograph: Photograph, vocabulary: Vocabulary) -> Prediction:
+        images, out_size = self._resized(photograph), transforms.label_sides(*photograph.size)
+        shapes = tuple(image.shape for image, _ in images)
+        run = self._program(shapes, len(vocabulary), out_size)
+        return run(
             self._weights,
             self._embed(vocabulary.names),
-            jnp.asarray(vocabulary.seen),
-            self._resized(pixels),
-            np.array(original),
-            out_size=transforms.label_sides(*original),
+            np.asarray(vocabulary.seen, bool),
+            images,
+            np.array(photograph.size),
         )
 
-    def _resized(self, pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _make_program(
+        self, shapes: tuple[tuple[int, ...], ...], classes: int, out_size: tuple[int, int]
+    ) -> Callable[..., Prediction]:
+        """Returns a function that is compiled at its first call, and forgotten with its program.
+
+        Args:
+            shapes: Shapes of the views' images, for which alone the function is called.
+            classes: Number of classes of all calls.
+            out_size: Sides of the label maps.
+        """
+        del shapes, classes  # keys of the cache
+        return jax.jit(partial(self._predict, out_size=out_size))
+
+    def _resized(self, photograph: Photograph) -> list[tuple[np.ndarray, np.ndarray]]:
         """Resizes and pads an image to each of the views' sizes, as `make_views` takes them."""
         images = []
         for side in (self._settings.short_side, *self._settings.more_short_sides):
-            size = transforms.resized_sides(*pixels.shape[:2], side, self._settings.max_long_side)
+            size = transforms.resized_sides(*photograph.size, side, self._settings.max_long_side)
             padded = np.zeros((*transforms.padded_sides(*size), 3), np.uint8)
-            padded[: size[0], : size[1]] = transforms.resize_image(pixels, size)
+            padded[: size[0], : size[1]] = transforms.resize_image(photograph.pixels, size)
             images.append((padded, np.array(size)))
         return images
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from zegformer_jax.input import decoding
+from zegformer_jax.input import decoding, photographs
 from zegformer_jax.input.folder import Folder
-from zegformer_jax.input.photographs import read_photograph
+from zegformer_jax.input.photographs import read_photograph, read_reduced
 from zegformer_jax.runtime.errors import UserError
 
 
@@ -74,6 +74,54 @@ def test_the_cameras_orientation_is_applied(rgb, tmp_path):
 def test_a_missing_file():
     with pytest.raises(FileNotFoundError, match="^nowhere/x.png: no such image$"):
         read_photograph("nowhere/x.png")
+
+
+def test_an_image_over_pillows_limit_is_not_damaged(tmp_path):
+    path = saved(Image.new("1", (14000, 13000)), tmp_path, "map.png")
+    with pytest.raises(UserError, match="map.png: more than 178,956,970 pixels, Pillow's limit .*"):
+        read_photograph(path)
+
+
+def test_max_pixels_raises_the_limit_for_one_image(rgb, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    path = saved(Image.fromarray(rgb), tmp_path, "map.png")
+    with pytest.raises(UserError, match="map.png: more than 1,000 pixels, .*--max-pixels"):
+        read_photograph(path)
+    np.testing.assert_array_equal(read_photograph(path, max_pixels=40 * 36), rgb)
+    with pytest.raises(UserError, match="map.png: more than 1,439 pixels, the limit"):
+        read_photograph(path, max_pixels=40 * 36 - 1)
+    assert Image.MAX_IMAGE_PIXELS == 500
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_huge_jpeg_is_read_at_reduced_size(tmp_path, monkeypatch, orientation):
+    """The sides stay at least the wanted one; the pixels are means of the whole size's."""
+    monkeypatch.setattr(photographs, "HUGE", 400 * 300 - 1)
+    colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    image = Image.fromarray(colours).resize((404, 300), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(image, tmp_path, "huge.jpg", exif=exif, quality=95)
+    whole = read_photograph(path)
+    assert whole.shape == ((404, 300, 3) if orientation == 6 else (300, 404, 3))
+    expected = np.asarray(Image.fromarray(whole).reduce(4)).astype(int)
+    pixels, size = read_reduced(path, 75)
+    assert size == whole.shape[:2] and pixels.shape == expected.shape
+    assert np.abs(pixels - expected).mean() < 1
+    for side, factor in ((76, 2), (150, 2), (151, 1), (37, 8)):
+        pixels, size = read_reduced(path, side)
+        assert size == whole.shape[:2]
+        assert pixels.shape[:2] == tuple(-(-x // factor) for x in whole.shape[:2])
+
+
+def test_other_images_are_read_whole(rgb, tmp_path, monkeypatch):
+    jpeg, png = (saved(Image.fromarray(rgb), tmp_path, f"image.{x}") for x in ("jpg", "png"))
+    assert read_reduced(jpeg, 5).pixels.shape == (40, 36, 3), "it is not huge"
+    monkeypatch.setattr(photographs, "HUGE", 1)
+    for source in (png, rgb, Image.open(jpeg)):
+        pixels, size = read_reduced(source, 5)
+        assert pixels.shape == (40, 36, 3) and size == (40, 36)
+    assert read_reduced(jpeg, 5).pixels.shape == (10, 9, 3)
 
 
 def test_a_truncated_file(rgb, tmp_path):

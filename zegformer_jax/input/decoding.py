@@ -1,6 +1,9 @@
 """Decoding of images and label images, with errors that name the file."""
 
+import contextlib
 import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ COLOUR_MODES = ("RGB", "RGBA")
 WIDE_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits per channel, which Pillow would clip
 PACKED_GREY = ("L;2", "L;4")  # Pillow's raw modes that it stretches to 0..255
 TURNED = range(2, 9)  # EXIF orientations other than upright, which is 1
+SIDEWAYS = range(5, 9)  # those that swap height and width
 STORABLE = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")}  # formats and raw modes
 PNG_COMPRESSION = 6  # zlib's usual level
 # Pillow's exceptions for damaged files: a broken PNG gives a SyntaxError, TIFF a TypeError, GIF an
@@ -21,6 +25,7 @@ PNG_COMPRESSION = 6  # zlib's usual level
 PILLOW_ERRORS = (
     OSError, SyntaxError, EOFError, ValueError, TypeError, IndexError, Image.DecompressionBombError
 )  # fmt: skip
+MAX_PIXELS = 178_956_970  # Pillow refuses larger images, unless it is told otherwise
 
 
 def read_file(path: Path) -> bytes:
@@ -151,9 +156,35 @@ def _open(data: bytes, where: object) -> tuple[Image.Image, str]:
     except Image.UnidentifiedImageError:
         raise UserError(f"{where}: not an image, or damaged at its start") from None
     except PILLOW_ERRORS as error:
-        raise UserError(f"{where}: damaged or cut off: {error}") from error
+        raise _unreadable(error, where) from error
     arguments = image.tile[0].args if image.tile else ""
     return image, arguments[0] if isinstance(arguments, tuple) else arguments
+
+
+def _unreadable(error: Exception, where: object) -> UserError:
+    if isinstance(error, Image.DecompressionBombError):
+        most = int(2 * Image.MAX_IMAGE_PIXELS)
+        whose = "Pillow's limit" if most == MAX_PIXELS else "the limit"
+        return UserError(
+            f"{where}: more than {most:,} pixels, {whose} against files that fill the memory: "
+            "reduce the image, or let predict take it by --max-pixels (max_pixels in Python)"
+        )
+    return UserError(f"{where}: damaged or cut off: {error}")
+
+
+@contextlib.contextmanager
+def pixel_limit(most: int | None) -> Iterator[None]:
+    """Lets images have at most this many pixels, in all threads; None leaves Pillow's limit."""
+    if most is None:
+        yield
+        return
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most / 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def open_image(data: bytes, where: object) -> Image.Image:
@@ -174,7 +205,7 @@ def count_images(image: Image.Image, where: object) -> int:
     try:
         return getattr(image, "n_frames", 1)
     except PILLOW_ERRORS as error:
-        raise UserError(f"{where}: damaged or cut off: {error}") from error
+        raise _unreadable(error, where) from error
 
 
 def loaded(image: Image.Image, where: object) -> Image.Image:
@@ -186,5 +217,5 @@ def loaded(image: Image.Image, where: object) -> Image.Image:
     try:
         image.load()
     except PILLOW_ERRORS as error:
-        raise UserError(f"{where}: damaged or cut off: {error}") from error
+        raise _unreadable(error, where) from error
     return image

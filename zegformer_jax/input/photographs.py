@@ -13,16 +13,17 @@
 import io
 import logging
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from zegformer_jax.input import decoding
 from zegformer_jax.runtime.errors import MissingFile, UserError
 
 OF_8_BITS, OF_16_BITS = 255, 65535
 DARK = 1 / 16  # of the range; images whose largest value is smaller are warned of
+HUGE = 2**25  # pixels; larger images are read at a reduced size where the format allows it
 WITH_ALPHA = ("RGBA", "LA", "PA")
 PLAIN_ALPHA = {"RGBa": "RGBA", "La": "LA"}  # modes whose colours are multiplied by their opacity
 KEPT_MODES = ("L", "RGB", "CMYK")  # which an ICC profile describes; others are converted first
@@ -30,26 +31,75 @@ KEPT_MODES = ("L", "RGB", "CMYK")  # which an ICC profile describes; others are 
 Source = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray
 
 
-def read_photograph(source: Source | Any) -> np.ndarray:
+class Photograph(NamedTuple):
+    """An image that was read.
+
+    Attributes:
+        pixels: uint8 RGB [h, w, 3].
+        size: Height and width of the image, more than those of `pixels` if it was read at a
+            reduced size.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+
+def read_photograph(source: Source | Any, max_pixels: int | None = None) -> np.ndarray:
     """Reads an image as uint8 RGB [h, w, 3].
 
     Args:
         source: A path, the bytes of a file, an open file, an image of Pillow, or an array uint8
             [h, w, 3] of any library.
+        max_pixels: Most pixels of a file; None: Pillow's limit, `decoding.MAX_PIXELS`.
 
     Raises:
         MissingFile: There is no such file.
-        UserError: The file is not a complete image.
+        UserError: The file is not a complete image, or has too many pixels.
+        ValueError: The array has another shape or type.
+    """
+    return read_reduced(source, None, max_pixels).pixels
+
+
+def read_reduced(
+    source: Source | Any, short_side: int | None, max_pixels: int | None = None
+) -> Photograph:
+    """Reads an image; a JPEG of more than `HUGE` pixels at 1/2, 1/4 or 1/8 of its size.
+
+    Args:
+        source: The image, as `read_photograph` takes it.
+        short_side: The shorter side is not reduced below it; None reads the whole size.
+        max_pixels: Most pixels of a file; None: Pillow's limit.
+
+    Raises:
+        MissingFile: There is no such file.
+        UserError: The file is not a complete image, or has too many pixels.
         ValueError: The array has another shape or type.
     """
     if isinstance(source, Image.Image):
-        return as_shown(source, "the image")
-    if isinstance(source, bytes | bytearray):
-        return decode_photograph(bytes(source), "the image's bytes")
-    if hasattr(source, "read"):
-        return decode_photograph(source.read(), getattr(source, "name", "the file"))
+        return _whole(as_shown(source, "the image"))
     if hasattr(source, "__array__"):
-        return _checked(np.asarray(source))
+        return _whole(_checked(np.asarray(source)))
+    data, where = _read_bytes(source)
+    with decoding.pixel_limit(max_pixels):
+        image = decoding.open_image(data, where)
+        width, height = image.size
+        if short_side is not None and width * height > HUGE:
+            image.draft(None, (short_side, short_side))  # only JPEG's format has it
+        pixels = as_shown(image, where)
+    is_turned = image.getexif().get(ExifTags.Base.Orientation) in decoding.SIDEWAYS
+    return Photograph(pixels, (width, height) if is_turned else (height, width))
+
+
+def _whole(pixels: np.ndarray) -> Photograph:
+    return Photograph(pixels, pixels.shape[:2])
+
+
+def _read_bytes(source: Any) -> tuple[bytes, str]:
+    """Returns the bytes of a file, and its name for messages."""
+    if isinstance(source, bytes | bytearray):
+        return bytes(source), "the image's bytes"
+    if hasattr(source, "read"):
+        return source.read(), getattr(source, "name", "the file")
     text = str(source)
     if "://" in text:
         raise UserError(f"{text}: an address; download the image and name the file")
@@ -57,7 +107,7 @@ def read_photograph(source: Source | Any) -> np.ndarray:
         raise UserError(f"{text}: a folder; name an image in it")
     if not Path(text).is_file():
         raise MissingFile(f"{text}: no such image")
-    return decode_photograph(decoding.read_file(Path(text)), text)
+    return decoding.read_file(Path(text)), text
 
 
 def decode_photograph(data: bytes, where: object) -> np.ndarray:

@@ -1,6 +1,18 @@
-"""Memory and cost of compiled programs, as XLA states them."""
+"""Compiled programs: where they are kept, and their memory and cost, as XLA states them."""
 
+import contextlib
 from typing import Any
+
+import jax
+
+from zegformer_jax.runtime.environment import programs_folder
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs on disk for other processes, unless jax has a folder for them."""
+    if jax.config.jax_compilation_cache_dir is None:
+        with contextlib.suppress(RuntimeError):  # the user has no home
+            jax.config.update("jax_compilation_cache_dir", programs_folder())
 
 
 def cost_of(compiled: Any) -> str:

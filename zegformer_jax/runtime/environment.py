@@ -26,6 +26,11 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> str:
     return str(Path(caches) / "zegformer_jax")
 
 
+def programs_folder(environment: Mapping[str, str] = os.environ) -> str:
+    """Returns the folder for compiled programs; see `cache_folder`."""
+    return f"{cache_folder(environment)}/xla"
+
+
 def missing_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Returns defaults of unset variables: fewer notices, and compiled programs on disk.
 
@@ -37,7 +42,7 @@ def missing_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, s
         "TF_ENABLE_ONEDNN_OPTS": "0",  # avoids a notice; TensorFlow only reads files here
     }
     try:
-        defaults["JAX_COMPILATION_CACHE_DIR"] = f"{cache_folder(environment)}/xla"
+        defaults["JAX_COMPILATION_CACHE_DIR"] = programs_folder(environment)
     except RuntimeError:
         pass
     return {name: value for name, value in defaults.items() if name not in environment}
