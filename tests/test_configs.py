@@ -14,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
+from zegformer_jax.cli import demo, demo_stages
 from zegformer_jax.experiment.data import dataset_vocabulary
 from zegformer_jax.experiment.models import build_model
 from zegformer_jax.models.backbones import BACKBONES, backbone_fields, backbone_variants
@@ -34,6 +35,7 @@ VARIANTS = {
     "coco_stuff": [(), ("per_pixel",), ("r101,supervised",), *BACKBONE_VARIANTS],
     "pascal_voc": [(), ("per_pixel",), ("r50,30k",), *BACKBONE_VARIANTS],
     "ade20k_full": [(), ("per_pixel",), *BACKBONE_VARIANTS],
+    "folder": [(), ("tiny",), ("per_pixel",), *BACKBONE_VARIANTS],
 }
 CASES = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 FREE = ("dataset.options",)  # of the data set's own builder; tests below
@@ -83,6 +85,11 @@ def test_a_config_has_the_fields_of_the_base_and_is_locked(name, variant):
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="openmoji.py:vit: choose clip"):
         importlib.import_module("configs.openmoji").get_config("vit")
+
+
+def test_a_variant_for_own_data_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="folder.py:vit: choose tiny, per_pixel, r50, r101"):
+        importlib.import_module("configs.folder").get_config("vit")
 
 
 def test_two_calls_share_nothing():
@@ -161,8 +168,15 @@ COUNTS = {
     "swin_s": (63_168_202, 0),
     "swin_b": (101_922_680, 0),
     "swin_l": (211_668_916, 0),
+    "tiny": (2_588_192, 0),  # openmoji's grouper
 }
-DEFAULTS = {"base": "r50", "coco_stuff": "r101", "pascal_voc": "r101", "ade20k_full": "r50"}
+DEFAULTS = {
+    "base": "r50",
+    "coco_stuff": "r101",
+    "pascal_voc": "r101",
+    "ade20k_full": "r50",
+    "folder": "tiny",
+}
 BASELINES = {"r50": (31_126_976, 106_240), "r101": (50_066_880, 210_688)}
 OPENMOJI = {
     "zegformer": (2_588_192, 0),
@@ -202,7 +216,8 @@ BUILT = [(name, x) for name, x in CASES if name in ("coco_stuff", "openmoji") or
 @pytest.mark.parametrize("name, variant", BUILT)
 def test_every_config_builds_with_its_number_of_parameters(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(*variant)
-    variables = abstract_variables(config, 128 if name == "openmoji" else 512)
+    small = name == "openmoji" or config.model.start_from == demo.WORKDIR
+    variables = abstract_variables(config, 128 if small else 512)
     counts = [
         sum(int(np.prod(x.shape)) for x in jax.tree.leaves(variables.get(collection, {})))
         for collection in ("params", "constants")
@@ -225,7 +240,7 @@ def test_only_the_published_coco_evaluation_has_other_prompts():
 def test_a_published_training_starts_from_weights_of_its_backbone(name, variant):
     """By the sizes in their files' names; a model with frozen norms cannot start without."""
     model = importlib.import_module(f"configs.{name}").get_config(*variant).model
-    if name in ("base", "openmoji"):
+    if name in ("base", "openmoji") or variant in ((), ("tiny",)) and name == "folder":
         assert "://" not in model.start_from
     elif model.backbone.name == "resnet":
         depth = 2 + 3 * sum(model.backbone.blocks)
@@ -236,6 +251,23 @@ def test_a_published_training_starts_from_weights_of_its_backbone(name, variant)
         ).groups()
         sizes = BACKBONES["swin"].variants[f"swin_{size[0]}"]
         assert {k: model.backbone[k] for k in sizes} == sizes and int(side) == sizes["window"]
+
+
+def test_own_data_on_a_laptop_start_from_what_the_demo_trains():
+    tiny = importlib.import_module("configs.folder").get_config("tiny")
+    trained = importlib.import_module("configs.openmoji").get_config()
+    assert tiny.model.start_from == demo.WORKDIR and demo_stages.FOLDERS["zegformer"] == "."
+    assert tiny.clip.source == f"{demo.WORKDIR}/{demo_stages.FOLDERS['clip']}"
+    for config in (tiny, trained):
+        config.model.start_from = ""
+    assert tiny.model == trained.model
+
+
+@pytest.mark.parametrize("variant", VARIANTS["folder"])
+def test_own_data_have_the_classes_of_their_own_list(variant):
+    config = importlib.import_module("configs.folder").get_config(*variant)
+    assert (config.dataset.name, config.dataset.vocabulary) == ("folder", "")
+    assert config.eval.vocabularies == () and len(config.dataset.options) == 0
 
 
 @pytest.mark.parametrize("name", ["coco_stuff", "pascal_voc", "ade20k_full"])
