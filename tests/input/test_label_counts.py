@@ -36,8 +36,8 @@ def test_one_class_of_id_0_beside_255_must_be_said_to_be_meant():
     """A list of one name alone gives it the id 0, which is the rest of the image."""
     assert describe((0,), [300], 100) == (
         "'a' (id 0) is the only class, and 25.0% of the pixels are 255, which means no label: if "
-        '255 is the class, write "id": 255 for it in classes.json; if it means no label, add '
-        '"ignored_ids": [255]'
+        '255 is the class, write "id": 255 for it in classes.json; if the labels are polygons, '
+        'list a class "background" for the rest; if 255 means no label, add "ignored_ids": [255]'
     )
     assert describe((0,), [300], 100, ignored_ids=(255,)) == ""
     assert describe((0,), [300]) == describe((3,), [300], 100) == ""

@@ -14,6 +14,7 @@ from zegformer_jax.input import benchmarks, folder
 from zegformer_jax.input.benchmarks import FOLDER, GENERATED
 from zegformer_jax.input.label_counts import LabelCounts, count_labels
 from zegformer_jax.input.records import read
+from zegformer_jax.input.shapes.labels import has_shapes
 from zegformer_jax.input.unknown import UnknownValues
 from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError
@@ -167,6 +168,12 @@ def open_source(
 
 def _open_folder(root: Path, split: str, vocabulary: Vocabulary) -> FileSource:
     examples = folder.list_examples(root, split)
+    shapes = [label for _, _, label in examples if has_shapes(label)]
+    if shapes:
+        raise UserError(
+            f"{shapes[0]}: polygons are not read as they are; prepare records and name them as "
+            f"dataset.directory: {PROGRAM} prepare folder --source={root} --destination=DIR"
+        )
     paths = itertools.chain.from_iterable((image, label) for _, image, label in examples)
     missing = [path for path in paths if not path.is_file()]
     if missing:

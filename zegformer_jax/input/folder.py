@@ -1,9 +1,8 @@
-"""A user's data set: images, label images and a list of classes in a folder."""
+"""A user's data set: images, label images or shapes, and a list of classes in a folder."""
 
 import dataclasses
 import functools
-import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,19 @@ import numpy as np
 from zegformer_jax.input import colours, decoding, photographs, unknown
 from zegformer_jax.input.benchmarks import FOLDER, files
 from zegformer_jax.input.benchmarks.benchmark import Benchmark, Example
+from zegformer_jax.input.listing import (
+    IMAGE_SUFFIXES,
+    coco_files,
+    find_split,
+    list_examples,
+    list_files,
+    no_split,
+)
+from zegformer_jax.input.shapes.labels import has_shapes, suggest_classes
+from zegformer_jax.input.shapes.labels import read_label as read_shapes
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-LABEL_SUFFIX = ".png"
 CLASSES_FILE = "classes.json"
 SPLITS = ("train", "validation")
 GUIDE = """\
@@ -30,7 +37,12 @@ DIR/classes.json                          {"classes": [{"id": 1, "name": "sheep"
                                           labels in colour "colour": [128, 0, 0] for each class in
                                           place of "id", and "ignored_colours": [[0, 0, 0]]
 or, in place of the folders train and validation, DIR/images, DIR/annotations, and the lists
-DIR/train.txt and DIR/validation.txt: an image's name per line, with or without its suffix."""
+DIR/train.txt and DIR/validation.txt: an image's name per line, with or without its suffix.
+For `prepare` labels may be polygons, whose names are those of the classes in classes.json:
+annotations/*.json, or images/*.json beside the images, as labelme writes them; or, as COCO's format
+has them, DIR/annotations/train.json and validation.json, whose images are in DIR/train/images,
+DIR/train, DIR/images or DIR. Pixels outside all polygons are of the class "background" if there is
+one, else they have no label; "ignored_names": ["crowd"] are names that mean no label."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +79,11 @@ class Folder(Benchmark):
         if not root.is_dir():
             raise MissingFile(f"{root}: no such folder")
         classes = read_classes(root) if classes is None else classes
-        counts = {split: len(list_examples(root, split)) for split in splits if _find(root, split)}
+        counts = {
+            split: len(list_examples(root, split)) for split in splits if find_split(root, split)
+        }
         if not counts:
-            raise _no_split(root, splits[0])
+            raise no_split(root, splits[0])
         return cls(FOLDER, str(root / CLASSES_FILE), counts, GUIDE, root, classes)
 
     def examples(self, source: Path, split: str) -> list[Example]:
@@ -80,7 +94,12 @@ class Folder(Benchmark):
 
     def read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
         """Reads a record; see `Benchmark.read`."""
-        return read_files(example.image, example.label, self.classes)
+        if not has_shapes(example.label):
+            return read_files(example.image, example.label, self.classes)
+        image_hw3 = photographs.decode_photograph(_image_bytes(example.image), example.image)
+        is_coco = any(example.label in coco_files(self.root, split) for split in self.counts)
+        size = image_hw3.shape[:2]
+        return image_hw3, read_shapes(example, size, self.classes, is_coco)
 
     def advise(self, values: Collection[unknown.Value]) -> str:
         """Returns what to do about unknown ids or colours; see `Benchmark.advise`."""
@@ -105,7 +124,9 @@ def read_classes(root: Path) -> Vocabulary:
     """
     path = root / CLASSES_FILE
     if not path.is_file():
-        raise MissingFile(f"{path}: no such file; it lists the classes: see data/README.md")
+        fitting = suggest_classes(filter(has_shapes, list_files(root)))
+        advice = f"for the names in the labels write {fitting}" if fitting else "see data/README.md"
+        raise MissingFile(f"{path}: no such file; it lists the classes: {advice}")
     return Vocabulary.parse(path.read_bytes(), str(path))
 
 
@@ -158,116 +179,6 @@ def id_table(classes: Vocabulary) -> np.ndarray:
     """Returns the table from ids of label images to labels; see `files.label_table`."""
     ignored = (classes.ignore_label, *classes.ignored_ids)
     return files.label_table(classes.ids, ignored, classes.ignore_label)
-
-
-def list_examples(root: Path, split: str) -> list[Example]:
-    """Lists the records of a folder's split, sorted by id; opens no image.
-
-    Missing files are found when their record is read. Every file in the folder of images, and in
-    folders inside it, becomes a record, except hidden files; reading it fails if it is no image.
-
-    Args:
-        root: The folder.
-        split: Name of a sub-folder or of a list; `val` and `validation` are the same.
-
-    Raises:
-        MissingFile: There is no such split, or a folder is missing or has no images.
-        UserError: Two images share a stem, a label image is a JPEG, or a list is empty, names an
-            image twice, or is no list of names.
-    """
-    place = _find(root, split)
-    if place is None:
-        raise _no_split(root, split)
-    is_list = place.suffix == ".txt"
-    parent = place.parent if is_list else place
-    images, annotations = _existing(parent / "images"), _existing(parent / "annotations")
-    found = _listed(place, images) if is_list else _found(images)
-    labels = {_stem(path, annotations): path for path in _label_files(annotations)}
-    examples = {}
-    for file in found:
-        stem = _stem(file, images)
-        example = Example(stem, file, labels.get(stem, annotations / f"{stem}{LABEL_SUFFIX}"))
-        other = examples.setdefault(example.id, example)
-        if other is not example and other.image == file:
-            raise UserError(f"{place}: '{example.id}' is listed twice")
-        if other is not example:
-            raise UserError(f"{file}: {other.image.name} has the same stem, and so the same label")
-    _refuse_jpegs([example.label for example in examples.values()])
-    return sorted(examples.values())
-
-
-def _stem(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
-
-
-def _files(folder: Path) -> list[Path]:
-    """Returns all files under a folder that are not hidden, sorted; links are followed."""
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(found)
-
-
-def _label_files(annotations: Path) -> list[Path]:
-    """Returns the images under a folder of labels, PNG last, so that it is preferred."""
-    found = [path for path in _files(annotations) if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found, key=lambda path: path.suffix.lower() == LABEL_SUFFIX)
-
-
-def _refuse_jpegs(labels: Sequence[Path]) -> None:
-    jpegs = [path for path in labels if path.suffix.lower() != LABEL_SUFFIX]
-    if jpegs:
-        raise UserError(
-            f"{jpegs[0]}: a JPEG label image ({len(jpegs)} of {len(labels)} are); JPEG changes "
-            "ids, so export the labels as PNG"
-        )
-
-
-def _find(root: Path, split: str) -> Path | None:
-    """Returns a split's sub-folder or list."""
-    names = (split, *({"validation", "val"} - {split} if split in ("validation", "val") else ()))
-    places = [path for name in names for path in (root / name, root / f"{name}.txt")]
-    found = [path for path in places if path.exists()]
-    if len(found) > 1:
-        raise UserError(f"{found[0]}: {found[1].name} is there, too; keep one of them")
-    return found[0] if found else None
-
-
-def _no_split(root: Path, split: str) -> MissingFile:
-    return MissingFile(
-        f"{root / split}: no such folder, nor a list {split}.txt; see data/README.md for the layout"
-    )
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise MissingFile(f"{folder}: no such folder; see data/README.md for the layout")
-    return folder
-
-
-def _found(images: Path) -> Iterable[Path]:
-    found = _files(images)
-    if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in found):
-        raise MissingFile(f"{images}: no .jpg or .png images")
-    return found
-
-
-def _listed(file: Path, images: Path) -> Iterable[Path]:
-    """Returns the images that a list names."""
-    names = files.read_lines(file)
-    if not names:
-        raise UserError(f"{file}: the list is empty")
-    paths: dict[str, Path] = {}
-    for path in _files(images):
-        name = path.relative_to(images)
-        paths[name.as_posix()] = path
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            paths.setdefault(name.with_suffix("").as_posix(), path)
-    for line, name in enumerate(names, 1):
-        if Path(name).is_absolute():
-            raise UserError(f"{file}: name {line}, '{name}': expected a name under {images}")
-    return [paths.get(name, images / name) for name in names]
 
 
 def _image_bytes(path: Path) -> bytes:

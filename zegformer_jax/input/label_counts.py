@@ -125,7 +125,8 @@ def describe_fault(counts: LabelCounts, classes: Vocabulary, wanted: Sequence[in
         return (
             f"{name!r} (id 0) is the only class, and {_share(counts)} of the pixels are {ignore}, "
             f'which means no label: if {ignore} is the class, write "id": {ignore} for it in '
-            f'classes.json; if it means no label, add "ignored_ids": [{ignore}]'
+            'classes.json; if the labels are polygons, list a class "background" for the rest; if '
+            f'{ignore} means no label, add "ignored_ids": [{ignore}]'
         )
     return ""
 

@@ -1,4 +1,4 @@
-"""Values of label images that are neither a class's nor ignored, and what to do about them."""
+"""Values of labels that are neither a class's nor ignored, and what to do about them."""
 
 import collections
 import itertools
@@ -11,14 +11,14 @@ from zegformer_jax.text.vocabulary import Vocabulary
 MOST_NAMED = 8  # values in a message
 
 
-Value = int | Sequence[int]  # an id, or a colour [red, green, blue]
+Value = int | str | Sequence[int]  # an id, a shape's name, or a colour [red, green, blue]
 
 
 class UnknownValues(UserError):
-    """Error of label images with ids or colours that are neither a class's nor ignored.
+    """Error of labels with ids, names or colours that are neither a class's nor ignored.
 
     Attributes:
-        values: The ids or colours, rising.
+        values: The ids, names or colours, rising.
     """
 
     def __init__(self, message: str, values: Iterable[Value]):
@@ -47,7 +47,9 @@ def count_values(found: Iterable[Sequence[Value]], total: int) -> str:
 
 
 def name_value(value: Value) -> str:
-    """Returns a name such as "id 11" or "colour [128, 0, 0]"."""
+    """Returns a name such as "id 11", "name 'cat'" or "colour [128, 0, 0]"."""
+    if isinstance(value, str):
+        return f"name {value!r}"
     return f"id {value}" if isinstance(value, int) else f"colour {list(value)}"
 
 
@@ -58,14 +60,16 @@ def advise(values: Collection[Value], classes: Vocabulary) -> str:
         values: The values.
         classes: The folder's classes.
     """
-    if len(values) > MOST_NAMED:
+    are_names = any(isinstance(value, str) for value in values)
+    if len(values) > MOST_NAMED and not are_names:
         return "so many values are no classes: is it a label image, and resized without smoothing?"
     field = "ignored_colours" if classes.colours else "ignored_ids"
-    ignored = json.dumps(sorted({*getattr(classes, field), *values}))
+    field = "ignored_names" if are_names else field
+    ignored = json.dumps(sorted({*getattr(classes, field), *values}), ensure_ascii=False)
     what = "it means" if len(values) == 1 else "they mean"
     them = "its class" if len(values) == 1 else "their classes"
     text = f'if {what} no label, add "{field}": {ignored} to classes.json, else list {them} there'
-    if classes.colours or len(classes) == 1:  # one class is no sign of a shift
+    if field != "ignored_ids" or len(classes) == 1:  # one class is no sign of a shift
         return text
     for step in (1, -1):
         if {id_ + step for id_ in classes.ids} - set(classes.ids) == set(values):

@@ -31,11 +31,12 @@ class Vocabulary:
         ignored_ids: Further pixel values of annotation files that mean no label.
         colours: C colours of the classes in annotation files in colour, in place of ids, or none.
         ignored_colours: Colours of such files that mean no label.
+        ignored_names: Names of shapes in annotation files that mean no label.
 
     Raises:
         UserError: Empty list, empty or repeated name, repeated id or colour, lengths that differ,
-            or more classes than the label type holds; an ignored id that belongs to a class or is
-            no pixel value.
+            or more classes than the label type holds; an ignored id or name that belongs to a class
+            or is none.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class Vocabulary:
     ignored_ids: tuple[int, ...] = ()
     colours: tuple[Colour, ...] = ()
     ignored_colours: tuple[Colour, ...] = ()
+    ignored_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         """Checks the entries."""
@@ -58,8 +60,8 @@ class Vocabulary:
         Args:
             path: File with `classes`, a list of objects with `name` and optionally `seen` (default
                 true), `id` (default: the index in the list) and `colour` ([red, green, blue]), and
-                optionally `ignore_label` (255), `ignored_ids` and `ignored_colours` (none). Or such
-                a list alone, or a list of names.
+                optionally `ignore_label` (255), `ignored_ids`, `ignored_colours`, `ignored_names`
+                (none). Or such a list alone, or a list of names.
 
         Returns:
             The vocabulary; white space around names is removed.
@@ -130,7 +132,7 @@ class Vocabulary:
         for item, colour in zip(classes, self.colours, strict=False):  # if there are any
             item["colour"] = colour
         content = {"ignore_label": self.ignore_label, "classes": classes}
-        for field in ("ignored_ids", "ignored_colours"):
+        for field in ("ignored_ids", "ignored_colours", "ignored_names"):
             if getattr(self, field):
                 content[field] = getattr(self, field)
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -164,6 +166,7 @@ class Vocabulary:
             ignored_ids=self.ignored_ids,
             colours=tuple(self.colours[i] for i in indices if self.colours),
             ignored_colours=self.ignored_colours,
+            ignored_names=self.ignored_names,
         )
 
     def seen_part(self) -> "Vocabulary":
@@ -216,8 +219,8 @@ def _from_json(content: object, where: str) -> Vocabulary:
             raise UserError(f"{where}: entry {entry} needs a 'name' that is text, got {item!r}")
         if not isinstance(item.get("seen", True), bool):
             raise UserError(f"{where}: entry {entry}: 'seen' must be true or false")
-    for field, kind in (("ignored_ids", "ids"), ("ignored_colours", "colours")):
-        if not isinstance(content.get(field, []), list):
+    for kind in ("ids", "colours", "names"):
+        if not isinstance(content.get(field := f"ignored_{kind}", []), list):
             raise UserError(f"{where}: '{field}' must be a list of {kind}, got {content[field]!r}")
     return _make(
         where,
@@ -228,6 +231,7 @@ def _from_json(content: object, where: str) -> Vocabulary:
         ignored_ids=tuple(content.get("ignored_ids", [])),
         colours=colours_of(classes, where),
         ignored_colours=as_tuples(content.get("ignored_colours", [])),
+        ignored_names=tuple(content.get("ignored_names", [])),
     )
 
 
@@ -269,6 +273,9 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
             raise UserError(f"{where}: ignored id {id_!r} is not in 0..{IGNORE_LABEL_16BIT}")
         if id_ in first_by_id:
             raise UserError(f"{where}: id {id_} is ignored and entry {first_by_id[id_]}'s at once")
+    for name in vocabulary.ignored_names:
+        if not isinstance(name, str) or spellings_of(name) in first_by_name:
+            raise UserError(f"{where}: ignored name {name!r} is a class's, or no text")
 
 
 def mark_seen(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:

@@ -8,7 +8,7 @@ from zegformer_jax.input.unknown import Value, count_values, name_value
 from zegformer_jax.runtime.errors import UserError
 
 # Parts of a reason that differ from record to record: names of files, and numbers.
-PARTICULAR = re.compile(r"\S+\.(?:png|jpe?g)|\d+", re.IGNORECASE)
+PARTICULAR = re.compile(r"\S+\.(?:png|jpe?g|json)|\d+", re.IGNORECASE)
 Advise = Callable[[Collection[Value]], str]
 
 

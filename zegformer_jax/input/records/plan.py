@@ -99,6 +99,7 @@ def make_plan(name: str, vocabulary: Vocabulary, examples: Examples) -> Plan:
     classes = hashlib.sha256(json.dumps(values).encode())
     ignored = [vocabulary.ignore_label, *vocabulary.ignored_ids]
     ignored += map(list, vocabulary.ignored_colours)
+    ignored += vocabulary.ignored_names
     return {"name": name, "classes": classes.hexdigest(), "ignored": ignored, "splits": splits}
 
 
@@ -145,7 +146,7 @@ def check_finished(directory: str, plan: Plan, examples: Examples, skip_bad: boo
     words = {
         "name": "another data set",
         "classes": "labels of other classes or ids",
-        "ignored": "labels with other ignored ids",
+        "ignored": "labels with other ignored ids or names",
         "splits": "other records or splits",
     }
     for field, what in words.items():

@@ -138,10 +138,11 @@ def write_shard(shard: Shard) -> Contents:
 
 
 def fingerprint_of(shard: Shard) -> str:
-    """Hash of a shard's input: ids, sizes and times of the files, and the classes' values."""
+    """Hash of a shard's input: ids, sizes and times of the files, and the classes."""
     classes = shard.vocabulary
     values = (classes.ids, classes.ignore_label, classes.ignored_ids)
     values += (classes.colours, classes.ignored_colours)
+    values += (classes.names, classes.ignored_names)
     digest = hashlib.sha256(repr(values).encode())
     for example in shard.examples:
         digest.update(os.fsencode(f"{example.id}\n"))
