@@ -1,6 +1,8 @@
 """Labels as COCO's JSON or labelme's polygons, prepared as the label maps that they draw."""
 
+import copy
 import json
+import random
 import re
 from pathlib import Path
 
@@ -361,6 +363,7 @@ WRONG_FILES = [
     (change_image(id="1"), "annotation 1: no image has the id 1"),
     (change_image(id=[1]), "entry 1 of 'images': 'id' must be a whole number or text, got [1]"),
     (change_image(file_name=""), "image 1: 'file_name' '' is no path below"),
+    (change_image(file_name="\0"), r"image 1: 'file_name' '\x00' is no path below"),
     (change_image(file_name="/a.png"), "image 1: 'file_name' '/a.png' is no path below"),
     (change_image(file_name="inner/b.jpg"), "image 2: 'inner/b.png' has the same stem as an ear"),
     (change_image(height=0), "image 1: an image of 0 rows and 30 columns"),
@@ -479,3 +482,52 @@ def test_an_annotation_file_that_changed_is_read_again(coco):
     assert (opened.read(first)[1] == CAT).any()
     edit(coco / "annotations/train.json", lambda x: x["annotations"].pop(2))
     assert not (opened.read(first)[1] == CAT).any()
+
+
+WRONG_VALUES = [None, True, -1, 1e308, 10**30, float("nan"), "x", "a\0b", [], {}, [[]], [[1, 2]]]
+BYTES = b'0123456789[]{},:"-.eE\xff\\'
+
+
+def places_in(value, place=()):
+    """The keys and indices that lead to every value in JSON's content."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield (*place, key)
+        if isinstance(inner, dict | list):
+            yield from places_in(inner, (*place, key))
+
+
+def spoil(content, rng):
+    """The file's bytes with a few other ones, or with a wrong value in one place."""
+    if rng.random() < 0.5:
+        data = bytearray(json.dumps(content).encode())
+        for _ in range(rng.randint(1, 3)):
+            data[rng.randrange(len(data))] = rng.choice(BYTES)
+        return bytes(data)
+    *path, last = rng.choice(list(places_in(content)))
+    content = inner = copy.deepcopy(content)
+    for key in path:
+        inner = inner[key]
+    inner[last] = rng.choice(WRONG_VALUES)
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["coco", "labelme"])
+def test_a_spoilt_file_is_an_error_in_words_or_a_label_map(kind, count, request):
+    root, rng = request.getfixturevalue(kind), random.Random(count)
+    path = next(path for path in root.rglob("*.json") if path.name != "classes.json")
+    content, ends = json.loads(path.read_text()), []
+    for _ in range(count):
+        path.write_bytes(spoil(content, rng))
+        try:
+            folder = Folder.open(root)
+            for example in folder.examples(root, "train"):
+                image, label_hw = folder.read(example)
+                assert label_hw.shape == image.shape[:2]
+                assert np.isin(label_hw, [SKY, SOFA, CAT, IGNORED]).all()
+            ends.append("read")
+        except UserError as error:
+            assert str(error).startswith(str(root)) and len(str(error)) < 700
+            ends.append("refused")
+    assert {"read", "refused"} == set(ends)

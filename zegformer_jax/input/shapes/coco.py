@@ -46,7 +46,7 @@ def _load(path: Path, size: int, time: int) -> Mapping[str, Annotation]:
     annotations = {}
     for id_, image in images.items():
         where, name = f"{path}: image {id_!r}", image["file_name"]
-        if PurePosixPath(name).is_absolute() or not PurePosixPath(name).name:
+        if PurePosixPath(name).is_absolute() or not PurePosixPath(name).name or "\0" in name:
             raise UserError(f"{where}: 'file_name' {name!r} is no path below the folder of images")
         size = read_size(image, "height", "width", where)
         annotations[id_] = Annotation(size, [], name)
