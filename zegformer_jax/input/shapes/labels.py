@@ -12,7 +12,7 @@ from zegformer_jax.input.benchmarks.benchmark import Example
 from zegformer_jax.input.shapes import coco, labelme, masks
 from zegformer_jax.input.shapes.annotation import Shape
 from zegformer_jax.runtime.errors import UserError
-from zegformer_jax.text.cleaning import spellings_of
+from zegformer_jax.text.synonyms import spellings_of
 from zegformer_jax.text.vocabulary import IGNORE_LABEL_8BIT, IGNORE_LABEL_16BIT, Vocabulary
 
 BACKGROUND = "background"  # the class of pixels outside all shapes, if there is one
