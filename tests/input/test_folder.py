@@ -318,6 +318,9 @@ def test_hidden_files_are_no_records(folder):
         ('{"classes": [{"name": "a"}], "ignored_ids": 3}', "'ignored_ids' must be a list"),
         ('{"classes": [{"name": "a"}], "ignored_ids": [0]}', "id 0 is ignored and entry 1's"),
         ('{"classes": [{"name": "a"}], "ignored_ids": [-1]}', "ignored id -1 is not in 0..65535"),
+        ('{"classes": [{"name": "a"}], "ignored_names": "b"}', "'ignored_names' must be a list of"),
+        ('{"classes": [{"name": "a"}], "ignored_names": ["A"]}', "ignored name 'A' is a class's"),
+        ('{"classes": [{"name": "a"}], "ignored_names": [3]}', "ignored name 3 is .* no text"),
         ('{"classes": [{"name": "a"}', "not valid JSON"),
     ],
 )

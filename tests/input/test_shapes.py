@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,16 @@ def test_other_ignored_names_need_other_records(coco, capsys):
     assert "holds labels with other ignored ids or names" in capsys.readouterr().err
 
 
+def test_finished_shards_are_drawn_again_if_the_order_of_the_classes_changed(labelme, monkeypatch):
+    monkeypatch.setattr(plan, "RECORDS_PER_SHARD", 1)
+    save_image(labelme / "train/images/b.png")
+    assert prepare(labelme) == 1
+    edit(labelme / "classes.json", lambda x: x["classes"].reverse())
+    shutil.copy(labelme / "train/images/a.json", labelme / "train/images/b.json")
+    assert prepare(labelme) == 0
+    assert set(np.unique(labels_of(labelme)["a"])) == {1, 2, IGNORED}  # couch, sky
+
+
 def test_a_name_that_may_be_two_classes_is_refused(coco, capsys):
     edit(coco / "classes.json", lambda x: x["classes"].append({"name": "bench, couch"}))
     assert prepare(coco) == 1
@@ -429,11 +440,14 @@ def test_images_of_another_size_than_labelmes_are_refused(labelme, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_an_image_that_nobody_labelled_is_named(labelme, capsys):
+@pytest.mark.parametrize("place", ["images", "annotations"])
+def test_an_image_that_nobody_labelled_is_named(labelme, capsys, place):
     save_image(labelme / "train/images/b.png")
-    (labelme / "train/annotations").mkdir()
+    (labelme / "train" / place).mkdir(exist_ok=True)
+    (labelme / "train/images/a.json").rename(labelme / "train" / place / "a.json")
     assert prepare(labelme) == 1
-    assert "train b: " in (err := capsys.readouterr().err) and "b.json: no such file" in err
+    message = f"train b: {labelme}/train/{place}/b.json: no such file"
+    assert message in capsys.readouterr().err
     assert prepare(labelme, "--skip-bad") == 0
 
 
@@ -480,7 +494,7 @@ def test_an_annotation_file_that_changed_is_read_again(coco):
     opened = Folder.open(coco)
     (first, _) = opened.examples(coco, "train")
     assert (opened.read(first)[1] == CAT).any()
-    edit(coco / "annotations/train.json", lambda x: x["annotations"].pop(2))
+    edit(coco / "annotations/train.json", lambda x: x["annotations"][2].update(category_id=3))
     assert not (opened.read(first)[1] == CAT).any()
 
 

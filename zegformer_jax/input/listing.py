@@ -47,10 +47,11 @@ def list_examples(root: Path, split: str) -> list[Example]:
     labels = _label_files(images, annotations)
     are_shapes = bool(labels) and all(map(has_shapes, labels.values()))
     suffix = SHAPES_SUFFIX if are_shapes else LABEL_SUFFIX
+    usual = annotations if annotations.is_dir() else images
     examples = {}
     for file in found:
         stem = _stem(file, images)
-        example = Example(stem, file, labels.get(stem, annotations / f"{stem}{suffix}"))
+        example = Example(stem, file, labels.get(stem, usual / f"{stem}{suffix}"))
         other = examples.setdefault(example.id, example)
         if other is not example and other.image == file:
             raise UserError(f"{place}: '{example.id}' is listed twice")
