@@ -1,6 +1,7 @@
 """Errors that the user can correct; all other exceptions are bugs and keep their traceback."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 MAX_REASON = 300  # characters; a damaged file can put anything into an error
@@ -33,7 +34,8 @@ def reading(path: object, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # libraries raise many types on damaged files
-        if isinstance(error, OSError) and error.errno is not None:
+        # A damaged offset, before the file's start, is an invalid argument to the system.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]
         raise UserError(f"{path}: damaged ({reason}): {advice}") from error
