@@ -37,7 +37,8 @@ def _tiny() -> ConfigDict:
         max_long_side=4 * SIDE,
     )
     config.loss.max_targets = 0
-    config.train.update(steps=1000, checkpoint_every=250)
+    config.optimiser.warmup_steps = 50
+    config.train.update(steps=600, checkpoint_every=200)
     config.eval.update(vocabularies=(), short_side=SIDE, max_long_side=4 * SIDE)
     return config
 

@@ -20,6 +20,7 @@ from zegformer_jax.runtime.errors import UserError
 ROOT = config_flags.ROOT
 OPENMOJI = f"--config={ROOT}/configs/openmoji.py"
 COCO = f"--config={ROOT}/configs/coco_stuff.py"
+MINE = f"--config={ROOT}/configs/folder.py:tiny"
 SHRUNK = f"--config={ROOT}/tests/support/shrunk.py"
 
 
@@ -61,7 +62,15 @@ def error_of(arguments, capsys, here, status=1):
         (["train", OPENMOJI, "--workdir=w"], ["w/per_pixel: no such file", "model.start_from"]),
         (
             ["train", OPENMOJI, "--workdir=w", "--config.model.start_from="],
-            ["w/clip: no CLIP here"],
+            ["w/clip: no CLIP here", "let zegformer demo train", f"in {demo.WORKDIR}/clip"],
+        ),
+        (
+            ["train", MINE, "--workdir=w"],
+            ["no such file or workdir", "let zegformer demo train", f"in {demo.WORKDIR}"],
+        ),
+        (
+            ["train", MINE, "--workdir=w", "--config.model.start_from="],
+            ["mine: no such folder, neither here nor in w", "--config.dataset.directory=DIR"],
         ),
         (
             ["train", COCO, "--workdir=w", "--config.model.start_from="],

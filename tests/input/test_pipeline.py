@@ -359,8 +359,7 @@ def test_a_published_data_set_has_to_be_prepared(tmp_path):
 def test_the_built_in_benchmarks_config_on_a_folder_says_what_to_change(tmp_path):
     message = (
         "'folder' takes no options, got side, as a config of the built-in .*; take one without "
-        r'dataset.options, such as configs/pascal_voc.py:r50 with dataset.vocabulary="" and '
-        r"eval.vocabularies=\(\): docs/datasets.md has the command$"
+        "dataset.options, such as configs/folder.py:tiny: docs/datasets.md has the command$"
     )
     with pytest.raises(ValueError, match=message):
         open_source("folder", "train", data_dir=tmp_path, vocabulary=VOCABULARY, side=3)

@@ -181,6 +181,13 @@ def test_a_name_on_the_hub_is_fetched_once(hub, weights, config, tmp_path, monke
     assert locate_start(experiment).samefile("timm/resnet.tv_in1k")
 
 
+def test_a_workdir_is_no_name_on_the_hub(hub, config, tmp_path):
+    config.model.start_from = "runs/openmoji"
+    with pytest.raises(FileNotFoundError, match="runs/openmoji: no such file or workdir; .* demo"):
+        locate_start(Experiment.open(config, tmp_path / "run"))
+    assert not hub.requests
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_name_that_the_hub_does_not_give(hub, config, tmp_path, monkeypatch, offline):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)

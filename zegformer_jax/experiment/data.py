@@ -11,13 +11,26 @@ from ml_collections import ConfigDict
 from zegformer_jax.experiment.workdir import resolve
 from zegformer_jax.input import benchmarks
 from zegformer_jax.input.benchmarks import FOLDER
+from zegformer_jax.runtime.errors import MissingFile
 from zegformer_jax.text.vocabulary import Vocabulary, load_vocabulary
 
 
 def dataset_directory(config: ConfigDict, workdir: epath.PathLike) -> str | Path:
-    """Returns the directory of the experiment's data set: a local path, or a URL unchanged."""
+    """Returns the directory of the experiment's data set: a local path, or a URL unchanged.
+
+    Raises:
+        MissingFile: A user's folder is neither in the workdir nor in the current folder.
+    """
     directory = config.dataset.directory
-    return directory if "://" in directory else resolve(directory, workdir)
+    if "://" in directory:
+        return directory
+    path = resolve(directory, workdir)
+    if config.dataset.name == FOLDER and not path.is_dir():
+        raise MissingFile(
+            f"{directory}: no such folder, neither here nor in {workdir}; "
+            "--config.dataset.directory=DIR names the folder of your images and labels"
+        )
+    return path
 
 
 def dataset_vocabulary(config: ConfigDict, workdir: epath.PathLike) -> Vocabulary:

@@ -147,11 +147,11 @@ def open_source(
         raise UserError(f"no data set {name!r}; there are {', '.join(names)}")
     if builder_options:
         options = ", ".join(builder_options)
-        more = ' with dataset.vocabulary="" and eval.vocabularies=()' if name == FOLDER else ""
+        other = "folder.py:tiny" if name == FOLDER else "pascal_voc.py:r50"
         raise UserError(
             f"data set {name!r} takes no options, got {options}, as a config of the built-in "
-            "benchmark has; take one without dataset.options, such as configs/pascal_voc.py:r50"
-            f"{more}: docs/datasets.md has the command"
+            f"benchmark has; take one without dataset.options, such as configs/{other}: "
+            "docs/datasets.md has the command"
         )
     if read.is_prepared(data_dir):
         found = read.read_info(data_dir)["name"]
@@ -174,9 +174,12 @@ def _open_folder(root: Path, split: str, vocabulary: Vocabulary) -> FileSource:
             f"{shapes[0]}: polygons are not read as they are; prepare records and name them as "
             f"dataset.directory: {PROGRAM} prepare folder --source={root} --destination=DIR"
         )
-    paths = itertools.chain.from_iterable((image, label) for _, image, label in examples)
+    paths = list(itertools.chain.from_iterable((image, label) for _, image, label in examples))
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise MissingFile(f"{missing[0]}: no such file ({len(missing)} are missing)")
+        raise MissingFile(
+            f"{missing[0]}: no such file ({len(missing)} of {len(paths)} images and annotations "
+            f"are missing); add what is missing, or take its image out of {split}"
+        )
     ids, images, labels = zip(*examples, strict=True)
     return FileSource(images, labels, vocabulary, ids)

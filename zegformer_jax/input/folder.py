@@ -125,8 +125,12 @@ def read_classes(root: Path) -> Vocabulary:
     path = root / CLASSES_FILE
     if not path.is_file():
         fitting = suggest_classes(filter(has_shapes, list_files(root)))
-        advice = f"for the names in the labels write {fitting}" if fitting else "see data/README.md"
-        raise MissingFile(f"{path}: no such file; it lists the classes: {advice}")
+        if fitting:
+            raise MissingFile(f"{path}: no such file; for the names in the labels write {fitting}")
+        raise MissingFile(
+            f"{path}: no such file; write the classes and their ids in the annotations into it, "
+            'such as {"classes": [{"id": 1, "name": "boat"}]}: docs/datasets.md has an example'
+        )
     return Vocabulary.parse(path.read_bytes(), str(path))
 
 

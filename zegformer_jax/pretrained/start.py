@@ -9,6 +9,7 @@ from zegformer_jax.pretrained.clip.sources import FILE_SUFFIXES, HUB_NAME
 from zegformer_jax.pretrained.formats import read_tensors
 from zegformer_jax.pretrained.tables import Summary, Tensors, unflatten
 from zegformer_jax.pretrained.zegformer import from_checkpoint
+from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.runtime.fetch import SCHEMES, fetch
 
@@ -60,7 +61,10 @@ def locate(source: str, path: Path, progress: bool = True) -> Path:
         return path
     if HUB_NAME.fullmatch(source) and path.suffix not in (*FILE_SUFFIXES, ".pkl"):
         return _from_hub(source)
-    raise MissingFile(f"{path}: no such file or workdir; name one that exists (model.start_from)")
+    raise MissingFile(
+        f"{path}: no such file or workdir; name one that exists (model.start_from), or let "
+        f"{PROGRAM} demo train the built-in models in runs/openmoji"
+    )
 
 
 def _from_hub(name: str) -> Path:

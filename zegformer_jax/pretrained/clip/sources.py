@@ -7,7 +7,7 @@ from zegformer_jax.pretrained.clip import configs
 from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile
 
-HUB_NAME = re.compile(r"[^./~][^/]*/[^/]+")  # owner/model
+HUB_NAME = re.compile(r"(?!runs/)[^./~][^/]*/[^/]+")  # owner/model; runs/... are workdirs
 FLAX_WEIGHTS = "flax_model.msgpack"  # of transformers 4, in some of OpenAI's repositories
 HUGGING_FACE_CONFIG = "config.json"
 HUGGING_FACE_WEIGHTS = (
@@ -42,8 +42,8 @@ def locate(source: str | Path) -> Path:
     if not is_name or path.suffix in FILE_SUFFIXES:
         raise MissingFile(
             f"{source}: no CLIP here: pass a Hugging Face or OpenCLIP directory, a file of "
-            "OpenAI's or a name on the Hub, or train a small one "
-            f"({PROGRAM} train --config=configs/openmoji.py:clip)"
+            f"OpenAI's or a name on the Hub, or let {PROGRAM} demo train a small one in "
+            "runs/openmoji/clip"
         )
     try:
         return _download(source)
