@@ -14,13 +14,14 @@ from configs import base
 from zegformer_jax.cli import config
 from zegformer_jax.cli.main import COMMANDS, Parser
 from zegformer_jax.models.backbones import BACKBONES, backbone_fields
+from zegformer_jax.text.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "data" / "README.md", *(ROOT / "docs").glob("*.md")])
 TEXTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in PAGES}
 # Folders that a path in the pages is relative to, and what begins a path outside the repository.
 PLACES = ("zegformer_jax", "zegformer_jax/segmentation", "configs", "data")
-ELSEWHERE = ("runs/", "evaluation/step_", "evaluation/zegformer", "DIR/")
+ELSEWHERE = ("runs/", "mine/", "evaluation/step_", "evaluation/zegformer", "DIR/")
 INDENTED = re.compile(r"^    (?:[A-Z_]+=\S+ )*\./run\.sh.*$", re.M)
 INLINE = re.compile(r"`(\./run\.sh [^`]*)`")
 ON_WORKERS = re.compile(r"^    on_workers '(?:nohup )?(\./run\.sh [^>\n]*?)(?: >.*)?'$", re.M)
@@ -87,6 +88,13 @@ def test_the_page_of_weights_has_every_start():
     assert dict(rows) == {
         k: v for backbone in BACKBONES.values() for k, v in backbone.starts.items()
     }
+
+
+def test_the_list_of_classes_of_own_data_is_one():
+    (text,) = re.findall(r"^```json\n(.*?)^```", TEXTS["docs/datasets.md"], re.M | re.S)
+    classes = Vocabulary.parse(text, "docs/datasets.md")
+    assert set(json.loads(text)) == {"classes", "ignore_label", "ignored_ids"}
+    assert (classes.ids, classes.seen) == ((0, 1, 2), (True, True, False))
 
 
 @pytest.mark.parametrize("page", TEXTS)
