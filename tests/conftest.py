@@ -8,10 +8,11 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-from xla_flags import xla_flags
+from xla_flags import threads, xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=2)}"
+os.environ["NPROC"] = threads(devices=2)
 # Also in processes that tests start; the golden numbers are checked in programs that are compiled
 # as users' are, see test_golden.py.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -25,6 +25,7 @@ def users_process():
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
     ):
         patch.delenv("XLA_FLAGS")
+        patch.delenv("NPROC")
         patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
         yield pool
 

@@ -118,6 +118,7 @@ def test_few_compiled_programs_stay_in_memory(monkeypatch):
     monkeypatch.setattr(Segmenter, "_predict", predict)
     monkeypatch.setattr(ToyExperiment, "kind", "zegformer")
     segment, client = Segmenter(ToyExperiment()), jax.devices()[0].client
+    gc.collect()  # of other tests' programs
     before = len(client.live_executables())
     for place in range(20):
         image = np.zeros((8, 8 + 32 * place, 3), np.uint8)

@@ -308,7 +308,7 @@ def test_without_classes_a_message_shows_those_that_fit(kind, request, capsys):
     assert prepare(root) == 1
     (line,) = capsys.readouterr().err.splitlines()
     start, _, content = line.partition("for the names in the labels write ")
-    assert start.endswith("mine/classes.json: no such file; it lists the classes: ")
+    assert start.endswith("mine/classes.json: no such file; ")
     names = ["sky", "COUCH", "cat"] if kind == "coco" else ["sky", "couch"]
     assert [x["name"] for x in json.loads(content)["classes"]] == names
     (root / "classes.json").write_text(content)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 import shrunk
-from xla_flags import xla_flags
+from xla_flags import threads, xla_flags
 
 from zegformer_jax.cli.main import main
 from zegformer_jax.cli.train import TERMINATED
@@ -51,6 +51,7 @@ def start(arguments, devices=1, **variables):
     environment = os.environ | {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
         "XLA_FLAGS": xla_flags(devices),
+        "NPROC": threads(devices),
         **variables,
     }
     return subprocess.Popen(
