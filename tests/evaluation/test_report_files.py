@@ -63,7 +63,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(type(epath.Path(path)), "replace", fail)
     with pytest.raises(OSError):
         write_confusion(path, CLASSES, 2 * CONFUSION)
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_pairs_are_the_most_confused_ones():

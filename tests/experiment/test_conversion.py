@@ -19,7 +19,7 @@ from zegformer_jax.cli import main
 from zegformer_jax.evaluation import loop
 from zegformer_jax.evaluation.checkpoint import open_checkpoint
 from zegformer_jax.evaluation.evaluator import Evaluator
-from zegformer_jax.experiment import Experiment
+from zegformer_jax.experiment import Experiment, conversion
 from zegformer_jax.experiment.conversion import convert
 from zegformer_jax.experiment.workdir import CONVERTED_FILE, load_config
 from zegformer_jax.models.backbones.resnet import ResNet, torchvision_names
@@ -113,6 +113,22 @@ def test_a_destination_that_is_taken_is_left_alone(checkpoint, converted, capsys
     assert main.main(["convert", str(checkpoint), str(converted)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert sorted(converted.rglob("*")) == before
+
+
+@pytest.mark.parametrize("stage", ["save_config", "save_clip"])
+def test_a_conversion_that_fails_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys, stage):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(conversion, stage, fail)
+        arguments = ["convert", str(checkpoint), str(tmp_path / "run"), f"--heads={HEADS}"]
+        assert main.main(arguments) == 1
+    assert "No space left" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    (tmp_path / "run").mkdir()
+    assert main.main(arguments) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {"clip", "checkpoints", "experiment.json"} <= {x.name for x in tmp_path.glob("run/*")}
 
 
 def random_resnet(seed=0):

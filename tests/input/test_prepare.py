@@ -510,6 +510,17 @@ def test_an_unfinished_split_is_not_lost_to_another(folder, tmp_path):
     assert files_of(tmp_path / "records") == before
 
 
+def test_a_preparation_that_wrote_no_shard_does_not_block_another(folder, tmp_path):
+    """All records of the first command's split are bad."""
+    shutil.rmtree(folder / "validation" / "annotations")
+    (folder / "validation" / "annotations").mkdir()
+    with pytest.raises(records.BadRecords):
+        write(folder, tmp_path / "records", splits=("validation",))
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["partial"]
+    report = write(folder, tmp_path / "records", splits=("train",))
+    assert list(report.splits) == ["train"] and report.splits["train"].records == 8
+
+
 def test_a_full_disk_is_an_error_that_names_the_file(folder, tmp_path):
     """A limit on the size of files stands in for the full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,7 +1,10 @@
 """Converts published weights to workdirs, CLIP directories and backbone files, and back."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from zegformer_jax.pretrained.clip.tensors import OPENAI, published_tensors
 from zegformer_jax.pretrained.formats import read_tensors, write_tensors
 from zegformer_jax.pretrained.start import is_checkpoint, read_backbone
 from zegformer_jax.pretrained.zegformer import CLIP_PREFIX, read_model, to_checkpoint
-from zegformer_jax.runtime.checkpoints import FOLDER, Checkpoints
+from zegformer_jax.runtime.checkpoints import Checkpoints
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.text.tokenizer import Tokenizer
 
@@ -102,22 +105,26 @@ def _convert_checkpoint(
     checkpoint = read_model(tensors, where, heads)
     config = ConfigDict(config.to_dict())
     set_sizes(config.model, checkpoint.sizes)
+    clip = None
     if checkpoint.clip_tensors:
-        clip_config, params = from_openai_state_dict(checkpoint.clip_tensors, where)
-        save_clip(workdir / CLIP_FOLDER, clip_config, params, Tokenizer.openai())
+        clip = from_openai_state_dict(checkpoint.clip_tensors, where)
         config.clip.source = CLIP_FOLDER
     summary = tables.describe(checkpoint.summary, tensors)
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(0, checkpoint.variables)
-    (workdir / CONVERTED_FILE).write_text(f"{where}\n{summary}\n")
-    save_config(config, workdir)
+    with _new_folder(workdir) as folder:
+        if clip is not None:
+            save_clip(folder / CLIP_FOLDER, *clip, Tokenizer.openai())
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(0, checkpoint.variables)
+        (folder / CONVERTED_FILE).write_text(f"{where}\n{summary}\n")
+        save_config(config, folder)
     return summary
 
 
 def _convert_clip(source: str | Path, directory: Path) -> str:
     _check_empty(directory)
     config, params, tokenizer = load_clip(source)
-    save_clip(directory, config, params, tokenizer)
+    with _new_folder(directory) as folder:
+        save_clip(folder, config, params, tokenizer)
     flat = tables.flatten(params)
     return f"CLIP: {len(flat):,} arrays, {_count(flat):,} numbers\n{config}"
 
@@ -129,9 +136,23 @@ def _convert_backbone(tensors: tables.Tensors, where: str, destination: Path) ->
 
 
 def _check_empty(directory: Path) -> None:
-    taken = (CONFIG_FILE, FOLDER, "config.json")
-    if directory.is_file() or any((directory / name).exists() for name in taken):
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise UserError(f"{directory}: exists already: name a new folder")
+
+
+@contextlib.contextmanager
+def _new_folder(directory: Path) -> Iterator[Path]:
+    """Yields a folder that becomes `directory` at the end; an error leaves nothing."""
+    directory = directory.absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if directory.is_dir():
+            directory.rmdir()
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _count(tensors: Mapping[str, Any]) -> int:

@@ -21,8 +21,12 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Other processes may write the same file at the same time.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_text(path: epath.PathLike) -> str:

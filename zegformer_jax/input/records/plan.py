@@ -108,7 +108,7 @@ def _count_shards(records: int) -> int:
 
 
 def begin(directory: str, plan: Plan) -> None:
-    """Writes the plan; an existing plan must be of the same data set and splits.
+    """Writes the plan; the plan of shards that are there must be of the same data set and splits.
 
     Its records and classes may differ: bad records may have been repaired or removed. The shards'
     fingerprints tell which shards are kept.
@@ -119,7 +119,8 @@ def begin(directory: str, plan: Plan) -> None:
     path = join(directory, f"{PARTIAL}/{PLAN_FILE}")
     if tf.io.gfile.exists(path):
         found = storage.read_json(path)
-        if found["name"] != plan["name"] or found["splits"].keys() != plan["splits"].keys():
+        differs = found["name"] != plan["name"] or found["splits"].keys() != plan["splits"].keys()
+        if differs and any(".array_record-" in name for name in tf.io.gfile.listdir(directory)):
             raise UserError(
                 f"{directory}: holds a part of the data set '{found['name']}', of "
                 f"{', '.join(found['splits'])}: name another --destination, or remove this one"
