@@ -2,11 +2,13 @@
 
 import argparse
 import importlib
+import re
 import subprocess
 import sys
 
 import pytest
 
+from configs import base
 from zegformer_jax.cli import config
 from zegformer_jax.runtime.errors import MissingFile, UserError
 
@@ -144,3 +146,21 @@ def test_fields_with_a_space_are_no_positional_arguments():
     options = config.parse(parser, ["--config.eval.more_short_sides=(1, 2)", "a.pth"])
     assert options.source == "a.pth"
     assert config.read(options).eval.more_short_sides == (1, 2)
+
+
+def test_help_names_every_field():
+    text = config.describe_fields()
+    named = set(re.findall(r"[a-z]\w*(?:\.\w+|\.\*)*", text.partition("):\n")[2]))
+    fields = {name for name, _ in config._fields(base.get_config())}
+    whole = {f"{name.rpartition('.')[0]}.*" for name in fields} & named
+    assert whole == {"model.backbone.*"}
+    assert named - whole - {"dataset.options.*"} == {
+        name for name in fields if not name.startswith("model.backbone.")
+    }
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_help_names_the_fields_of_the_sections_that_are_read():
+    text = config.describe_fields(["eval"])
+    assert "  eval.vocabularies, " in text and "eval.top_segments" in text
+    assert "train." not in text and "seed" not in text

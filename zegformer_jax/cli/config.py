@@ -5,7 +5,9 @@ import contextlib
 import difflib
 import importlib.util
 import inspect
+import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ from ml_collections import ConfigDict
 
 from zegformer_jax.runtime.assets import ROOT
 from zegformer_jax.runtime.errors import MissingFile, UserError
+from zegformer_jax.runtime.progress import COLUMNS
 
 PREFIX = "--config."
 FOLDER = "configs"
@@ -21,7 +24,10 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", tuple:
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, default: str | None = None, of_workdir: bool = False
+    parser: argparse.ArgumentParser,
+    default: str | None = None,
+    of_workdir: bool = False,
+    sections: Sequence[str] = (),
 ) -> None:
     """Adds `--config`; `parse` reads `--config.FIELD=VALUE`.
 
@@ -29,7 +35,9 @@ def add_arguments(
         parser: The command's parser.
         default: The default; None: the flag is required.
         of_workdir: The default is the workdir's config, which the command reads.
+        sections: The sections that the command reads, for its help; () for all of them.
     """
+    parser.epilog = describe_fields(sections)
     text = f"the experiment; {PREFIX}FIELD=VALUE changes a field of {FOLDER}/base.py"
     shown = "the workdir's" if of_workdir else default
     parser.add_argument(
@@ -39,6 +47,28 @@ def add_arguments(
         required=shown is None,
         help=f"{text}; default: {shown}" if shown else text,
     )
+
+
+def describe_fields(sections: Sequence[str] = ()) -> str:
+    """Returns the names of the config's fields, for a command's help.
+
+    Args:
+        sections: The sections whose fields the command reads; () for all of them.
+    """
+    source = (ROOT / FOLDER / "base.py").read_text("utf-8")
+    values = dict(re.findall(r"^    config\.([\w.]+) = (.*)", source, re.MULTILINE))
+    lines: dict[str, list[str]] = {}
+    for name, value in values.items():
+        section = name.partition(".")[0] if "." in name else ""
+        has_more = value.startswith(("ConfigDict()", "backbone_fields"))
+        is_listed_apart = any(other.startswith(f"{name}.") for other in values)
+        if not is_listed_apart and (not sections or section in sections):
+            lines.setdefault(section, []).append(f"{name}.*" if has_more else name)
+    texts = (
+        textwrap.fill(", ".join(names), COLUMNS - 2, initial_indent="  ", subsequent_indent="    ")
+        for names in lines.values()
+    )
+    return "\n".join([f"fields of {PREFIX}FIELD=VALUE (docs/options.md explains each):", *texts])
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

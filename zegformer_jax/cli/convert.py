@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("source", metavar="SOURCE", help="a file, a directory or a Hub name")
     parser.add_argument("destination", metavar="DESTINATION", help="a new file or directory")
-    config.add_arguments(parser, default="configs/coco_stuff.py")
+    config.add_arguments(parser, default="configs/coco_stuff.py", sections=("clip", "eval"))
     parser.add_argument(
         "--heads",
         type=int,

@@ -5,6 +5,7 @@ import difflib
 import importlib
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import NoReturn
 from zegformer_jax.cli import config
 from zegformer_jax.runtime.environment import PROGRAM, missing_defaults
 from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.progress import COLUMNS
 
 # Each command is a module with a docstring, which is its help, `add_arguments(parser)` and
 # `run(options)`. It is imported when it is used, so it imports what is slow inside its functions.
@@ -37,6 +39,15 @@ class UsageError(UserError):
     """A command line that no command understands."""
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps line breaks, and breaks lines of options at 100 columns."""
+
+    def __init__(self, prog: str):
+        """Takes the terminal's width if it is narrower."""
+        columns = shutil.get_terminal_size((COLUMNS, 0)).columns
+        super().__init__(prog, max_help_position=28, width=min(columns, COLUMNS))
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, with no abbreviated flags."""
 
@@ -46,7 +57,7 @@ class Parser(argparse.ArgumentParser):
             prog=prog,
             description=description,
             epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Formatter,
             allow_abbrev=False,
         )
 
