@@ -62,8 +62,12 @@ class Segmentation:
 class Segmenter:
     """A trained model. Call it with an image and class names."""
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, say: Callable[[str], None] | None = None):
         """Loads the model of an experiment: the checkpoint of its workdir, and its CLIP.
+
+        Args:
+            experiment: The experiment.
+            say: Takes a line before each compilation, which can take a minute.
 
         Raises:
             MissingFile: The workdir holds no checkpoint.
@@ -79,6 +83,7 @@ class Segmenter:
         self._model = experiment.segmentation_model
         self._weights = experiment.weights()
         self._embed = lru_cache(maxsize=16)(experiment.text_embeddings)
+        self._say = say
         self._program = lru_cache(maxsize=PROGRAMS_KEPT)(self._make_program)
         keep_programs()
 
@@ -98,8 +103,8 @@ class Segmenter:
         """Segments an image: every pixel gets one of the classes.
 
         Args:
-            image: A path, the bytes of a file, an open file, an image of Pillow, or uint8 RGB
-                [H, W, 3]; see `input.photographs`.
+            image: A path, the bytes of a file, an open file, an image of Pillow, uint8 RGB
+                [H, W, 3], or what `read` returned; see `input.photographs`.
             classes: Class names, any words; commas in a name separate synonyms.
             max_pixels: Most pixels of a file; None: Pillow's limit, 178,956,970.
 
@@ -109,7 +114,7 @@ class Segmenter:
                 vocabulary.
         """
         vocabulary = self.vocabulary(classes)
-        photograph = self._read(image, max_pixels)
+        photograph = self.read(image, max_pixels)
         prediction = self._run_on(photograph, vocabulary)
         height, width = photograph.size
         labels = np.asarray(prediction.maps[0])[0, 0, :height, :width]
@@ -123,9 +128,19 @@ class Segmenter:
                 [H, W, 3]; see `input.photographs`.
             classes: Class names, any words; commas in a name separate synonyms.
         """
-        return self._run_on(self._read(image), self.vocabulary(classes)).outputs[0]
+        return self._run_on(self.read(image), self.vocabulary(classes)).outputs[0]
 
-    def _read(self, image: Source, max_pixels: int | None = None) -> Photograph:
+    def read(self, image: Source, max_pixels: int | None = None) -> Photograph:
+        """Reads an image at no more than the size that the model needs, see `read_reduced`.
+
+        Args:
+            image: The image, as a call takes it.
+            max_pixels: Most pixels of a file; None: Pillow's limit.
+
+        Raises:
+            MissingFile: There is no such file.
+            UserError: The image cannot be read or has too many pixels.
+        """
         side = max(self._settings.short_side, *self._settings.more_short_sides, 0)
         return read_reduced(image, SIDES_KEPT * side, max_pixels)
 
@@ -152,6 +167,8 @@ class Segmenter:
             out_size: Sides of the label maps.
         """
         del shapes, classes  # keys of the cache
+        if self._say is not None:
+            self._say("compiling ...")
         return jax.jit(partial(self._predict, out_size=out_size))
 
     def _resized(self, photograph: Photograph) -> list[tuple[np.ndarray, np.ndarray]]:

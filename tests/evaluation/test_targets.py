@@ -14,6 +14,7 @@ from zegformer_jax.experiment import Experiment
 from zegformer_jax.input.folder import Folder
 from zegformer_jax.input.openmoji import builder as openmoji_voc
 from zegformer_jax.input.records import write
+from zegformer_jax.runtime.files import write_bytes
 from zegformer_jax.text.vocabulary import load_vocabulary, mark_seen
 
 
@@ -104,6 +105,22 @@ def test_two_folders_are_two_data_sets(mine, tmp_path):
     gammas = [target.experiment.eval.gamma for target in targets]
     assert gammas == [experiment.eval.gamma, 0] and gammas[0] > 0
     assert [target.experiment.dataset.name for target in targets] == ["folder", "folder"]
+
+
+def test_results_of_another_folder_of_the_same_name_are_not_replaced(mine, tmp_path):
+    other = folders.make_folder(tmp_path / "more" / "mine", train=0, validation=1)
+    results = epath.Path(tmp_path / "results")
+    experiment = experiment_on(mine, tmp_path, name="folder", vocabulary="")
+    for folder in (mine, other):
+        (target,) = choose(f"folder={folder}", experiment)
+        target.check_results(results)
+        assert target.place == str(folder)
+    write_bytes(results / "report.json", json.dumps({"data": str(mine)}).encode())
+    (target,) = choose(f"folder={other}", experiment)
+    with pytest.raises(ValueError, match=f"results: has the results of {mine}, and those of"):
+        target.check_results(results)
+    (target,) = choose(f"folder={mine}/../mine", experiment)
+    target.check_results(results)
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,41 @@
-"""Segments an image into the classes that you name.
+"""Segments images into the classes that you name.
 
-Writes an overlay and a PNG label map (pixel value = class index), and prints each class's share of
-the image.
+Writes an overlay and a PNG label map (pixel value = class index) for each image, and prints each
+class's share of it. Images of several folders are written to folders of the same names.
 
 Examples:
   %(prog)s street.jpg --classes 'car, tree, "sofa, couch"'
   %(prog)s street.jpg --classes-file classes.txt --workdir=runs/voc --output=segmented
   %(prog)s street.jpg --classes 'car, tree' --config.eval.flip=True
+  %(prog)s monday/*.jpg tuesday/*.jpg --classes-file classes.txt --output=segmented
 """
 
 import argparse
 import csv
+import io
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from zegformer_jax.cli import config
 from zegformer_jax.cli.demo import WORKDIR
-from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.errors import MissingFile, UserError
 
+if TYPE_CHECKING:
+    from zegformer_jax.experiment import Experiment
+    from zegformer_jax.segmenter import Segmentation
+    from zegformer_jax.text.vocabulary import Vocabulary
+
+ORIGIN = "image"  # the PNG text that names a written file's image
 NO_NAME = re.compile(r'[\x00-\x1f"]|^[\[{]')  # columns, control characters, open quotes, JSON
 QUOTED = re.compile(r'^"([^"]*)"$')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("image", help="an image file")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image file")
     classes = parser.add_mutually_exclusive_group(required=True)
     classes.add_argument(
         "--classes",
@@ -42,14 +53,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write to; default: WORKDIR/predictions"
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="refuse images of more pixels; default: Pillow's limit, 178956970",
+    )
+    parser.epilog = config.describe_fields(["eval"])
     parser.set_defaults(fields=[])  # `--config.eval.FIELD=VALUE` changes the workdir's config
 
 
+class Output(NamedTuple):
+    """The files that are written for an image.
+
+    Attributes:
+        image: The image's path.
+        overlay: Path of the overlay.
+        labels: Path of the label map.
+    """
+
+    image: str
+    overlay: Path
+    labels: Path
+
+    @property
+    def origin(self) -> str:
+        """The image's path from the folder of the label map, which is stored in it."""
+        path = os.path.relpath(self.image, self.labels.parent)
+        return path.encode("utf-8", "backslashreplace").decode()
+
+
 def run(options: argparse.Namespace) -> None:
-    """Segments the image, writes two files, and prints the classes found."""
+    """Segments the images; writes two files for each, and prints the classes found."""
     from zegformer_jax.experiment import Experiment
     from zegformer_jax.experiment.workdir import load_config
-    from zegformer_jax.input.photographs import read_photograph
+    from zegformer_jax.runtime.progress import announce
     from zegformer_jax.segmenter import Segmenter
 
     classes = read_classes(options)
@@ -57,21 +95,117 @@ def run(options: argparse.Namespace) -> None:
         if not field.startswith(f"{config.PREFIX}eval."):
             raise UserError(f"{field}: the model is trained; only fields of eval can change")
     fields = config.override(load_config(options.workdir), options.fields)
-    segmenter = Segmenter(Experiment.open(fields, options.workdir))
-    result = segmenter(read_photograph(options.image), classes)
+    experiment = Experiment.open(fields, options.workdir)
     folder = Path(options.output or Path(options.workdir) / "predictions")
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = Path(options.image).stem
-    result.overlay().save(folder / f"{stem}_overlay.png")
-    result.label_image().save(folder / f"{stem}_labels.png")
-    areas = result.areas()
+    outputs = name_outputs(options.images, folder)
+    segmenter = Segmenter(experiment, say=lambda line: announce([line]))
+    for place, output in enumerate(outputs):
+        photograph = segmenter.read(output.image, options.max_pixels)
+        if place == 0:
+            announce(describe_model(experiment, segmenter.vocabulary(classes)))
+        result = segmenter(photograph, classes)
+        save(result, output)
+        if len(outputs) > 1:
+            print(f"{output.image}:")
+        print(describe(result, output), flush=True)
+
+
+def describe_model(experiment: "Experiment", vocabulary: "Vocabulary") -> list[str]:
+    """Returns lines on the model, for the start of a prediction."""
+    from zegformer_jax.input.benchmarks import GENERATED
+    from zegformer_jax.runtime.mesh import describe_devices
+
+    lines = [
+        describe_devices(),
+        f"model: {experiment.origin}",
+        f"CLIP: {experiment.clip.source}",
+        f"classes: {len(vocabulary):,}, of which the training had {sum(vocabulary.seen):,}",
+    ]
+    if experiment.dataset.name == GENERATED:
+        lines.append(
+            "note: this model was trained on OpenMoji drawings and does not know photographs, "
+            "however high the shares below are; docs/images.md says how to get one that does"
+        )
+    return lines
+
+
+def name_outputs(images: Sequence[str], folder: Path) -> list[Output]:
+    """Names the files to write; the images' folders below their common one are mirrored.
+
+    Args:
+        images: Paths of the images.
+        folder: The folder to write to.
+
+    Raises:
+        MissingFile: An image does not exist.
+        UserError: Two images would have the same files, or a file is there that is not of its
+            image.
+    """
+    parents = [Path(os.path.abspath(image)).parent for image in images]
+    common = os.path.commonpath(parents)
+    outputs: dict[Path, Output] = {}
+    for image, parent in zip(images, parents, strict=True):
+        if "://" not in image and not Path(image).exists():
+            raise MissingFile(f"{image}: no such image")
+        stem, place = Path(image).stem, folder / parent.relative_to(common)
+        output = Output(image, place / f"{stem}_overlay.png", place / f"{stem}_labels.png")
+        other = outputs.setdefault(output.labels, output)
+        if other is not output:
+            raise UserError(
+                f"{image}: {other.image} would be written to the same {output.labels}; rename one, "
+                "or segment them one by one into two folders by --output"
+            )
+        _check_free(output)
+    return list(outputs.values())
+
+
+def _check_free(output: Output) -> None:
+    """Refuses to replace files that are not of the same image."""
+    for path in (output.labels, output.overlay):
+        if path.exists() and (found := _origin_of(path)) != output.origin:
+            whose = f"is of {found}" if found else "was not written by this command"
+            raise UserError(
+                f"{path}: {whose}, and {output.image} would replace it: name another folder by "
+                "--output, or remove it"
+            )
+
+
+def _origin_of(path: Path) -> str | None:
+    """Returns the image that a written file is of; None for other files."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.info.get(ORIGIN)
+    except OSError:
+        return None
+
+
+def save(result: "Segmentation", output: Output) -> None:
+    """Writes the overlay and the label map, which name their image."""
+    from PIL import PngImagePlugin
+
+    from zegformer_jax.runtime.files import write_bytes
+
+    note = PngImagePlugin.PngInfo()
+    note.add_itxt(ORIGIN, output.origin)
+    images = {output.overlay: result.overlay(), output.labels: result.label_image()}
+    for path, image in images.items():
+        file = io.BytesIO()
+        image.save(file, "png", pnginfo=note)
+        write_bytes(path, file.getvalue())
+
+
+def describe(result: "Segmentation", output: Output) -> str:
+    """Returns the shares of the classes, largest first, and the files written."""
+    areas, lines = result.areas(), []
     for name, share in areas.items():
         index = result.vocabulary.names.index(name)
         kind = "seen" if result.vocabulary.seen[index] else "unseen"
-        print(f"{100 * share:5.1f} %  {name} ({kind}, label {index})")
+        lines.append(f"{100 * share:5.1f} %  {name} ({kind}, label {index})")
     if absent := [name for name in result.vocabulary.names if name not in areas]:
-        print(f"no pixel: {'; '.join(absent)}")
-    print(f"written: {folder}/{stem}_overlay.png, {stem}_labels.png")
+        lines.append(f"no pixel: {'; '.join(absent)}")
+    return "\n".join([*lines, f"written: {output.overlay}, {output.labels.name}"])
 
 
 def read_classes(options: argparse.Namespace) -> list[str]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from zegformer_jax.evaluation.report.files import read_place
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.input import benchmarks
 from zegformer_jax.input.benchmarks import FOLDER
@@ -27,6 +28,28 @@ class Target(NamedTuple):
     experiment: Experiment
     results: str
     trained: Vocabulary | None = None
+
+    @property
+    def place(self) -> str:
+        """Directory of the data set: a whole local path, or a URL."""
+        directory = self.experiment.dataset_directory
+        return os.path.abspath(directory) if isinstance(directory, Path) else directory
+
+    def check_results(self, folder: epath.Path) -> None:
+        """Refuses to replace the results of another folder of the same name.
+
+        Args:
+            folder: Folder for the results.
+
+        Raises:
+            UserError: It has the results of another folder.
+        """
+        there = read_place(folder) if self.name == FOLDER else None
+        if there and there != self.place:
+            raise UserError(
+                f"{folder}: has the results of {there}, and those of {self.place} would replace "
+                "them: name another folder by --output, or remove this one"
+            )
 
 
 def choose(text: str, experiment: Experiment) -> list[Target]:

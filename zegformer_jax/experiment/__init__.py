@@ -12,7 +12,7 @@ from etils import epath
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from zegformer_jax.experiment import data, models, settings, workdir
+from zegformer_jax.experiment import data, models, origins, settings, workdir
 from zegformer_jax.experiment.models import LoadedClip
 from zegformer_jax.input.settings import InputSettings
 from zegformer_jax.runtime.errors import UserError
@@ -136,8 +136,8 @@ class Experiment:
         """
         config, is_own = data.on_dataset(self._config, self.workdir, name, directory)
         there = Experiment(config, self.workdir)
-        if "clip" in vars(self):
-            there.clip = self.clip
+        for name in vars(self).keys() & {"clip", "origin"}:
+            setattr(there, name, getattr(self, name))
         return there, None if is_own else self.vocabulary
 
     @functools.cached_property
@@ -235,6 +235,21 @@ class Experiment:
         fields = [field.name for field in dataclasses.fields(kind) if field.name != "clip"]
         options = {field: getattr(self.eval, field) for field in fields}
         return kind(self.clip.module(self.eval.dtype), **options)
+
+    @functools.cached_property
+    def origin(self) -> origins.Origin:
+        """Origin of the trained weights: the checkpoint of `eval.checkpoint`."""
+        return origins.origin_of(self.workdir, self.train.steps, self.eval.checkpoint)
+
+    def facts(self, split: str, images: int) -> list[str]:
+        """Returns lines on the data, the vocabulary and CLIP, for the start of a run.
+
+        Args:
+            split: `train` or `validation`.
+            images: Number of the split's images.
+        """
+        place = self.dataset_directory
+        return origins.facts(self.dataset, place, split, images, self.vocabulary, self.clip)
 
     def variables(self, checkpoint: str = "latest") -> dict[str, Any]:
         """Reads the model's variables to the host, by `workdir.load_variables`."""

@@ -80,11 +80,13 @@ class LoadedClip:
         config: Its sizes.
         params: Its parameters.
         tokenizer: Its tokenizer, from texts to token ids.
+        source: Its folder or file, or its name on the Hub.
     """
 
     config: ClipConfig
     params: dict[str, Any]
     tokenizer: Tokenizer
+    source: str = ""
 
     def module(self, dtype: str = "float32") -> CLIP:
         """Returns the Flax module, which computes in `dtype`."""
@@ -125,7 +127,8 @@ def load_clip_of(config: ConfigDict, workdir: epath.PathLike) -> LoadedClip | No
     path = resolve(source, workdir)
     is_hub_name = HUB_NAME.fullmatch(source) and not path.exists()
     image_size = config.clip.input_size or None
-    return LoadedClip(*load_clip(source if is_hub_name else path, image_size))
+    loaded = load_clip(source if is_hub_name else path, image_size)
+    return LoadedClip(*loaded, f"{source} (Hugging Face Hub)" if is_hub_name else str(path))
 
 
 def embed_classes(

@@ -115,6 +115,11 @@ def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[
         MissingFile: There is no checkpoint, or none was validated.
         UserError: `checkpoint` has another value.
     """
+    return load_step(workdir, find_step(workdir, checkpoint))
+
+
+def find_step(workdir: epath.PathLike, checkpoint: str = "latest") -> int:
+    """Returns the step of a checkpoint in a workdir; see `load_variables`."""
     if checkpoint not in ("latest", "best"):
         raise UserError(f"eval.checkpoint '{checkpoint}': choose latest or best")
     if not (epath.Path(workdir) / FOLDER).is_dir():
@@ -123,12 +128,12 @@ def load_variables(workdir: epath.PathLike, checkpoint: str = "latest") -> dict[
         if checkpoints.latest_step is None:
             raise MissingFile(f"{workdir}: no checkpoint here: train the model first")
         step = checkpoints.latest_step if checkpoint == "latest" else checkpoints.best_step
-        if step is None:
-            raise MissingFile(
-                f"{workdir}: no checkpoint here was validated (eval.checkpoint): "
-                "train with train.validate_every"
-            )
-        return _read_variables(checkpoints, step)
+    if step is None:
+        raise MissingFile(
+            f"{workdir}: no checkpoint here was validated (eval.checkpoint): "
+            "train with train.validate_every"
+        )
+    return step
 
 
 def has_checkpoint(workdir: epath.PathLike) -> bool:

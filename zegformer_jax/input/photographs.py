@@ -28,8 +28,6 @@ WITH_ALPHA = ("RGBA", "LA", "PA")
 PLAIN_ALPHA = {"RGBa": "RGBA", "La": "LA"}  # modes whose colours are multiplied by their opacity
 KEPT_MODES = ("L", "RGB", "CMYK")  # which an ICC profile describes; others are converted first
 
-Source = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray
-
 
 class Photograph(NamedTuple):
     """An image that was read.
@@ -42,6 +40,9 @@ class Photograph(NamedTuple):
 
     pixels: np.ndarray
     size: tuple[int, int]
+
+
+Source = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray | Photograph
 
 
 def read_photograph(source: Source | Any, max_pixels: int | None = None) -> np.ndarray:
@@ -66,7 +67,7 @@ def read_reduced(
     """Reads an image; a JPEG of more than `HUGE` pixels at 1/2, 1/4 or 1/8 of its size.
 
     Args:
-        source: The image, as `read_photograph` takes it.
+        source: The image, as `read_photograph` takes it; one that was read is returned as it is.
         short_side: The shorter side is not reduced below it; None reads the whole size.
         max_pixels: Most pixels of a file; None: Pillow's limit.
 
@@ -75,6 +76,8 @@ def read_reduced(
         UserError: The file is not a complete image, or has too many pixels.
         ValueError: The array has another shape or type.
     """
+    if isinstance(source, Photograph):
+        return source
     if isinstance(source, Image.Image):
         return _whole(as_shown(source, "the image"))
     if hasattr(source, "__array__"):

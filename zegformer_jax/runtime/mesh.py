@@ -36,6 +36,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
     )
 
 
+def describe_devices() -> str:
+    """Returns a line on the devices of all processes."""
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    text = f"devices: {jax.device_count()} x {', '.join(kinds)}"
+    processes = jax.process_count()
+    return text if processes == 1 else f"{text}, in {processes} processes"
+
+
 def make_local_mesh() -> Mesh:
     """Makes a mesh along `data` of this process's devices."""
     return make_mesh(jax.local_devices())

@@ -51,13 +51,24 @@ def write_evaluation(folder: epath.Path, evaluation: Evaluation, report: Report)
     return f"{text}\nwritten: {folder}"
 
 
+def read_place(folder: epath.Path) -> str | None:
+    """Returns the data set's directory in a folder's report; None if there is no such report."""
+    return _read_report(folder).get("data")
+
+
 def _is_finished(folder: epath.Path) -> bool:
     """Returns whether a folder has the report of a finished evaluation."""
+    return not _read_report(folder).get("partial", True)
+
+
+def _read_report(folder: epath.Path) -> dict[str, Any]:
+    """Reads a folder's report; {} if there is none, or a damaged one, which is no loss."""
     path = folder / REPORT
     try:
-        return path.exists() and not json.loads(path.read_text()).get("partial")
-    except (ValueError, AttributeError):  # a damaged one is no loss
-        return False
+        content = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_classes(
