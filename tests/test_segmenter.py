@@ -110,26 +110,29 @@ def test_a_huge_jpeg_has_the_labels_of_the_whole_image(segmenter, tmp_path, monk
 
 
 def test_few_compiled_programs_stay_in_memory(monkeypatch):
-    """Images of 20 sizes, and then lists of 20 lengths, of which each needs its own program."""
+    """Images of 15 padded sizes, and then lists of 19 lengths, each with its own program."""
 
-    def predict(self, weights, text, seen_c, images, original_size, out_size):
+    def counted(self, weights, text, seen_c, images, original_size, out_size):
         return Prediction([], [jnp.zeros((1, 1, *out_size), jnp.int32) + len(seen_c)])
 
-    monkeypatch.setattr(Segmenter, "_predict", predict)
+    def count():
+        gc.collect()
+        return sum(
+            "counted" in x.hlo_modules()[0].name for x in jax.devices()[0].client.live_executables()
+        )
+
+    said = []
+    monkeypatch.setattr(Segmenter, "_predict", counted)
     monkeypatch.setattr(ToyExperiment, "kind", "zegformer")
-    segment, client = Segmenter(ToyExperiment()), jax.devices()[0].client
-    gc.collect()  # of other tests' programs
-    before = len(client.live_executables())
+    segment = Segmenter(ToyExperiment(), say=said.append)
     for place in range(20):
         image = np.zeros((8, 8 + 32 * place, 3), np.uint8)
         assert segment(image, ["a"]).labels.shape == (8, 8 + 32 * place)
-    gc.collect()
-    assert before + PROGRAMS_KEPT <= len(client.live_executables()) < before + 20
-    for count in range(1, 20):
-        labels = segment(image, [f"class {place}" for place in range(count)]).labels
-        assert np.all(labels == count)
-    gc.collect()
-    assert before + PROGRAMS_KEPT <= len(client.live_executables()) < before + 20
+    assert count() == PROGRAMS_KEPT and said == ["compiling ..."] * 15
+    for classes in range(1, 20):
+        labels = segment(image, [f"class {place}" for place in range(classes)]).labels
+        assert np.all(labels == classes)
+    assert count() == PROGRAMS_KEPT and len(said) == 15 + 18, "the first was compiled before"
 
 
 def test_programs_are_kept_for_other_processes(tmp_path):
@@ -145,6 +148,24 @@ def test_programs_are_kept_for_other_processes(tmp_path):
             [sys.executable, "-c", code], env=environment | more, capture_output=True, text=True
         )
         assert done.stdout == f"{expected}\n", done.stderr
+
+
+@pytest.mark.parametrize("use", ["load", "evaluate", "train"])
+def test_the_python_api_keeps_programs_too(use, monkeypatch, cache):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(ToyExperiment, "kind", "zegformer")
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        if use == "load":
+            Segmenter(ToyExperiment())
+        elif use == "evaluate":
+            zegformer_jax.evaluate(ToyExperiment(), progress=False)
+        else:
+            with pytest.raises(AttributeError, match="no attribute 'check'"):
+                zegformer_jax.train(ToyExperiment())
+        assert jax.config.jax_compilation_cache_dir == f"{cache}/xla"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """The commands in process: what they print, and one line and exit status 1 for every bad input."""
 
 import json
+import re
 import shutil
 from argparse import Namespace
 
 import folders
+import jax
 import numpy as np
 import pytest
 import shrunk
@@ -15,6 +17,7 @@ from zegformer_jax.cli import demo, demo_stages, main
 from zegformer_jax.cli.predict import parse_classes, read_classes
 from zegformer_jax.evaluation.report import files, predictions
 from zegformer_jax.experiment.data import open_split
+from zegformer_jax.experiment.workdir import load_config, load_variables, save_config
 from zegformer_jax.runtime.errors import UserError
 
 ROOT = config_flags.ROOT
@@ -121,7 +124,8 @@ def test_help_lists_the_commands_with_their_summaries(capsys):
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)
-def test_each_command_has_help_with_examples(name, capsys):
+def test_each_command_has_help_with_examples(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stopped:
         main.main([name, "--help"])
     assert stopped.value.code == 0
@@ -129,6 +133,7 @@ def test_each_command_has_help_with_examples(name, capsys):
     assert out.startswith(f"usage: zegformer {name} ")
     examples = out.partition("\nExamples:\n")[2]
     assert examples.startswith(f"  zegformer {name}")
+    assert max(map(len, out.splitlines())) <= 100
     assert "_" not in "".join(word for word in out.split() if word.startswith("--")).split("=")[0]
 
 
@@ -312,26 +317,51 @@ def test_predict_with_a_file_of_classes(finished, picture, tmp_path, capsys, her
     assert areas and all("sheep (" in line or "sofa, couch (" in line for line in areas)
 
 
+def unbroken(text):
+    """Lines that were broken because of a long path, in one."""
+    return text.replace("\n  ", " ")
+
+
 @pytest.mark.slow
 def test_evaluate_prints_the_scores(finished, capsys):
     workdir = finished.workdir / "per_pixel"
     assert main.main(["evaluate", f"--workdir={workdir}"]) == 0
-    name, heading, *rows = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    name, heading, *rows = out.splitlines()
+    origin = f"{workdir}, step 2 of 2"
     scores = ["seen", "unseen", "harmonic", "mIoU", "mIoU*", "fwIoU", "accuracy", "pixels"]
-    assert name == "openmoji_voc" and heading.split() == ["vocabulary", "method", *scores]
-    assert [row.split()[:2] for row in rows[:2]] == [
-        ["pascal_voc_20", "per_pixel"],
+    assert name == f"openmoji_voc: {origin}" and heading.split() == [
+        "vocabulary",
+        "method",
+        *scores,
+    ]
+    assert [row.split()[:-8] for row in rows[:2]] == [
+        [">", "pascal_voc_20", "per_pixel"],
         ["openmoji_voc", "per_pixel"],
     ]
     for row in rows[:2]:
-        result = finished.report.find(demo_stages.METHOD_NAMES["per_pixel"], row.split()[0])
-        found = dict(zip(scores, map(float, row.split()[2:]), strict=True))
+        result = finished.report.find(demo_stages.METHOD_NAMES["per_pixel"], row.split()[-10])
+        found = dict(zip(scores, map(float, row.split()[-8:]), strict=True))
         np.testing.assert_allclose(
             [found[name] for name in scores],
             [100 * result.values[name] for name in scores],
             atol=0.051,
         )
     assert rows[-1] == f"written: {workdir}/evaluation/openmoji_voc"
+    report = json.loads((workdir / "evaluation/openmoji_voc/report.json").read_text())
+    assert report["data"] == str(finished.workdir / "records")
+    assert report["model"] == {
+        "place": str(workdir), "step": 2, "steps": 2, "finished": True,
+    }  # fmt: skip
+    lines = re.split(r"[\r\n]+", unbroken(err))
+    assert re.fullmatch(r"devices: \d+ x cpu", lines[0]) and lines[1] == f"model: {origin}"
+    assert lines[2:5] == [
+        f"data: openmoji_voc in {finished.workdir}/records, 5 images (validation)",
+        "vocabulary: openmoji_voc, 236 classes: 216 seen, 20 unseen",
+        f"CLIP: {finished.workdir}/clip",
+    ]
+    assert any(line.endswith("| 0/5 images, compiling ...") for line in lines)
+    assert re.search(r"\| 5/5 images(, [\d.]+ images/s, 00:00 left)?$", err.rstrip())
 
 
 @pytest.mark.slow
@@ -352,7 +382,10 @@ def test_ctrl_c_leaves_a_table_that_says_it_is_partial(finished, capsys, tmp_pat
         patched.setattr(predictions.LabelMapWriter, "__call__", stop)
         assert main.main(arguments) == 130
     out, err = capsys.readouterr()
-    assert out.splitlines()[:2] == ["openmoji_voc", "PARTIAL: 2 of 5 images"]
+    assert out.splitlines()[:2] == [
+        f"openmoji_voc: {workdir}, step 2 of 2",
+        "PARTIAL: 2 of 5 images",
+    ]
     assert err.splitlines()[-1] == "zegformer: interrupted; run the same command to resume"
     report = json.loads((folder / "report.json").read_text())
     assert report["partial"] and (report["images"], report["of"]) == (2, 5)
@@ -391,7 +424,7 @@ def test_a_model_is_evaluated_on_its_own_data_set_and_on_a_folder(finished, caps
     arguments = ["evaluate", f"{SHRUNK}:per_pixel", f"--workdir={workdir}", f"--output={out}", text]
     assert main.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line in ("openmoji_voc", "folder_mine")] == [
+    assert [line.partition(": ")[0] for line in lines if "step 2 of 2" in line] == [
         "openmoji_voc",
         "folder_mine",
     ]
@@ -406,6 +439,13 @@ def test_a_model_is_evaluated_on_its_own_data_set_and_on_a_folder(finished, caps
     assert [row["vocabulary"] for row in other["scores"]] == ["folder"]
     expected = finished.report.find(demo_stages.METHOD_NAMES["per_pixel"], "pascal_voc_20")
     assert own["scores"][0]["seen"] == pytest.approx(expected.values["seen"], abs=1e-3)
+    assert other["data"] == str(mine)
+    another = folders.make_folder(tmp_path / "another" / "mine", train=0, validation=1)
+    before = folders.files_of(out)
+    arguments[-1] = f"--datasets=openmoji_voc,folder={another}"
+    assert main.main(arguments) == 1
+    assert f"has the results of {mine}, and those of {another} would" in capsys.readouterr().err
+    assert folders.files_of(out) == before
 
 
 def test_no_data_set_is_evaluated_on_if_one_is_wrong(capsys, here, tmp_path, monkeypatch):
@@ -438,9 +478,63 @@ def test_the_demos_data_lie_in_its_workdir(tmp_path, here, monkeypatch):
 
 
 @pytest.mark.slow
-def test_train_and_demo_say_where_the_result_is(finished, capsys, monkeypatch):
-    assert main.main(["train", SHRUNK, f"--workdir={finished.workdir}"]) == 0
-    assert f"{finished.workdir}: 3 steps, loss " in capsys.readouterr().out
+def test_train_says_what_runs_and_that_it_is_finished(finished, tmp_path, capsys):
+    """A new run, one that resumes, and one that was finished before."""
+    workdir, source = tmp_path / "run", finished.workdir
+    arguments = [
+        "train", f"{SHRUNK}:per_pixel", f"--workdir={workdir}",
+        f"--config.clip.source={source / 'clip'}", "--config.train.tensorboard=False",
+        f"--config.dataset.directory={source / 'records'}",
+        f"--config.model.start_from={source / 'classifier'}", "--config.train.checkpoint_every=2",
+    ]  # fmt: skip
+
+    def train(steps, *flags):
+        assert main.main([*arguments, f"--config.train.steps={steps}", *flags]) == 0
+        out, err = capsys.readouterr()
+        assert max(len(line) for line in re.split(r"[\r\n]+", err)) <= 100
+        return unbroken(out).splitlines(), err
+
+    lines, err = train(2)
+    assert re.fullmatch(r"devices: \d+ x cpu", lines[0])
+    parameters = sum(x.size for x in jax.tree.leaves(load_variables(workdir)["params"]))
+    assert lines[1:8] == [
+        f"model: per_pixel, {parameters:,} trained parameters",
+        f"start weights: {source}/classifier",
+        f"data: openmoji_voc in {source}/records, 16 images (train)",
+        "vocabulary: openmoji_voc, 236 classes: 216 seen, 20 unseen",
+        f"CLIP: {source}/clip",
+        "starts at step 0 of 2, with 4 images a step",
+        "compiling ...",
+    ]
+    assert re.fullmatch(r"compiled in \d+ s; a step: [\d.]+ GiB at its peak, .*", lines[8])
+    assert re.fullmatch(rf"{workdir}: finished, 2 steps, loss \d+\.\d{{4}}", lines[9])
+    last = r"\| 2/2 steps, loss \d+\.\d{3}, [\d.]+ images/s, 00:00 left$"
+    assert re.search(last, err.rstrip()), err
+    lines, _ = train(4, "--change-config")
+    assert lines[6] == "resumes after step 2 of 4, with 4 images a step"
+    lines, _ = train(4)
+    assert lines[6] == "finished before, at step 4 of 4: nothing is left to train"
+    assert lines[7].startswith(f"{workdir}: finished, 4 steps, loss ") and len(lines) == 8
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_trained_to_its_end_is_said_to_be_so(finished, tmp_path, capsys):
+    workdir = tmp_path / "per_pixel"
+    shutil.copytree(finished.workdir, tmp_path, dirs_exist_ok=True)
+    config = load_config(workdir).unlock()
+    config.train.steps = 5000
+    save_config(config, workdir)
+    assert main.main(["evaluate", f"--workdir={workdir}"]) == 0
+    out, err = capsys.readouterr()
+    origin = f"{workdir}, step 2 of 5,000: NOT TRAINED TO ITS END"
+    assert out.startswith(f"openmoji_voc: {origin}\n")
+    assert f"\nmodel: {origin}\n" in unbroken(err)
+    report = json.loads((workdir / "evaluation/openmoji_voc/report.json").read_text())
+    assert (report["model"]["step"], report["model"]["finished"]) == (2, False)
+
+
+@pytest.mark.slow
+def test_demo_says_where_the_result_is(finished, capsys, monkeypatch):
     shrunk_file = f"{ROOT}/tests/support/shrunk.py"
     monkeypatch.setattr(demo, "CONFIG", shrunk_file)
     assert main.main(["demo", f"--workdir={finished.workdir}"]) == 0

@@ -133,9 +133,41 @@ def test_every_score_is_in_the_table_and_in_the_report(tmp_path):
     assert row["accuracy"] == pytest.approx((6 / 8 + 3 / 4) / 2)
     assert row["pixels"] == pytest.approx(9 / 12)
     heading, _, ours = (line.split() for line in text.splitlines()[:3])
-    shown = dict(zip(heading, ours, strict=True))
+    shown = dict(zip(["", *heading], ours, strict=True))
     assert (shown["fwIoU"], shown["accuracy"], shown["pixels"]) == ("61.1", "75.0", "75.0")
     assert all(f"{name}:" in tables.FOOTNOTE for name in ("mIoU", "fwIoU", "accuracy", "pixels"))
+
+
+def test_the_headline_is_marked(tmp_path):
+    """The method that is shown, in the first of two vocabularies."""
+    vocabulary = Vocabulary.from_names(["a", "b"], [True, False])
+    (one,), (two,) = (load_subsets((), vocabulary, name) for name in ("one", "two"))
+    lines = write(tmp_path, make_evaluation(vocabulary, (two, one), {})).splitlines()[1:5]
+    rows = [line.split()[:-8] for line in lines]
+    assert rows == [
+        ["two", "grouper"],
+        [">", "two", "ensemble"],
+        ["one", "grouper"],
+        ["one", "ensemble"],
+    ]
+    assert f"{tables.HEADLINE_MARK}:" in tables.FOOTNOTE
+
+
+def test_notes_are_broken_at_100_columns(tmp_path):
+    names = [f"class with the number {place}" for place in range(8)]
+    vocabulary = Vocabulary.from_names(names)
+    subsets = load_subsets((), vocabulary, "folder")
+    states = {"folder/ensemble": np.roll(10 * np.eye(8, dtype=int), 1, axis=0)}
+    text = write(tmp_path, make_evaluation(vocabulary, subsets, states))
+    lines = text.replace(str(tmp_path), "").splitlines()
+    assert max(map(len, lines)) <= 100
+    assert text.replace("\n  ", " ").count(" as class with the number ") == 5
+
+
+def test_the_report_names_the_model(tmp_path):
+    write(tmp_path, make_result(), model={"place": "runs/x", "step": 3}, data="/records")
+    content = strict(tmp_path / "report.json")
+    assert content["model"] == {"place": "runs/x", "step": 3} and content["data"] == "/records"
 
 
 def test_the_widest_table_fits_a_screen(tmp_path):
@@ -143,7 +175,7 @@ def test_the_widest_table_fits_a_screen(tmp_path):
     subsets = load_subsets((), vocabulary, "pascal_context_459")
     result = make_evaluation(vocabulary, subsets, {}, sweep=(0.05,))
     lines = write(tmp_path, result).splitlines()[: 4 + len(tables.FOOTNOTE.splitlines())]
-    assert lines[3].startswith("pascal_context_459  ensemble, gamma 0.05")
+    assert lines[3].startswith("  pascal_context_459  ensemble, gamma 0.05")
     assert lines[-1] == tables.FOOTNOTE.splitlines()[-1]
     assert max(map(len, lines)) <= 110
 

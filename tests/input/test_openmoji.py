@@ -263,7 +263,7 @@ def test_pairs_refuse_what_does_not_fit(pictures):
         next(contrastive_batches(pictures, vocabulary=pictures.vocabulary, templates=[], **options))
 
 
-def test_the_builder_works_offline_and_stores_the_scenes(pictures, tmp_path, monkeypatch):
+def test_the_builder_works_offline_and_stores_the_scenes(pictures, tmp_path, monkeypatch, capfd):
     from zegformer_jax.input.datasets import open_source
 
     def refuse(*args):
@@ -281,6 +281,9 @@ def test_the_builder_works_offline_and_stores_the_scenes(pictures, tmp_path, mon
             image, label = scene(pictures, split, i, seed=7)
             np.testing.assert_array_equal(records[id_]["image"], image)
             np.testing.assert_array_equal(records[id_]["label"], label)
+    out, err = capfd.readouterr()
+    said = " ".join(line for line in err.splitlines() if not line.startswith("WARNING:absl"))
+    assert out == "" and said == f"generating 8 images in {tmp_path} ..."
 
 
 def test_rendering_keeps_the_size_it_is_asked_for():

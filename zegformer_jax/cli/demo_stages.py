@@ -107,7 +107,7 @@ class StageClock:
         left = sum(list(STAGE_MINUTES.values())[position:])
         self._say(
             f"[{position + 1}/{len(names)}] {STAGE_NAMES[name]} "
-            f"(about {left:.0f} min left on two CPU cores, less if a model is trained already)"
+            f"(at most {left:.0f} min left on two CPU cores)"
         )
         self._name = name
         return self

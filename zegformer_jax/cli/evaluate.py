@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
-    config.add_arguments(parser, of_workdir=True)
+    config.add_arguments(parser, of_workdir=True, sections=("clip", "dataset", "eval"))
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--workdir", default="", metavar="DIR", help="folder of a training")
     model.add_argument(
@@ -71,9 +71,12 @@ def run(options: argparse.Namespace) -> None:
     join()
     open_experiment = partial(Experiment.open, fields)
     source = open_source(options.workdir, options.checkpoint, open_experiment)
-    for target in choose(options.datasets, source.experiment):
-        folder = epath.Path(options.output or source.results) / target.results
-        evaluate_on(target, source, folder, kinds)
+    results = epath.Path(options.output or source.results)
+    targets = choose(options.datasets, source.experiment)
+    for target in targets:
+        target.check_results(results / target.results)
+    for target in targets:
+        evaluate_on(target, source, results / target.results, kinds)
 
 
 def read_config(options: argparse.Namespace) -> Any:
@@ -143,6 +146,14 @@ def _report(evaluation: "Evaluation", target: "Target", source: "Source", folder
 
     if is_first():
         published = published_lines(evaluation.plan.model, source.experiment, target.name)
-        settings = dataclasses.asdict(target.experiment.eval)
-        report = describe(evaluation, target.name, published=published, settings=settings)
-        print(f"{target.results}\n{files.write_evaluation(folder, evaluation, report)}")
+        origin = target.experiment.origin
+        report = describe(
+            evaluation,
+            target.name,
+            published=published,
+            model=origin.as_json(),
+            data=target.place,
+            settings=dataclasses.asdict(target.experiment.eval),
+        )
+        text = files.write_evaluation(folder, evaluation, report)
+        print(f"{target.results}: {origin}\n{text}")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Trains, and prints the last loss."""
+    """Trains, and says that the training is finished."""
     fields = config.read(options)
     from zegformer_jax.experiment import Experiment
     from zegformer_jax.runtime.processes import join
@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> None:
     with stopping(options.workdir):
         experiment = Experiment.open(fields, options.workdir)
         history = train(experiment, change_config=options.change_config)
-    last = history[-1] if history else {"step": 0, "loss": float("nan")}
-    print(f"{options.workdir}: {last['step']} steps, loss {last['loss']:.4f}")
+    loss = f", loss {history[-1]['loss']:.4f}" if history else ""
+    print(f"{options.workdir}: finished, {experiment.train.steps:,} steps{loss}")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from etils import epath
 
 from zegformer_jax.evaluation.report.files import FOLDER as RESULTS
 from zegformer_jax.experiment import Experiment, LoadedClip
+from zegformer_jax.experiment.origins import Origin
 from zegformer_jax.experiment.workdir import load_step
 from zegformer_jax.pretrained.clip.load import from_openai_state_dict
 from zegformer_jax.pretrained.clip.positions import resize_positions
@@ -79,7 +80,9 @@ def _open_step(path: str, place: epath.Path, open_experiment: OpenExperiment) ->
     except Exception as error:  # whatever Orbax and TensorStore meet in damaged files
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read, name another step: {reason}") from error
-    return Source(open_experiment(workdir), workdir / RESULTS / f"step_{place.name}", variables)
+    experiment, step = open_experiment(workdir), int(place.name)
+    experiment.origin = Origin(str(workdir), step, experiment.train.steps)
+    return Source(experiment, workdir / RESULTS / f"step_{step}", variables)
 
 
 def _steps(folder: epath.Path) -> str:
@@ -100,8 +103,9 @@ def _open_file(path: str, place: epath.Path, experiment: Experiment) -> Source:
         clip_config, params = from_openai_state_dict(checkpoint.clip_tensors, path)
         if side := experiment.clip_settings.input_size:
             clip_config, params = resize_positions(params, clip_config, side)
-        experiment.clip = LoadedClip(clip_config, params, Tokenizer.openai())
-    return Source(experiment, place.parent / RESULTS / place.stem, checkpoint.variables)
+        experiment.clip = LoadedClip(clip_config, params, Tokenizer.openai(), path)
+    experiment.origin = Origin(path)
+    return Source(experiment, place.parent / RESULTS / place.name, checkpoint.variables)
 
 
 def _check_sizes(path: str, differing: dict[str, tuple[Any, Any]]) -> None:

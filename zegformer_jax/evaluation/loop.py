@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from zegformer_jax.evaluation.evaluation import Evaluation, Example, Interrupted
 from zegformer_jax.evaluation.evaluator import Evaluator
@@ -19,7 +18,10 @@ from zegformer_jax.evaluation.resume import Counted, ResumeFile
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.input.benchmarks import FOLDER
 from zegformer_jax.input.label_counts import find_fault
+from zegformer_jax.runtime.compiled import keep_programs
+from zegformer_jax.runtime.mesh import describe_devices
 from zegformer_jax.runtime.processes import StopRequest, is_first, sum_over_processes
+from zegformer_jax.runtime.progress import Progress, announce
 
 SECONDS_BETWEEN_SAVES = 60.0
 Keep = Callable[[str, np.ndarray], None]  # takes an image's id and its label map
@@ -48,6 +50,7 @@ def evaluate(
     Raises:
         Interrupted: Ctrl-C or SIGTERM came.
     """
+    keep_programs()
     run = _Run(experiment, evaluator or Evaluator(experiment), keep, examples, resume)
     with StopRequest() as stop:
         return run.finish(progress, stop)
@@ -78,21 +81,28 @@ class Clock:
         self._shapes: set[tuple] = set()
         self._seconds, self._images = 0.0, 0
 
+    def is_new(self, batch: Batch) -> bool:
+        """Returns whether no batch had these shapes before, so that the step compiles."""
+        return _shapes(batch) not in self._shapes
+
     @contextlib.contextmanager
     def step(self, batch: Batch) -> Iterator[None]:
         """Times a step on a batch."""
-        arrays = jax.tree.leaves((batch["views"], batch["label"]))
-        shapes, start = tuple(array.shape for array in arrays), time.perf_counter()
+        start = time.perf_counter()
         yield
-        if shapes in self._shapes:
+        if not self.is_new(batch):
             self._seconds += time.perf_counter() - start
             self._images += count_valid(batch)
-        self._shapes.add(shapes)
+        self._shapes.add(_shapes(batch))
 
     @property
     def seconds_per_image(self) -> float:
         """Mean time of an image; NaN if every step compiled."""
         return self._seconds / self._images if self._images else float("nan")
+
+
+def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    return tuple(array.shape for array in jax.tree.leaves((batch["views"], batch["label"])))
 
 
 @dataclass
@@ -115,19 +125,22 @@ class _Run:
             _warn_of_fault(self.experiment, source)
         counted = self._start(source)
         own = np.arange(jax.process_index(), len(source), jax.process_count())
-        bar = tqdm(
-            total=len(own),
-            initial=int(counted.done.sum()),
-            desc=f"evaluate {self.experiment.kind} on {self.experiment.dataset.name}",
-            disable=not progress or not is_first(),
-            unit="image",
-        )
+        shown = progress and is_first()
+        if shown:
+            announce(self._facts(len(source)))
+        title = f"evaluate {self.experiment.kind} on {self.experiment.dataset.name}"
+        bar = Progress(title, len(own), int(counted.done.sum()), shown=shown)
         saved = time.monotonic()
         try:
             with bar:
+                bar.start()
                 for batch in validation_batches(self.experiment, source, counted.done):
+                    is_new = self.clock.is_new(batch)
+                    if is_new:
+                        bar.note("compiling ...")
                     counted = self._count(batch, counted)
-                    bar.update(count_valid(batch))
+                    bar.note("")
+                    bar.update(count_valid(batch), timed=not is_new)
                     if self.resume and time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
                         self.resume.save(counted)
                         saved = time.monotonic()
@@ -136,6 +149,14 @@ class _Run:
         except KeyboardInterrupt as interrupt:
             raise self._interrupt(counted) from interrupt
         return self._result(*sum_over_processes((counted.states, counted.done.astype(int))))
+
+    def _facts(self, images: int) -> list[str]:
+        """Returns lines on what is evaluated, on what."""
+        return [
+            describe_devices(),
+            f"model: {self.experiment.origin}",
+            *self.experiment.facts("validation", images),
+        ]
 
     def _start(self, source: Any) -> Counted:
         """Returns what was counted before an interruption."""

@@ -2,12 +2,12 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from tqdm import tqdm
 
@@ -15,7 +15,7 @@ from zegformer_jax._version import __version__
 from zegformer_jax.evaluation.loop import Validation
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.runtime.checkpoints import Checkpoints
-from zegformer_jax.runtime.compiled import cost_of
+from zegformer_jax.runtime.compiled import cost_of, keep_programs
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.mesh import (
     make_mesh,
@@ -23,15 +23,17 @@ from zegformer_jax.runtime.mesh import (
     replicate,
     replicated,
     shard_arrays,
-    to_devices,
     to_host,
 )
 from zegformer_jax.runtime.processes import StopRequest, is_first, wait_for_all
+from zegformer_jax.runtime.progress import Progress, announce
+from zegformer_jax.training.facts import describe_start
 from zegformer_jax.training.initialise import locate_start, start_from
 from zegformer_jax.training.log import TrainingLog
 from zegformer_jax.training.objective import Batch, Metrics, Objective, Variables
 from zegformer_jax.training.objectives import open_objective
 from zegformer_jax.training.optim import make_optimiser
+from zegformer_jax.training.prefetch import prefetch
 from zegformer_jax.training.step import Step, TrainState, make_state, make_train_step
 
 IN_FLIGHT = 2  # steps that the devices have to do before the host waits for the first
@@ -71,6 +73,7 @@ def train(
         Diverged: Losses or gradients were not finite, too often in a row.
         Preempted: SIGTERM came.
     """
+    keep_programs()
     experiment.check(change_config)
     if not experiment.has_checkpoint:
         locate_start(experiment)  # now, as it may fail, and nothing is written yet
@@ -167,18 +170,18 @@ class Loop:
 
     def run(self) -> list[dict[str, float]]:
         """Runs the steps that are left and saves the last state; returns the history."""
-        if self._first < self._settings.steps:
-            bar = tqdm(
-                total=self._settings.steps, initial=self._first, unit="step", mininterval=1.0,
-                desc=f"train {self._experiment.kind}",
-                disable=not self._progress or not is_first(),
-            )  # fmt: skip
+        steps, shown = self._settings.steps, self._progress and is_first()
+        if shown:
+            announce(describe_start(self._experiment, self._objective, self.state), sys.stdout)
+        if self._first < steps:
+            images = self._experiment.input.batch_size
+            bar = Progress(f"train {self._experiment.kind}", steps, self._first, images, shown)
             with bar, StopRequest() as stop:
                 self._run(bar, stop)
         self._log.close()
         return self._log.metrics.history
 
-    def _run(self, bar: tqdm, stop: StopRequest) -> None:
+    def _run(self, bar: Progress, stop: StopRequest) -> None:
         settings, last = self._settings, self._settings.steps
         constants = replicate(dict(self._objective.constants), self._mesh)
         in_flight: collections.deque[Metrics] = collections.deque()
@@ -188,6 +191,7 @@ class Loop:
         ):
             if take_step is None:
                 take_step = self._compile(constants, batch)
+                bar.start()
             self._examples.append((step, index))
             with jax.transfer_guard("disallow"):
                 self.state, metrics = take_step(self.state, constants, batch, self._key)
@@ -203,6 +207,7 @@ class Loop:
             stops = stop.came(step) and step < last
             if validates or stops or step % settings.checkpoint_every == 0 or step == last:
                 self._save(step, metrics, bar, validates)
+                bar.start()
             if stops:
                 self._checkpoints.wait()
                 self._log.close()
@@ -210,13 +215,17 @@ class Loop:
 
     def _compile(self, constants: Any, batch: Batch) -> Callable:
         """Compiles the step, and prints its cost."""
+        if self._progress:
+            self._print("compiling ...")
+        start = time.perf_counter()
         compiled = self._step.lower(self.state, constants, batch, self._key).compile()
         self._log.start_clock()
         if self._progress:
-            self._print(f"a step: {cost_of(compiled)}")
+            seconds = time.perf_counter() - start
+            self._print(f"compiled in {seconds:.0f} s; a step: {cost_of(compiled)}")
         return compiled
 
-    def _note(self, step: int, metrics: Metrics, bar: tqdm) -> None:
+    def _note(self, step: int, metrics: Metrics, bar: Progress) -> None:
         """Starts to copy the metrics from the devices, and writes those that are copied."""
         for array in metrics.values():
             array.copy_to_host_async()
@@ -225,7 +234,7 @@ class Loop:
         while len(self._unwritten) > 1:
             self._write(bar)
 
-    def _write(self, bar: tqdm) -> None:
+    def _write(self, bar: Progress) -> None:
         step, metrics, timings = self._unwritten.popleft()
         line = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._check(step, int(line["skipped_in_a_row"]))
@@ -236,8 +245,7 @@ class Loop:
                 f"step {step}: loss.max_targets leaves out {line['targets_lost']:.1f} segments a "
                 "step, drawn at random; 0 keeps as many as there are queries"
             )
-        rate = f"{timings['images_per_second']:.1f}"
-        bar.set_postfix(loss=f"{line['loss']:.3f}", lr=f"{line['learning_rate']:.1e}", images=rate)
+        bar.note(f"loss {line['loss']:.3f}")
 
     def _check(self, step: int, in_a_row: int) -> None:
         """Stops the run if too many steps in a row were not finite."""
@@ -254,7 +262,7 @@ class Loop:
             "newest checkpoint is sound: lower optimiser.learning_rate or look at the data"
         )
 
-    def _save(self, step: int, metrics: Metrics, bar: tqdm, validates: bool) -> None:
+    def _save(self, step: int, metrics: Metrics, bar: Progress, validates: bool) -> None:
         """Saves the state, once everything up to it is known to be finite and is written."""
         while self._unwritten:
             self._write(bar)
@@ -273,26 +281,3 @@ class Loop:
         self._log.start_clock()
         self._print(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in line.items()))
         return result.rank()
-
-
-def prefetch(
-    batches: Iterator[dict[str, np.ndarray]], mesh: jax.sharding.Mesh
-) -> Iterator[tuple[Batch, np.ndarray | None]]:
-    """Makes each batch and sends it to the devices while they compute the step before.
-
-    Yields:
-        A batch on the devices, and its `index` on the host if it has one.
-    """
-
-    def read() -> tuple[Batch, np.ndarray | None] | None:
-        batch = next(batches, None)
-        if batch is None:
-            return None
-        arrays = {name: array for name, array in batch.items() if name != "index"}
-        return to_devices(arrays, mesh), batch.get("index")
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        following = thread.submit(read)
-        while (batch := following.result()) is not None:
-            following = thread.submit(read)
-            yield batch

@@ -60,6 +60,10 @@ class Objective(Protocol):
         """Returns the names of examples of a batch, for messages."""
         return []
 
+    def facts(self) -> list[str]:
+        """Returns lines on the data and the text embeddings, for the start of a run."""
+        return []
+
     def finish(self, params: Any) -> None:
         """Writes files for other programs, in addition to the checkpoints.
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath

@@ -66,6 +66,8 @@ class Report:
         confused: The classes that are confused most, see `metrics.confusion.confused_pairs`.
         published: Lines with published figures.
         timing: Times.
+        model: Origin of the weights: workdir or file, step, and whether the training is finished.
+        data: Directory of the data set.
         settings: What was run; nested mappings are fine.
         losses: Training losses, as `drawing.curves.loss_curves` takes them.
         figures: Captions of the images beside the report, by file name.
@@ -85,6 +87,8 @@ class Report:
     confused: Sequence[Mapping[str, Any]] = ()
     published: Sequence[str] = ()
     timing: Timing = Timing()
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data: str = ""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     losses: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]] = dataclasses.field(
         default_factory=dict

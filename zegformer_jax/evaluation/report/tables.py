@@ -13,7 +13,10 @@ from zegformer_jax.evaluation.metrics.confusion import COLUMNS
 from zegformer_jax.evaluation.report.schema import Report, Row, Timing, plain
 
 PAIRS_SHOWN = 5
+SCREEN_COLUMNS = 100  # of notes below the table of an evaluation
+HEADLINE_MARK = ">"
 FOOTNOTE = """\
+>: the headline, eval.scores in the first of eval.vocabularies
 in %, mean IoU but for the last two; mIoU: over the classes in the labels; mIoU*: the older
 definition, divided by the number of classes in labels or predictions; fwIoU: weighted by the
 classes' pixels; accuracy: share of right pixels, mean over classes; pixels: over all pixels"""
@@ -31,12 +34,18 @@ _NO_BREAK = "\u00a0"
 
 def screen(report: Report) -> str:
     """Returns what an evaluation shows on the screen."""
+    headline = report.find(report.shown, report.headline)
     rows = [
-        [row.vocabulary, row.name, *(percent(row.values[name]) for name in COLUMNS)]
+        [
+            f"{HEADLINE_MARK if row is headline else ' '} {row.vocabulary}",
+            row.name,
+            *(percent(row.values[name]) for name in COLUMNS),
+        ]
         for row in report.scores
     ]
-    table = _plain_table([["vocabulary", "method", *COLUMNS], *rows], texts=2)
-    lines = [table, FOOTNOTE, *_notes(report)]
+    table = _plain_table([["  vocabulary", "method", *COLUMNS], *rows], texts=2)
+    notes = [textwrap.fill(note, SCREEN_COLUMNS, subsequent_indent="  ") for note in _notes(report)]
+    lines = [table, FOOTNOTE, *notes]
     if report.partial:
         lines.insert(0, f"PARTIAL: {report.images:,} of {report.of:,} images")
     return "\n".join([*lines, *report.published])

@@ -1,5 +1,6 @@
 """The TFDS builder of OpenMoji-VOC: generated images in ArrayRecord files, made offline."""
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from PIL import Image
 
 from zegformer_jax.input.openmoji.rasters import Pictures, load_pictures
 from zegformer_jax.input.openmoji.scenes import scene
+from zegformer_jax.runtime.progress import announce
 
 PNG_COMPRESSION = 1  # the fastest level; files grow by a few per cent
 
@@ -123,11 +125,15 @@ def prepare(
         cache_dir=str(data_dir),
     )
     builder = OpenmojiVoc(data_dir=str(data_dir), config=config, file_format="array_record")
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
-        )
-    )
+    if not builder.is_prepared():
+        announce([f"generating {train_scenes + validation_scenes:,} images in {data_dir} ..."])
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of a download
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+                )
+            )
     return builder
 
 

@@ -73,3 +73,11 @@ class ClassifierObjective(ImageTextObjective):
             masked_share=0.0,  # A backbone sees whole images, not masked segments.
         ):
             yield {"image": batch["image"], "picture_class": table[batch["picture_class"]]}
+
+    def facts(self) -> list[str]:
+        """Returns lines on the drawings and CLIP."""
+        drawings, directory = len(self._drawings.codes), self.experiment.dataset_directory
+        return [
+            f"data: {drawings:,} drawings in {directory}",
+            f"CLIP: {self.experiment.clip.source}",
+        ]

@@ -89,6 +89,11 @@ class ClipObjective(Objective):
             captions = batch.pop("caption")
             yield batch | {"tokens": self._tokenizer(list(captions))[:, : self._length]}
 
+    def facts(self) -> list[str]:
+        """Returns a line on the drawings."""
+        drawings, directory = len(self._drawings.codes), self.experiment.dataset_directory
+        return [f"data: {drawings:,} drawings in {directory}"]
+
     def finish(self, params: Any) -> None:
         """Writes the CLIP as a Hugging Face folder into the workdir."""
         save_clip(self.experiment.workdir, self.model.config, params, self._tokenizer)

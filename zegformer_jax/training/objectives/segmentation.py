@@ -71,6 +71,10 @@ class SegmentationObjective(ImageTextObjective):
         """Returns the ids of images by their index in the training split."""
         return [self._source[int(i)]["id"] for i in index]
 
+    def facts(self) -> list[str]:
+        """Returns lines on the data, the vocabulary and CLIP."""
+        return self.experiment.facts("train", len(self._source))
+
 
 def _check_labels(experiment: Experiment, source: Any) -> None:
     """Checks that every seen class has pixels; see `label_counts.find_fault`."""
