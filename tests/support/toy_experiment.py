@@ -12,6 +12,7 @@ import shrunk
 from array_source import ArraySource
 
 from zegformer_jax.experiment import settings
+from zegformer_jax.experiment.origins import Origin
 from zegformer_jax.segmentation.zegformer import TextEmbeddings, Weights
 from zegformer_jax.text.vocabulary import Vocabulary
 
@@ -65,6 +66,7 @@ class ToyExperiment:
     dataset = SimpleNamespace(name="words")
     input = SimpleNamespace(threads=1, prefetch=1)
     segmentation_model = Shift()
+    dataset_directory, origin = "words", Origin("toy")
 
     def __init__(self, source: Records | None = None, shift: int = 1, **fields):
         evaluation = settings.read_section(settings.EvalSettings, shrunk.get_config().eval)
@@ -75,6 +77,9 @@ class ToyExperiment:
 
     def open_split(self, split):
         return self.source
+
+    def facts(self, split, images):
+        return [f"{images} images ({split})"]
 
     def weights(self, variables=None):
         return Weights(variables or {"shift": np.int32(self.shift)})

@@ -6,7 +6,7 @@ interrupted training; on the same devices the result is bit-identical.
 Examples:
   %(prog)s --config=configs/pascal_voc.py:r101 --workdir=runs/voc \
       --config.dataset.directory=records/pascal_voc
-  %(prog)s --config=configs/folder.py:tiny --workdir=runs/mine --config.dataset.directory=mine
+  %(prog)s --config=configs/folder.py:tiny --workdir=runs/mine
   %(prog)s --config=configs/coco_stuff.py:r101 --workdir=gs://bucket/coco \
       --config.dataset.directory=gs://bucket/coco_stuff --config.train.validate_every=5000
 """
