@@ -101,7 +101,7 @@ def test_it_trains_two_steps_by_a_users_config(installed, finished):
     out = installed.call(
         "zegformer", "train", "--config=mine.py:clip", "--workdir=run", *flags
     ).stdout
-    assert out.splitlines()[-1].startswith("run: 2 steps, loss ")
+    assert out.splitlines()[-1].startswith("run: finished, 2 steps, loss ")
     assert (installed.folder / "run" / "experiment.json").is_file()
 
 

@@ -123,7 +123,7 @@ def test_own_photographs_from_the_first_command_to_cocos_tools(here, capsys):
         assert len(advice) <= 4, "the advice does not help"
         follow_advice(advice[-1])
         status, out, line = run(capsys, *training)
-    assert len(advice) == 4 and "runs/mine: 3 steps, loss " in out
+    assert len(advice) == 4 and "runs/mine: finished, 3 steps, loss " in out
 
     status, out, _ = run(capsys, "evaluate", "--workdir=runs/mine", "--predictions=rle")
     results = Path("runs/mine/evaluation/folder")

@@ -295,7 +295,7 @@ def small_config(converted, tmp_path_factory):
 @pytest.mark.slow
 def test_a_checkpoints_file_is_evaluated_as_its_workdir_is(checkpoint, converted, small_config):
     source = open_checkpoint(str(checkpoint), partial(Experiment.open, small_config))
-    assert str(source.results) == str(checkpoint.parent / "evaluation" / "zegformer")
+    assert str(source.results) == str(checkpoint.parent / "evaluation" / "zegformer.pth")
     evaluator = Evaluator(source.experiment, source.variables)
     result = loop.evaluate(source.experiment, evaluator=evaluator, progress=False)
     expected = loop.evaluate(Experiment.open(small_config, converted), progress=False)

@@ -128,7 +128,7 @@ class _Run:
         shown = progress and is_first()
         if shown:
             announce(self._facts(len(source)))
-        title = f"evaluate {self.experiment.kind} on {self.experiment.dataset.name}"
+        title = f"evaluate {self.experiment.kind}"
         bar = Progress(title, len(own), int(counted.done.sum()), shown=shown)
         saved = time.monotonic()
         try:

@@ -53,8 +53,9 @@ class ClipConfig:
     def __post_init__(self):
         """Checks the sizes against each other."""
         for field in ("vision_width", "vision_heads", "text_width", "text_heads"):
-            if getattr(self, field) < 1:
-                raise UserError(f"ClipConfig: {field} {getattr(self, field)} is not positive")
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"ClipConfig: {field} {value!r} is no positive whole number")
         if self.is_resnet:
             self._check_resnet()
         elif self.patch_size is None:
