@@ -1,6 +1,8 @@
 """Prepared records read by place, by threads, by TFDS, from other file systems, and damaged."""
 
 import dataclasses
+import re
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +21,7 @@ from zegformer_jax.input.records import plan, read
 from zegformer_jax.input.records import write as records
 from zegformer_jax.input.records.read import PreparedSource
 from zegformer_jax.input.settings import InputSettings
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.text.vocabulary import Vocabulary
 
 SETTINGS = InputSettings(batch_size=3, crop_size=16, short_sides=(20,), max_long_side=60)
@@ -316,3 +319,14 @@ def test_a_damaged_file_beside_the_shards_is_named(directory, tmp_path, name):
     (directory / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=f"{name}: "):
         PreparedSource(directory, "train")
+
+
+def test_no_module_that_a_file_names_is_imported(directory, tmp_path, monkeypatch):
+    """TFDS imports the module of any feature that features.json names."""
+    copy = shutil.copytree(directory, tmp_path / "records")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "strange.py").write_text("raise SystemExit('it runs')")
+    path = copy / "features.json"
+    path.write_text(re.sub(r"tensorflow_datasets[^\"]*Image", "strange.Image", path.read_text()))
+    with pytest.raises(UserError, match=r"features.json: names 'strange.Image', which is no class"):
+        PreparedSource(copy, "train")

@@ -20,7 +20,9 @@ from zegformer_jax.text.vocabulary import Vocabulary
 CLASSES_FILE = "classes.json"
 INFO_FILE = "prepared.json"
 INFO_FIELDS = ("name", "splits", "digests", "contents", "left_out")
-TFDS_FILE = "dataset_info.json"
+TFDS_FILE, FEATURES_FILE = "dataset_info.json", "features.json"
+FEATURE_CLASS = ("pythonClassName", "python_class_name", "type")  # a class's name in FEATURES_FILE
+TFDS_FEATURES = "tensorflow_datasets.core.features."
 
 
 class RecordSource:
@@ -151,11 +153,31 @@ class PreparedSource(RecordSource):
 def _open_builder(directory: str | Path) -> Any:
     import tensorflow_datasets as tfds
 
+    _check_features(join(directory, FEATURES_FILE))
     try:
         return tfds.builder_from_directory(os.fspath(directory))
     except Exception as error:  # JSON's, protocol buffers' and TFDS's own
         path = join(directory, TFDS_FILE)
         raise UserError(f"{path}: missing or damaged ({error}): {AGAIN}") from error
+
+
+def _check_features(path: str) -> None:
+    """Refuses other classes than TFDS's own, as it imports the module of any that a file names.
+
+    Raises:
+        UserError: The file names another class, or is damaged.
+    """
+    left = [storage.read_json(path)]
+    while left:
+        item = left.pop()
+        if isinstance(item, list):
+            left += item
+        if not isinstance(item, dict):
+            continue
+        left += item.values()
+        for key in FEATURE_CLASS:
+            if not str(item.get(key, TFDS_FEATURES)).startswith(TFDS_FEATURES):
+                raise UserError(f"{path}: names {item[key]!r}, which is no class of TFDS: {AGAIN}")
 
 
 def _check_vocabulary(stored: Vocabulary, wanted: Vocabulary, where: str) -> None:
