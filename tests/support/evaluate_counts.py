@@ -25,7 +25,7 @@ def main(kind: str, workdir: str, path: str, fields: str = "{}") -> None:
     config.dataset.options.validation_scenes = scenes
     config.eval.update(fields)
     folder = workdir if kind == "zegformer" else f"{workdir}/{kind}"
-    result = loop.evaluate(Experiment.open(config.lock(), folder), progress=False)
+    result = loop.evaluate(Experiment.open(config.lock(), folder))
     if is_first():
         leaves = jax.tree_util.tree_leaves_with_path(result.states)
         states = {jax.tree_util.keystr(path): array for path, array in leaves}

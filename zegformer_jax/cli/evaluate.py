@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zegformer_jax.evaluation.checkpoint import Source
     from zegformer_jax.evaluation.evaluation import Evaluation
     from zegformer_jax.evaluation.targets import Target
+    from zegformer_jax.experiment.origins import Origin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +122,7 @@ def evaluate_on(target: "Target", source: "Source", folder: Any, kinds: Sequence
     from zegformer_jax.evaluation.resume import ResumeFile
     from zegformer_jax.runtime.processes import is_first, wait_for_all
 
+    origin = target.experiment.origin  # here, as all processes open the checkpoints together
     evaluator = Evaluator(target.experiment, source.variables, target.trained)
     categories = make_categories(evaluator.plan.subsets[0].vocabulary, target.name)
     with ResumeFile(folder, note=",".join(sorted(kinds))) as resume:
@@ -129,15 +131,17 @@ def evaluate_on(target: "Target", source: "Source", folder: Any, kinds: Sequence
             result = evaluate(target.experiment, evaluator=evaluator, keep=keep, resume=resume)
         except Interrupted as stopped:
             if stopped.evaluation is not None:
-                _report(stopped.evaluation, target, source, folder)
+                _report(stopped.evaluation, origin, target, source, folder)
             raise
         if keep is not None and is_first():
             keep.finish(result.of)
-        _report(result, target, source, folder)
+        _report(result, origin, target, source, folder)
         wait_for_all("tables are written")  # until then another process may have to resume
 
 
-def _report(evaluation: "Evaluation", target: "Target", source: "Source", folder: Any) -> None:
+def _report(
+    evaluation: "Evaluation", origin: "Origin", target: "Target", source: "Source", folder: Any
+) -> None:
     """Writes the tables and prints the scores, in the first process."""
     from zegformer_jax.evaluation.report import files
     from zegformer_jax.evaluation.report.published import published_lines
@@ -146,7 +150,6 @@ def _report(evaluation: "Evaluation", target: "Target", source: "Source", folder
 
     if is_first():
         published = published_lines(evaluation.plan.model, source.experiment, target.name)
-        origin = target.experiment.origin
         report = describe(
             evaluation,
             target.name,

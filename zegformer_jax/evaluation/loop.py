@@ -126,8 +126,9 @@ class _Run:
         counted = self._start(source)
         own = np.arange(jax.process_index(), len(source), jax.process_count())
         shown = progress and is_first()
+        facts = self._facts(len(source)) if progress else []  # all processes open checkpoints
         if shown:
-            announce(self._facts(len(source)))
+            announce(facts)
         title = f"evaluate {self.experiment.kind}"
         bar = Progress(title, len(own), int(counted.done.sum()), shown=shown)
         saved = time.monotonic()
