@@ -196,9 +196,7 @@ class Loop:
             with jax.transfer_guard("disallow"):
                 self.state, metrics = take_step(self.state, constants, batch, self._key)
             in_flight.append(metrics)
-            if len(in_flight) > IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
-            bar.update()
+            wait_for(in_flight, IN_FLIGHT, bar)
             if step % settings.log_every == 0 or step == last:
                 self._note(step, metrics, bar)
             validates = settings.validate_every and (
@@ -206,6 +204,7 @@ class Loop:
             )
             stops = stop.came(step) and step < last
             if validates or stops or step % settings.checkpoint_every == 0 or step == last:
+                wait_for(in_flight, 0, bar)
                 self._save(step, metrics, bar, validates)
                 bar.start()
             if stops:
@@ -281,3 +280,10 @@ class Loop:
         self._log.start_clock()
         self._print(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in line.items()))
         return result.rank()
+
+
+def wait_for(in_flight: collections.deque[Metrics], most: int, bar: Progress) -> None:
+    """Waits for steps, the oldest first, until at most `most` are left; shows those done."""
+    while len(in_flight) > most:
+        jax.block_until_ready(in_flight.popleft())
+        bar.update()
