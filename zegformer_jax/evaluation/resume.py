@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from zegformer_jax.evaluation.metric import States
+from zegformer_jax.runtime.errors import MAX_REASON, one_line
 from zegformer_jax.runtime.files import write_bytes
 from zegformer_jax.runtime.processes import is_first
 
@@ -57,7 +58,7 @@ class ResumeFile:
             return self._parse(self._path.read_bytes(), nothing)
         except Exception as error:  # zipfile, zlib and NumPy each have their own
             message = "%s: no partial evaluation (%s), starting from the beginning"
-            logging.getLogger(__name__).warning(message, self._path, error)
+            logging.getLogger(__name__).warning(message, self._path, one_line(error)[:MAX_REASON])
             return nothing
 
     def save(self, counted: Counted) -> None:

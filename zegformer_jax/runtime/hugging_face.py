@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from zegformer_jax.runtime.errors import UserError
-
-MAX_MESSAGE = 300  # characters; a damaged file can put anything into an error
+from zegformer_jax.runtime.errors import MAX_REASON, UserError, one_line
 
 
 def load_transformers() -> ModuleType:
@@ -30,13 +28,18 @@ def errors_in_one_line(path: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: Transformers raised; its errors have many types and span many lines.
     """
+    log = logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.ERROR)  # what it warns of is checked after it has read the file
     try:
         yield
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_MESSAGE]
+        reason = one_line(f"{type(error).__name__}: {error}")[:MAX_REASON]
         raise UserError(
             f"{path}: transformers can read no {what} here ({reason}): get the published file again"
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 def _is_not_about_pytorch(record: logging.LogRecord) -> bool:
