@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
@@ -70,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status; None takes the arguments of the process."""
     os.environ.update(missing_defaults())
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax report every file
+    # Pillow's warnings and log of damaged files, beside the errors that name the file.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
     except (UserError, OSError) as error:

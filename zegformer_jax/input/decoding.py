@@ -20,12 +20,24 @@ TURNED = range(2, 9)  # EXIF orientations other than upright, which is 1
 SIDEWAYS = range(5, 9)  # those that swap height and width
 STORABLE = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")}  # formats and raw modes
 PNG_COMPRESSION = 6  # zlib's usual level
-# Pillow's exceptions for damaged files: a broken PNG gives a SyntaxError, TIFF a TypeError, GIF an
-# IndexError.
-PILLOW_ERRORS = (
-    OSError, SyntaxError, EOFError, ValueError, TypeError, IndexError, Image.DecompressionBombError
-)  # fmt: skip
 MAX_PIXELS = 178_956_970  # Pillow refuses larger images, unless it is told otherwise
+
+
+@contextlib.contextmanager
+def pillow_errors(where: object) -> Iterator[None]:
+    """Turns errors of Pillow while it decodes a file into a `UserError` that names the file.
+
+    Args:
+        where: The file, with which error messages start.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{where}: not an image, or damaged at its start") from None
+    except Exception as error:  # SyntaxError for PNG, TypeError for TIFF, struct.error for GIF
+        raise _unreadable(error, where) from error
 
 
 def read_file(path: Path) -> bytes:
@@ -58,7 +70,8 @@ def decode_image(data: bytes, where: object) -> np.ndarray:
     image, _ = _open(data, where)
     if image.mode in WIDE_MODES:
         raise UserError(f"{where}: an image of mode {image.mode}; save it with 8 bits")
-    return np.asarray(loaded(image, where).convert("RGB"))
+    with pillow_errors(where):
+        return np.asarray(loaded(image, where).convert("RGB"))
 
 
 def is_storable(data: bytes, where: object) -> bool:
@@ -71,7 +84,8 @@ def is_storable(data: bytes, where: object) -> bool:
         UserError: The data is no image.
     """
     image, raw_mode = _open(data, where)
-    turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+    with pillow_errors(where):
+        turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
     return (image.format, raw_mode) in STORABLE and not turned
 
 
@@ -121,9 +135,10 @@ def decode_colours(data: bytes, where: object) -> np.ndarray:
     if image.mode in WIDE_MODES:
         raise UserError(f"{where}: grey with more than 8 bits, but classes.json lists colours")
     image = loaded(image, where)
-    if image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-        raise UserError(f"{where}: has transparent pixels; save it without transparency")
-    return np.asarray(image.convert("RGB"))
+    with pillow_errors(where):
+        if image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            raise UserError(f"{where}: has transparent pixels; save it without transparency")
+        return np.asarray(image.convert("RGB"))
 
 
 def _check_format(image: Image.Image, where: object) -> None:
@@ -148,15 +163,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 def _open(data: bytes, where: object) -> tuple[Image.Image, str]:
     """Opens an image; returns it and Pillow's raw mode, the layout of its pixels in the file."""
-    try:
+    with pillow_errors(where):
         image = Image.open(io.BytesIO(data))
         if image.format == "PNG":
             image.verify()  # Pillow does not check the checksums when it decodes
             image = Image.open(io.BytesIO(data))
-    except Image.UnidentifiedImageError:
-        raise UserError(f"{where}: not an image, or damaged at its start") from None
-    except PILLOW_ERRORS as error:
-        raise _unreadable(error, where) from error
     arguments = image.tile[0].args if image.tile else ""
     return image, arguments[0] if isinstance(arguments, tuple) else arguments
 
@@ -202,10 +213,8 @@ def count_images(image: Image.Image, where: object) -> int:
     Raises:
         UserError: The data is damaged or cut off.
     """
-    try:
+    with pillow_errors(where):
         return getattr(image, "n_frames", 1)
-    except PILLOW_ERRORS as error:
-        raise _unreadable(error, where) from error
 
 
 def loaded(image: Image.Image, where: object) -> Image.Image:
@@ -214,8 +223,6 @@ def loaded(image: Image.Image, where: object) -> Image.Image:
     Raises:
         UserError: The data is damaged or cut off.
     """
-    try:
+    with pillow_errors(where):
         image.load()
-    except PILLOW_ERRORS as error:
-        raise _unreadable(error, where) from error
     return image

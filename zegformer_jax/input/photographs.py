@@ -136,7 +136,13 @@ def as_shown(image: Image.Image, where: object) -> np.ndarray:
     count = decoding.count_images(image, where)
     if count > 1:
         _warn(f"{where}: has {count} images; the first is taken")
-    image = ImageOps.exif_transpose(decoding.loaded(image, where))
+    with decoding.pillow_errors(where):
+        return _convert(decoding.loaded(image, where), where)
+
+
+def _convert(image: Image.Image, where: object) -> np.ndarray:
+    """Returns a decoded image as `as_shown` does."""
+    image = ImageOps.exif_transpose(image)
     image = image.convert(PLAIN_ALPHA.get(image.mode, image.mode))
     if image.mode in decoding.WIDE_MODES or image.mode.startswith("I;16"):
         return np.repeat(_to_8_bits(np.asarray(image), where)[..., None], 3, axis=2)
@@ -180,7 +186,8 @@ def _to_8_bits(grey_hw: np.ndarray, where: object) -> np.ndarray:
             f"{where}: the largest value is {largest:g} of {full}, so the image is nearly black; "
             "if its values have fewer bits than the file, stretch them"
         )
-    scaled = np.nan_to_num(grey_hw.astype(np.float64)) * (OF_8_BITS / full)
+    with np.errstate(invalid="ignore"):  # NaNs that signal
+        scaled = np.nan_to_num(grey_hw.astype(np.float64)) * (OF_8_BITS / full)
     return np.round(np.clip(scaled, 0, OF_8_BITS)).astype(np.uint8)
 
 

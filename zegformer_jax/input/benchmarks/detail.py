@@ -4,7 +4,7 @@ import collections
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +12,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from zegformer_jax.input import decoding
-from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.errors import UserError, reading
 
 # Whole numbers of at most 7 characters: pycocotools reads past the end of a text that stops within
 # a number, and past 32 bits.
 RUNS = re.compile("([P-o]{0,6}[0-O])+")
+MOST = 10_000  # of a side in pixels, or a category; the data set's are at most 500 and 459
 
 
 class Mask(NamedTuple):
@@ -62,18 +63,24 @@ def load(path: Path) -> Mapping[str, Annotation]:
         UserError: The file is not of this form; the message starts with the path.
     """
     masks, data = collections.defaultdict(list), decoding.read_file(path)
-    try:
+    with reading(path, "not the annotations of PASCAL in Detail; unpack them again"):
         content = json.loads(data.decode(), object_hook=_reduce)
         for number, mask in content["annos_segmentation"]:
             masks[number].append(mask)
         annotations = {
             name: Annotation(size, masks[number]) for number, name, size in content["images"]
         }
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the annotations of PASCAL in Detail: {error!r}") from error
+        _check(annotations.values())
     if not annotations or not masks:
         raise UserError(f"{path}: has {len(annotations)} images, and masks for {len(masks)}")
     return annotations
+
+
+def _check(annotations: Iterable[Annotation]) -> None:
+    for annotation in annotations:
+        numbers = [*annotation.size, *(mask.category for mask in annotation.masks)]
+        if len(annotation.size) != 2 or not all(type(x) is int and 0 < x <= MOST for x in numbers):
+            raise ValueError(f"sides or categories {numbers[:9]} are not in 1..{MOST}")
 
 
 def _reduce(item: dict[str, Any]) -> Any:
