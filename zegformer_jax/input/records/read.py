@@ -14,7 +14,7 @@ from zegformer_jax.input import decoding
 from zegformer_jax.input.label_counts import LabelCounts
 from zegformer_jax.input.records import storage
 from zegformer_jax.input.records.storage import AGAIN, join
-from zegformer_jax.runtime.errors import MissingFile, UserError, reading
+from zegformer_jax.runtime.errors import MAX_REASON, MissingFile, UserError, one_line, reading
 from zegformer_jax.text.vocabulary import Vocabulary
 
 CLASSES_FILE = "classes.json"
@@ -37,10 +37,14 @@ class RecordSource:
         import tensorflow_datasets as tfds
 
         skip = tfds.decode.SkipDecoding()
-        self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
-        self._name = builder.info.full_name
-        self._files = builder.info.splits[split].filepaths
-        self._ends = np.cumsum(builder.info.splits[split].shard_lengths)
+        with reading(join(builder.data_dir, TFDS_FILE), AGAIN):
+            self._records = builder.as_data_source(split, decoders={"image": skip, "label": skip})
+            self._name = builder.info.full_name
+            self._files = builder.info.splits[split].filepaths
+            folder = os.fspath(builder.data_dir).rstrip("/")
+            if any(os.path.dirname(x) != folder for x in self._files):
+                raise ValueError("names files outside the directory")
+            self._ends = np.cumsum(builder.info.splits[split].shard_lengths)
 
     def __len__(self) -> int:
         """Returns the number of records."""
@@ -79,9 +83,11 @@ class RecordSource:
     def _features(self, index: int) -> dict[str, bytes]:
         try:
             return self._records[int(index)]
-        except RuntimeError as error:  # array_record raises nothing else
-            where = self._shard(index)
-            raise UserError(f"{where}: cannot be read ({error}); if damaged, {AGAIN}") from error
+        except IndexError:
+            raise
+        except Exception as error:  # array_record's RuntimeError, TFDS's and protocol buffers' own
+            where, reason = self._shard(index), one_line(error)[:MAX_REASON]
+            raise UserError(f"{where}: cannot be read ({reason}); if damaged, {AGAIN}") from error
 
     def _shard(self, index: int) -> str:
         return os.fspath(self._files[np.searchsorted(self._ends, index, side="right")])
@@ -115,16 +121,20 @@ class PreparedSource(RecordSource):
         self.vocabulary = read_classes(directory)
         if vocabulary is not None:
             _check_vocabulary(self.vocabulary, vocabulary, join(directory, CLASSES_FILE))
+        path = join(directory, INFO_FILE)
+        with reading(path, AGAIN):
+            self._digest = str(info["digests"][split])
+            contents = info["contents"][split]
+            pixels = np.array(contents["pixels"], np.int64)
+            if pixels.shape != (len(self.vocabulary),):
+                raise ValueError(f"pixels of {pixels.shape} classes, not {len(self.vocabulary)}")
+            self._counts = LabelCounts(pixels, int(contents["ignored"]))
         path = join(directory, index_name(split))
         index = storage.read_json(path)
         with reading(path, AGAIN):
             self.ids: Sequence[str] = index["ids"]
             self._classes: Sequence[Sequence[int]] = index["classes"]
-        path = join(directory, INFO_FILE)
-        with reading(path, AGAIN):
-            self._digest: str = info["digests"][split]
-            pixels = np.array(info["contents"][split]["pixels"], np.int64)
-            self._counts = LabelCounts(pixels, int(info["contents"][split]["ignored"]))
+            _check_index(self.ids, self._classes, contents["records"])
         super().__init__(_open_builder(directory), split)
 
     def records_with(self, classes: Sequence[int]) -> np.ndarray:
@@ -150,6 +160,16 @@ class PreparedSource(RecordSource):
         return features
 
 
+def _check_index(ids: Any, classes: Any, count: Any) -> None:
+    """Raises an error if an index is not of `count` ids, and as many lists of classes."""
+    if not len(ids) == len(classes) == count:
+        raise ValueError(f"{len(ids)} ids and {len(classes)} lists of classes, not {count}")
+    if not all(isinstance(id_, str) for id_ in ids):
+        raise TypeError("an id is no text")
+    if not all(type(index) is int for shown in classes for index in shown):
+        raise TypeError("a class is no number")
+
+
 def _open_builder(directory: str | Path) -> Any:
     import tensorflow_datasets as tfds
 
@@ -158,7 +178,8 @@ def _open_builder(directory: str | Path) -> Any:
         return tfds.builder_from_directory(os.fspath(directory))
     except Exception as error:  # JSON's, protocol buffers' and TFDS's own
         path = join(directory, TFDS_FILE)
-        raise UserError(f"{path}: missing or damaged ({error}): {AGAIN}") from error
+        reason = one_line(error)[:MAX_REASON]
+        raise UserError(f"{path}: missing or damaged ({reason}): {AGAIN}") from error
 
 
 def _check_features(path: str) -> None:
@@ -250,8 +271,8 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     info = storage.read_json(path)
     with reading(path, AGAIN):
         missing = [field for field in INFO_FIELDS if field not in info]
-    if missing:
-        raise UserError(f"{path}: no '{missing[0]}': {AGAIN}")
+    if missing or not isinstance(info["splits"], dict):
+        raise UserError(f"{path}: no '{missing[0] if missing else 'splits'}': {AGAIN}")
     return info
 
 
