@@ -62,7 +62,7 @@ def test_embeddings_are_computed_once_and_read_bit_for_bit(clip, folder, compute
     first = clip.embed(NAMES, PROMPTS)
     np.testing.assert_allclose(first, expected, atol=1e-6)
     (path,) = folder.iterdir()
-    np.testing.assert_array_equal(np.load(path), first)  # readable by NumPy alone
+    np.testing.assert_array_equal(np.load(path)["embeddings"], first)  # readable by NumPy alone
     again = clip.embed(NAMES, PROMPTS)
     assert computed == [2] and again.dtype == np.float32
     np.testing.assert_array_equal(again, first)
@@ -105,10 +105,16 @@ def test_the_image_tower_does_not_change_the_key(clip, folder, computed):
     assert computed == [2]
 
 
-def npy(array):
+def npz(array):
     content = io.BytesIO()
-    np.save(content, array)
+    np.savez(content, embeddings=array)
     return content.getvalue()
+
+
+def flip_the_last_number(data):
+    """Changes one bit of an embedding."""
+    place = data.rindex(b"PK\1\2") - 2
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -118,11 +124,12 @@ def npy(array):
         lambda data: data.replace(b"{", b"("),
         lambda data: data[:-1],
         lambda data: b"",
-        lambda data: npy(np.zeros((3, VIT.embed_dim), np.float32)),
-        lambda data: npy(np.zeros((2, VIT.embed_dim))),
-        lambda data: npy(np.array([{}], object)),
+        lambda data: npz(np.zeros((3, VIT.embed_dim), np.float32)),
+        lambda data: npz(np.zeros((2, VIT.embed_dim))),
+        lambda data: npz(np.array([{}], object)),
+        flip_the_last_number,
     ],
-    ids=["start", "header", "cut off", "empty", "shape", "type", "pickle"],
+    ids=["start", "header", "cut off", "empty", "shape", "type", "pickle", "a bit"],
 )
 def test_a_damaged_file_is_replaced(clip, folder, computed, damage):
     expected = clip.embed(NAMES, PROMPTS)

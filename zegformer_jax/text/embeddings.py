@@ -123,7 +123,7 @@ def load_or_compute(
         compute: Computes the embeddings, float32 [C, D].
     """
     try:
-        path = cache_folder() / f"{key}.npy"
+        path = cache_folder() / f"{key}.npz"
         cached_cd = _read(path, shape)
     except Exception as error:  # file systems and buckets' clients raise many types
         _warn_once(error)
@@ -133,7 +133,7 @@ def load_or_compute(
     embeddings_cd = compute()
     try:
         content = io.BytesIO()
-        np.save(content, embeddings_cd)
+        np.savez(content, embeddings=embeddings_cd)  # npz has a check sum
         write_bytes(path, content.getvalue())
     except Exception as error:  # file systems and buckets' clients raise many types
         _warn_once(error)
@@ -180,7 +180,8 @@ def _read(path: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
         return None
     content = io.BytesIO(path.read_bytes())
     try:
-        embeddings_cd = np.load(content, allow_pickle=False)
+        with np.load(content, allow_pickle=False) as arrays:
+            embeddings_cd = arrays["embeddings"]
         fits = (embeddings_cd.shape, embeddings_cd.dtype) == (shape, np.float32)
     except Exception:  # a damaged header can raise anything
         return None
