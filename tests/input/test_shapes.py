@@ -375,6 +375,7 @@ WRONG_FILES = [
     (change_image(id=[1]), "entry 1 of 'images': 'id' must be a whole number or text, got [1]"),
     (change_image(file_name=""), "image 1: 'file_name' '' is no path below"),
     (change_image(file_name="\0"), r"image 1: 'file_name' '\x00' is no path below"),
+    (change_image(file_name="../a.png"), "image 1: 'file_name' '../a.png' is no path below"),
     (change_image(file_name="/a.png"), "image 1: 'file_name' '/a.png' is no path below"),
     (change_image(file_name="inner/b.jpg"), "image 2: 'inner/b.png' has the same stem as an ear"),
     (change_image(height=0), "image 1: an image of 0 rows and 30 columns"),

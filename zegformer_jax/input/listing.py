@@ -9,6 +9,7 @@ from zegformer_jax.input.benchmarks.benchmark import Example
 from zegformer_jax.input.shapes import coco
 from zegformer_jax.input.shapes.labels import SHAPES_SUFFIX, has_shapes
 from zegformer_jax.runtime.errors import MissingFile, UserError
+from zegformer_jax.text.cleaning import is_writable
 
 IMAGES, ANNOTATIONS = "images", "annotations"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -51,6 +52,10 @@ def list_examples(root: Path, split: str) -> list[Example]:
     examples = {}
     for file in found:
         stem = _stem(file, images)
+        if not is_writable(stem):
+            raise UserError(
+                f"{images}: {stem!a} has a control character or is not UTF-8: rename it"
+            )
         example = Example(stem, file, labels.get(stem, usual / f"{stem}{suffix}"))
         other = examples.setdefault(example.id, example)
         if other is not example and other.image == file:
@@ -160,6 +165,6 @@ def _listed(file: Path, images: Path) -> Iterable[Path]:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             paths.setdefault(name.with_suffix("").as_posix(), path)
     for line, name in enumerate(names, 1):
-        if Path(name).is_absolute():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{file}: name {line}, '{name}': expected a name under {images}")
     return [paths.get(name, images / name) for name in names]

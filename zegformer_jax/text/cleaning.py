@@ -3,6 +3,8 @@
 import html
 import unicodedata
 
+UNWRITABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, line separators
+
 
 def clean_text(text: str) -> str:
     """Returns a text as CLIP's tokenizer reads it: repaired, without entities, in lower case.
@@ -19,3 +21,8 @@ def clean_text(text: str) -> str:
 def plain_name(name: str) -> str:
     """Returns a name to compare: what CLIP reads, with its characters composed and no case."""
     return unicodedata.normalize("NFC", clean_text(name).casefold())
+
+
+def is_writable(text: str) -> bool:
+    """Returns whether a name is one line without control characters, which UTF-8 can hold."""
+    return not any(unicodedata.category(x) in UNWRITABLE and x != "\t" for x in text)

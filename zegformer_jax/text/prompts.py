@@ -9,6 +9,7 @@ from etils import epath
 from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.files import read_text
+from zegformer_jax.text.cleaning import is_writable
 from zegformer_jax.text.synonyms import split_synonyms
 
 PROMPTS_FILE = DATA / "prompts.json"
@@ -88,6 +89,8 @@ def _check_templates(templates: Any, where: str) -> None:
     for entry, template in enumerate(templates, 1):
         if not isinstance(template, str):
             raise UserError(f"{where}: template {entry} must be text, got {template!r}")
+        if not is_writable(template):
+            raise UserError(f"{where}: template {entry}, {template!a}, has a control character")
         before, braces, after = template.partition("{}")
         if not braces or set("{}") & set(before + after):
             raise UserError(

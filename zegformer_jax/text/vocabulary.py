@@ -11,7 +11,7 @@ import numpy as np
 from zegformer_jax.runtime.assets import DATA
 from zegformer_jax.runtime.errors import MissingFile, UserError
 from zegformer_jax.runtime.files import decode_text
-from zegformer_jax.text.cleaning import plain_name
+from zegformer_jax.text.cleaning import is_writable, plain_name
 from zegformer_jax.text.colours import Colour, as_tuples, check_colours, colours_of
 from zegformer_jax.text.synonyms import quote_both, spellings_of, split_synonyms
 
@@ -259,6 +259,8 @@ def _check(vocabulary: Vocabulary, where: str) -> None:
     for entry, (name, id_) in enumerate(zip(names, ids, strict=True), 1):
         if not isinstance(name, str) or not split_synonyms(name):
             raise UserError(f"{where}: entry {entry} has an empty name ({name!r})")
+        if not is_writable(name):
+            raise UserError(f"{where}: entry {entry} has a control character in its name: {name!a}")
         first = first_by_name.setdefault(spellings_of(name), entry)
         if first != entry:
             spellings = quote_both(names[first - 1], name)

@@ -13,6 +13,7 @@ from zegformer_jax.input.shapes.annotation import (
     read_size,
 )
 from zegformer_jax.runtime.errors import MissingFile, UserError
+from zegformer_jax.text.cleaning import is_writable
 
 Id = (int, str)  # some tools write ids as texts
 
@@ -46,7 +47,7 @@ def _load(path: Path, size: int, time: int) -> Mapping[str, Annotation]:
     annotations = {}
     for id_, image in images.items():
         where, name = f"{path}: image {id_!r}", image["file_name"]
-        if PurePosixPath(name).is_absolute() or not PurePosixPath(name).name or "\0" in name:
+        if not _is_relative(name):
             raise UserError(f"{where}: 'file_name' {name!r} is no path below the folder of images")
         size = read_size(image, "height", "width", where)
         annotations[id_] = Annotation(size, [], name)
@@ -66,6 +67,13 @@ def _load(path: Path, size: int, time: int) -> Mapping[str, Annotation]:
         name = categories[category_id]["name"]
         annotations[image_id].shapes.append(Shape(name, item.get("segmentation"), where))
     return by_stem
+
+
+def _is_relative(name: str) -> bool:
+    """Returns True for a path below a folder."""
+    path = PurePosixPath(name)
+    is_below = not path.is_absolute() and ".." not in path.parts
+    return bool(path.name) and is_below and is_writable(name)
 
 
 def _stem(name: str) -> str:
