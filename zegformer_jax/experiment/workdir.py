@@ -9,13 +9,15 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from zegformer_jax.experiment import settings
 from zegformer_jax.runtime.checkpoints import FOLDER, Checkpoints
 from zegformer_jax.runtime.environment import PROGRAM
 from zegformer_jax.runtime.errors import MissingFile, UserError, reading
 from zegformer_jax.text.prompts import split_prompts
 
+AGAIN = "copy the whole workdir again, or train in a new one"
 CONFIG_FILE = "experiment.json"
-SECTIONS = ("model", "clip", "dataset", "input", "loss", "optimiser", "train", "sharding", "eval")
+FIELDS = (*settings.SHARED, "model", *settings.SECTIONS)
 CONVERTED_FILE = "converted.txt"  # list of tensors, in workdirs of converted weights
 
 
@@ -64,6 +66,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
 
     Raises:
         MissingFile: The workdir has no config.
+        UserError: The config is damaged, or of another version of this code.
     """
     path = epath.Path(workdir) / CONFIG_FILE
     if not path.exists():
@@ -71,13 +74,19 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
             f"{workdir}: no trained model here ({CONFIG_FILE} is missing): "
             f"name the --workdir of a finished run, or train one with {PROGRAM} demo"
         )
-    return ConfigDict(_read_fields(path)).lock()
+    with reading(path, AGAIN):
+        config = ConfigDict(_read_fields(path)).lock()
+        try:
+            settings.check(config)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        return config
 
 
 def _read_fields(path: epath.Path) -> dict[str, Any]:
-    with reading(path, "copy the whole workdir again, or train in a new one"):
+    with reading(path, AGAIN):
         fields = json.loads(path.read_bytes())
-        missing = [name for name in SECTIONS if name not in fields]
+        missing = [name for name in FIELDS if name not in fields]
         if missing:
             raise UserError(f"{path}: no '{missing[0]}': written by another version of this code")
         return fields

@@ -25,7 +25,7 @@ def backbone_fields(name: str, **sizes: Any) -> dict[str, Any]:
     Raises:
         UserError: The name or an attribute is not known.
     """
-    attributes = dataclasses.fields(_find(name).module)
+    attributes = dataclasses.fields(find_backbone(name).module)
     fields = {x.name: x.default for x in attributes if x.name not in NOT_FIELDS}
     if unknown := sorted(sizes.keys() - fields):
         raise UserError(
@@ -64,7 +64,8 @@ def build_backbone(
     return BACKBONES[name].module(**attributes, dtype=jnp.dtype(dtype), remat=remat)
 
 
-def _find(name: str) -> Backbone:
+def find_backbone(name: str) -> Backbone:
+    """Returns a backbone by its name; raises UserError if there is none."""
     if name not in BACKBONES:
         raise UserError(f"model.backbone.name '{name}': choose one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
