@@ -214,7 +214,8 @@ def _read_npy(name: str, data: bytes) -> np.ndarray:
         raise ValueError(f"a zip with {short(name)}: neither npz nor PyTorch's")
     file = io.BytesIO(data)
     try:  # np.load does not detect surplus bytes
-        array = np.lib.format.read_array(file, allow_pickle=False)
+        with np.errstate(all="ignore"):  # a shape of too many bytes overflows
+            array = np.lib.format.read_array(file, allow_pickle=False)
     except NPY_DAMAGE as error:
         raise ValueError(f"entry {short(name)} is damaged: {error}") from error
     if array.dtype.kind not in "biufc":

@@ -51,20 +51,26 @@ class Tokenizer:
             published: A `transformers.CLIPTokenizer`.
 
         Raises:
-            UserError: Its vocabulary lacks one of CLIP's two special tokens.
+            UserError: Its vocabulary lacks one of CLIP's two special tokens, or an id.
         """
         model = published.backend_tokenizer.model
+        where = published.name_or_path or "tokenizer"
         self.start_id = model.token_to_id(START_TOKEN)
         self.end_id = model.token_to_id(END_TOKEN)
         if self.start_id is None or self.end_id is None:
-            where = published.name_or_path or "tokenizer"
             raise UserError(
                 f"{where}: its vocabulary lacks {START_TOKEN} or {END_TOKEN}: not CLIP's tokenizer"
             )
         self._published = published
         self._backend = _backend(model)
         self.context_length = int(published.model_max_length)
-        self.vocab_size = self._backend.get_vocab_size()
+        ids = sorted(self._backend.get_vocab().values())
+        self.vocab_size = len(ids)
+        if ids != list(range(self.vocab_size)):  # the ids are rows of the token embedding
+            raise UserError(
+                f"{where}: the ids of its {len(ids)} tokens are not 0 to {len(ids) - 1}: get the "
+                "published file again"
+            )
 
     @classmethod
     def from_directory(cls, directory: str | Path, context_length: int) -> "Tokenizer":

@@ -5,6 +5,7 @@ Axes: b image or text, t token, d joint embedding; in images h and w are pixels.
 
 import dataclasses
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,13 @@ from zegformer_jax.runtime.errors import UserError
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)  # of RGB 0..255, openai/CLIP clip.py
 CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # section 2.5
+STAGES = 4  # of a ModifiedResNet
+MOST_LAYERS, MOST_SIZE = 200, 2**24  # far beyond any CLIP
+SIZES = (
+    "image_size", "vision_width", "vision_heads", "text_width", "text_heads", "vocab_size",
+    "context_length", "embed_dim",
+)  # fmt: skip
+OPTIONAL = ("patch_size", "vision_mlp_width", "eos_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +40,8 @@ class ClipConfig:
     `eos_token_id` is the token at which the text's feature is read, at its first occurrence;
     None is OpenAI's rule, the position of the largest token id.
     Raises UserError where a width is not a multiple of its heads, the image not of its patches
-    (of 32 for a ResNet), a field does not belong to the tower, or the activation is unknown.
+    (of 32 for a ResNet), a field does not belong to the tower, the activation is unknown, or a size
+    is no whole number from 1 on.
     """
 
     image_size: int = 224
@@ -51,11 +60,8 @@ class ClipConfig:
     vision_mlp_width: int | None = None
 
     def __post_init__(self):
-        """Checks the sizes against each other."""
-        for field in ("vision_width", "vision_heads", "text_width", "text_heads"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"ClipConfig: {field} {value!r} is no positive whole number")
+        """Checks the sizes, also against each other."""
+        self._check_numbers()
         if self.is_resnet:
             self._check_resnet()
         elif self.patch_size is None:
@@ -77,6 +83,20 @@ class ClipConfig:
     def grid_size(self) -> int:
         """Side of the image tower's last grid, in patches or places."""
         return self.image_size // (self.patch_size or STRIDE)
+
+    def _check_numbers(self) -> None:
+        layers = self.vision_layers if self.is_resnet else (self.vision_layers,)
+        if self.is_resnet and (not isinstance(layers, tuple) or len(layers) != STAGES):
+            raise UserError(f"ClipConfig: a ResNet's vision_layers are four numbers, not {layers}")
+        counts = {"vision_layers": layers, "text_layers": (self.text_layers,)}
+        sizes = {name: (getattr(self, name),) for name in SIZES}
+        for name in OPTIONAL:
+            if getattr(self, name) is not None:
+                sizes[name] = (getattr(self, name),)
+        for most, fields in ((MOST_LAYERS, counts), (MOST_SIZE, sizes)):
+            for name, values in fields.items():
+                if not all(isinstance(x, numbers.Integral) and 1 <= x <= most for x in values):
+                    raise UserError(f"ClipConfig: {name} is {values[0]!r}, not in 1..{most}")
 
     def _check_multiple(self, whole: str, part: str) -> None:
         if getattr(self, whole) % getattr(self, part):

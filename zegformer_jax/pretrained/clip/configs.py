@@ -93,7 +93,8 @@ def from_hugging_face(path: Path) -> ClipConfig:
     for key, tower in (("vision_config", vision), ("text_config", text)):
         _check(path, f"{key}.layer_norm_eps", tower.layer_norm_eps, NORM_EPSILON)
     eos = text.eos_token_id
-    return ClipConfig(
+    return _config(
+        path,
         image_size=_side(path, "vision_config.image_size", vision.image_size),
         patch_size=_side(path, "vision_config.patch_size", vision.patch_size),
         vision_width=vision.hidden_size,
@@ -141,7 +142,8 @@ def from_open_clip(path: Path) -> ClipConfig:
     is_resnet = not isinstance(vision["layers"], int)
     width = vision["width"]
     features = width * WIDTH_FACTOR if is_resnet else width
-    return ClipConfig(
+    return _config(
+        path,
         image_size=_side(path, "vision_cfg.image_size", vision["image_size"]),
         patch_size=None if is_resnet else vision["patch_size"],
         vision_width=width,
@@ -231,6 +233,13 @@ def open_clip_config(config: ClipConfig) -> dict[str, Any]:
         "model_cfg": model,
         "preprocess_cfg": {"mean": _unit(CLIP_MEAN), "std": _unit(CLIP_STD)},
     }
+
+
+def _config(path: Path, **sizes: Any) -> ClipConfig:
+    try:
+        return ClipConfig(**sizes)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _unless_usual(mlp_width: int, width: int) -> int | None:

@@ -14,6 +14,7 @@ from zegformer_jax.runtime.errors import UserError
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 MAX_PIXEL = 255
+MIN_STD, MAX_STD = 1e-3, 10  # of pixels 0..1; 1 is no scaling
 TOLERANCE = 1e-3  # of pixels 0..255; published files round OpenAI's to 8 digits
 
 Normalisation = tuple[np.ndarray, np.ndarray]
@@ -105,8 +106,13 @@ def fold_normalisation(
 
 
 def _normalisation(mean: Any, std: Any) -> Normalisation:
-    """Scales mean and standard deviation from 0..1 to 0..255; None takes OpenAI's."""
-    return (
-        np.asarray(CLIP_MEAN) if mean is None else MAX_PIXEL * np.broadcast_to(mean, 3),
-        np.asarray(CLIP_STD) if std is None else MAX_PIXEL * np.broadcast_to(std, 3),
-    )
+    """Scales mean and standard deviation from 0..1 to 0..255; None takes OpenAI's.
+
+    Raises:
+        ValueError: They are not numbers in this range.
+    """
+    mean = np.divide(CLIP_MEAN, MAX_PIXEL) if mean is None else np.asarray(mean, np.float64)
+    std = np.divide(CLIP_STD, MAX_PIXEL) if std is None else np.asarray(std, np.float64)
+    if not (np.all((mean >= 0) & (mean <= 1)) and np.all((std >= MIN_STD) & (std <= MAX_STD))):
+        raise ValueError(f"mean {mean.tolist()} and std {std.tolist()} of pixels are not in 0..1")
+    return MAX_PIXEL * np.broadcast_to(mean, 3), MAX_PIXEL * np.broadcast_to(std, 3)

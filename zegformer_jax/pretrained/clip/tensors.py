@@ -3,6 +3,7 @@
 Every published tensor is used or has a reason in `LEFT_OUT`, and every parameter is filled.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -206,7 +207,8 @@ def published_tensors(
     return tables.write(table(config, naming), arrays)
 
 
-def parameter_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=8)  # a fifth of a second each
+def parameter_shapes(config: ClipConfig) -> Mapping[str, tuple[int, ...]]:
     """Returns the shapes of a CLIP's parameters by their paths, without allocating them."""
     side = config.image_size
     variables = jax.eval_shape(
