@@ -9,6 +9,7 @@ import pytest
 
 from zegformer_jax.experiment.workdir import load_variables
 from zegformer_jax.runtime.checkpoints import DAMAGED_FOLDER, FOLDER, Checkpoints, Damaged, sum_bits
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.mesh import make_mesh, replicate, shard_arrays
 
 # If one of Orbax's reads fails, the others may end after its event loop.
@@ -129,3 +130,12 @@ def test_a_checkpoint_is_restored_onto_other_devices(tmp_path):
         restored = checkpoints.restore(one)
     jax.tree.map(np.testing.assert_array_equal, restored, make_state(3))
     assert restored["params"]["kernel"].sharding.device_set == {jax.devices()[0]}
+
+
+def test_a_damaged_score_is_one_line(tmp_path):
+    save(tmp_path, [1], scores={1: 0.5})
+    (tmp_path / FOLDER / "1" / "metrics" / "metrics").write_bytes(b"{")
+    with pytest.raises(UserError, match=f"{FOLDER}: damaged .*: remove the folder 'metrics'"):
+        load_variables(tmp_path, "latest")
+    shutil.rmtree(tmp_path / FOLDER / "1" / "metrics")
+    assert load_variables(tmp_path, "latest")["params"]["scale"] == 1

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
-from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.errors import UserError, one_line, reading
 from zegformer_jax.runtime.processes import is_first, wait_for_all
 
 FOLDER = "checkpoints"
@@ -47,7 +47,10 @@ class Checkpoints:
             preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]),
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        with reading(self._folder, "remove the folder 'metrics' of the step in which it is"):
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_handlers=handlers
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -70,8 +73,9 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """Step of the checkpoint with the best validation score, or None."""
-        validated = [s for s in self._manager.all_steps() if self._manager.metrics(s)]
-        return max(validated, key=lambda s: _score(self._manager.metrics(s)), default=None)
+        with reading(self._folder, "remove the folder 'metrics' of the step in which it is"):
+            validated = [s for s in self._manager.all_steps() if self._manager.metrics(s)]
+            return max(validated, key=lambda s: _score(self._manager.metrics(s)), default=None)
 
     def save(
         self,
@@ -207,7 +211,7 @@ def _sum_bits(arrays: Sequence[jax.Array]) -> jax.Array:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error)[:200] or type(error).__name__
 
 
 def _score(metrics: Mapping[str, float]) -> float:

@@ -40,12 +40,19 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise MissingFile(f"{path}: no such file (model.word_vectors)")
     layout = "needs an .npz with 'names' [K] of strings and 'vectors' float [K, D]"
-    with reading(path, layout), np.load(path, allow_pickle=False) as file:
-        names, vectors = file["names"], file["vectors"]
-    if names.ndim != 1 or vectors.ndim != 2 or len(names) != len(vectors):
-        shapes = f"names {list(names.shape)}, vectors {list(vectors.shape)}"
-        raise UserError(f"{path}: {layout}, not {shapes}")
-    return dict(zip((str(name) for name in names), np.asarray(vectors, np.float64), strict=True))
+    with (
+        reading(path, layout),
+        np.errstate(all="ignore"),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        # An entry that is no array is bytes.
+        names, vectors = (np.asarray(file[name]) for name in ("names", "vectors"))
+    fits = names.ndim == 1 and vectors.ndim == 2 and len(names) == len(vectors)
+    if not fits or vectors.dtype.kind not in "biuf" or names.dtype.kind != "U":
+        found = f"names {list(names.shape)}, vectors {list(vectors.shape)} of {vectors.dtype}"
+        raise UserError(f"{path}: {layout}, not {found}")
+    with np.errstate(invalid="ignore"):  # NaNs, which `_unit` refuses
+        return dict(zip(map(str, names), vectors.astype(np.float64), strict=True))
 
 
 def _unit(vector: np.ndarray, path: str | Path) -> np.ndarray:

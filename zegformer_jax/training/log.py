@@ -1,6 +1,7 @@
 """The log of a training: lines of metrics as JSON, and TensorBoard events."""
 
 import json
+import operator
 import resource
 import sys
 import time
@@ -50,7 +51,7 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     with reading(path, "remove the line, or the file"):
         *lines, rest = path.read_text().split("\n")
         del rest  # after the last line's end: empty, or a line that a killed process began
-        return [{"step": line["step"]} | line for line in map(json.loads, lines)]
+        return [{"step": operator.index(line["step"])} | line for line in map(json.loads, lines)]
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
