@@ -1,6 +1,8 @@
 """Users' images of every kind: the rule for each, and one reading for all commands."""
 
 import io
+import struct
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image, ImageCms
 
 from zegformer_jax.input import decoding, photographs
 from zegformer_jax.input.folder import Folder
-from zegformer_jax.input.photographs import read_photograph, read_reduced
+from zegformer_jax.input.photographs import decode_photograph, read_photograph, read_reduced
 from zegformer_jax.runtime.errors import UserError
 
 
@@ -202,6 +204,20 @@ def test_the_first_of_several_images(rgb, tmp_path, caplog):
     path = saved(frames[0], tmp_path, "two.tif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(read_photograph(path), rgb)
     assert "two.tif: has 2 images; the first is taken" in caplog.text
+
+
+def test_a_small_file_does_not_make_a_large_image(tmp_path):
+    path = saved(Image.new("L", (100, 100)), tmp_path, "x.png")
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 12_000, 7_000)  # of the header, whose check sum is at 29
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(UserError, match="x.png: damaged or cut off: 12000x7000 pixels are more"):
+        decode_photograph(bytes(data), "x.png")
+
+
+def test_the_smallest_file_of_an_image_is_read(tmp_path):
+    path = saved(Image.new("1", (8000, 8000)), tmp_path, "x.png", optimize=True)
+    assert read_photograph(path).shape == (8000, 8000, 3)
 
 
 def swapped_profile():

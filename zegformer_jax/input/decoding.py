@@ -19,6 +19,10 @@ PACKED_GREY = ("L;2", "L;4")  # Pillow's raw modes that it stretches to 0..255
 TURNED = range(2, 9)  # EXIF orientations other than upright, which is 1
 SIDEWAYS = range(5, 9)  # those that swap height and width
 STORABLE = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")}  # formats and raw modes
+# Pixels that a byte can hold: deflate's largest factor (zlib's manual) times 8 of one bit. The
+# other formats here reach less; WebP's images of one colour have no bound.
+MAX_PIXELS_PER_BYTE = 1032 * 8
+BOUNDED = ("PNG", "JPEG", "TIFF", "GIF", "BMP")
 PNG_COMPRESSION = 6  # zlib's usual level
 MAX_PIXELS = 178_956_970  # Pillow refuses larger images, unless it is told otherwise
 
@@ -165,6 +169,9 @@ def _open(data: bytes, where: object) -> tuple[Image.Image, str]:
     """Opens an image; returns it and Pillow's raw mode, the layout of its pixels in the file."""
     with pillow_errors(where):
         image = Image.open(io.BytesIO(data))
+        width, height = image.size
+        if image.format in BOUNDED and width * height > MAX_PIXELS_PER_BYTE * len(data):
+            raise ValueError(f"{width}x{height} pixels are more than {len(data):,} bytes hold")
         if image.format == "PNG":
             image.verify()  # Pillow does not check the checksums when it decodes
             image = Image.open(io.BytesIO(data))
