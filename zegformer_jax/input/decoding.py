@@ -20,9 +20,9 @@ TURNED = range(2, 9)  # EXIF orientations other than upright, which is 1
 SIDEWAYS = range(5, 9)  # those that swap height and width
 STORABLE = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")}  # formats and raw modes
 # Pixels that a byte can hold: deflate's largest factor (zlib's manual) times 8 of one bit. The
-# other formats here reach less; WebP's images of one colour have no bound.
+# other formats here reach less; TIFF's fax pages and WebP's images of one colour reach more.
 MAX_PIXELS_PER_BYTE = 1032 * 8
-BOUNDED = ("PNG", "JPEG", "TIFF", "GIF", "BMP")
+BOUNDED = ("PNG", "JPEG", "GIF", "BMP")
 PNG_COMPRESSION = 6  # zlib's usual level
 MAX_PIXELS = 178_956_970  # Pillow refuses larger images, unless it is told otherwise
 
