@@ -51,6 +51,23 @@ def test_the_config_of_a_workdir(content, here, capsys):
     assert "experiment.json: " in line
 
 
+@pytest.mark.parametrize(
+    "section, field, value, message",
+    [
+        ("eval", "gamma", "0.3", "EvalSettings: gamma is '0.3'; its type is float"),
+        ("train", "steps", 2.5, "TrainSettings: steps is 2.5; its type is int"),
+        ("train", "remat", 1, "TrainSettings: remat is 1; its type is bool"),
+        ("input", "short_sides", [48, "x"], "InputSettings: short_sides is (48, 'x')"),
+        ("optimiser", "learning_rate", float("nan"), "OptimiserSettings: learning_rate is nan"),
+    ],
+)
+def test_fields_of_another_type_in_a_config(section, field, value, message, here, capsys):
+    content = CONFIG | {section: CONFIG[section] | {field: value}}
+    (here / "experiment.json").write_text(json.dumps(content))
+    line = line_of(capsys, "predict", "x.png", "--classes=cat", "--workdir=.")
+    assert f"experiment.json: {message}" in line
+
+
 def test_a_config_of_another_version(here, capsys):
     (here / "experiment.json").write_bytes(WITH_TYPO)
     line = line_of(capsys, "predict", "x.png", "--classes=cat", "--workdir=.")
@@ -96,6 +113,8 @@ VIT_DAMAGE = [
     lambda fields: fields.update(text_config=7),
     lambda fields: fields["vision_config"].update(hidden_size="wide"),
     lambda fields: fields["vision_config"].update(num_attention_heads=0),
+    lambda fields: fields["vision_config"].update(num_hidden_layers=0),
+    lambda fields: fields.update(projection_dim=-1),
 ]
 
 
@@ -116,6 +135,8 @@ RESNET_DAMAGE = [
     lambda fields: fields["model_cfg"].update(vision_cfg=7),
     lambda fields: fields["model_cfg"]["vision_cfg"].update(head_width=0),
     lambda fields: fields["model_cfg"]["vision_cfg"].update(width="wide"),
+    lambda fields: fields["model_cfg"]["vision_cfg"].update(width=0),
+    lambda fields: fields["model_cfg"]["vision_cfg"].update(layers=[1, 2]),
     lambda fields: fields.update(preprocess_cfg={"mean": "grey"}),
 ]
 

@@ -82,6 +82,7 @@ def test_val_is_validation(folder):
     "lines, message",
     [
         (b"", "train.txt: the list is empty"),
+        (b"a\n../b\n", r"train.txt: name 2, '../b': expected a name under .*/images"),
         (b"a\n/b.jpg\n", r"train.txt: name 2, '/b.jpg': expected a name under .*/images"),
         (b"a\na.jpg\n", "train.txt: 'a' is listed twice"),
         (b"a\ncaf\xe9\n", "train.txt: line 2: text in ISO-8859-1"),
