@@ -195,6 +195,7 @@ KINDS = {
     ),
     "index of records": records_file("train.index.json"),
     "summary of records": records_file(read.INFO_FILE),
+    "features of records": records_file(read.FEATURES_FILE),
     "records": records_file("*train*array_record*"),
     "tokenizer.json": tokenizer_file("tokenizer.json"),
     "vocab.json": tokenizer_file("vocab.json"),

@@ -330,3 +330,13 @@ def test_no_module_that_a_file_names_is_imported(directory, tmp_path, monkeypatc
     path.write_text(re.sub(r"tensorflow_datasets[^\"]*Image", "strange.Image", path.read_text()))
     with pytest.raises(UserError, match=r"features.json: names 'strange.Image', which is no class"):
         PreparedSource(copy, "train")
+
+
+def test_records_of_other_features_are_refused(directory, tmp_path):
+    copy = shutil.copytree(directory, tmp_path / "records")
+    path = copy / "features.json"
+    content = path.read_text()
+    assert '"id": {' in content
+    path.write_text(content.replace('"id": {', '"name": {'))
+    with pytest.raises(UserError, match=r"cannot be read \(.*\); if damaged, "):
+        PreparedSource(copy, "train")[0]

@@ -82,7 +82,10 @@ class RecordSource:
 
     def _features(self, index: int) -> dict[str, bytes]:
         try:
-            return self._records[int(index)]
+            features = self._records[int(index)]
+            if not all(isinstance(features[name], bytes) for name in ("id", "image", "label")):
+                raise TypeError(f"{FEATURES_FILE} names other features")
+            return features
         except IndexError:
             raise
         except Exception as error:  # array_record's RuntimeError, TFDS's and protocol buffers' own
