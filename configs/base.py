@@ -136,6 +136,9 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 8  # images per step and host, over its devices; changes only rounding
     config.eval.short_side = 512  # the shorter side is resized to it, in pixels
     config.eval.max_long_side = 2048  # longest side of a resized image in pixels
+    # Side in pixels of the overlapping tiles into which `predict` and the Python API cut a large
+    # image; each is resized and segmented as an image of its own. 0: the whole image at once.
+    config.eval.tile = 0
     # Test-time augmentation: further shorter sides, whose scores are averaged with the first's.
     # detectron2's are 400, 500, ..., 1200 and flip, with max_long_side 4000.
     config.eval.more_short_sides = ()

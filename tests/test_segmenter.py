@@ -18,7 +18,7 @@ from zegformer_jax.experiment import Experiment
 from zegformer_jax.experiment.workdir import CONFIG_FILE, load_config, save_config
 from zegformer_jax.segmentation.zegformer import Prediction
 from zegformer_jax.segmenter import PROGRAMS_KEPT, Segmentation, Segmenter
-from zegformer_jax.text.vocabulary import Vocabulary
+from zegformer_jax.text.vocabulary import Vocabulary, load_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["sheep", "tvmonitor, couch", "cat"]
@@ -107,6 +107,50 @@ def test_a_huge_jpeg_has_the_labels_of_the_whole_image(segmenter, tmp_path, monk
     assert np.mean(reduced.labels == whole.labels) > 0.98
     with pytest.raises(ValueError, match="huge.jpg: more than 1,000 pixels"):
         segmenter(path, CLASSES, max_pixels=1000)
+
+
+@pytest.fixture
+def of_tiles(finished):
+    """Loads the model with tiles of 80 pixels and other fields of `eval`."""
+
+    def load(**fields):
+        config = load_config(finished.workdir).unlock()
+        config.eval.update(**{"tile": 80, "gamma": 0.0} | fields)
+        return Segmenter(Experiment.open(config.lock(), finished.workdir))
+
+    return load
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{}, {"flip": True, "more_short_sides": (96,)}])
+def test_inside_a_tile_labels_are_those_of_the_tile_alone(of_tiles, fields):
+    """Tiles start at 0 and 55 in rows of 135 pixels, and at 0, 60 and 120 in columns of 200."""
+    colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    image = np.asarray(Image.fromarray(colours).resize((200, 135), Image.Resampling.NEAREST))
+    segmenter, classes = of_tiles(**fields), load_vocabulary("openmoji_voc").names[:60]
+    labels = segmenter(image, classes).labels
+    assert labels.shape == (135, 200) and (fields or len(np.unique(labels)) > 1)
+    for top, rows in ((0, slice(0, 57)), (55, slice(78, 135))):
+        for left, columns in ((0, slice(0, 60)), (60, slice(80, 120)), (120, slice(140, 200))):
+            alone = segmenter(image[top : top + 80, left : left + 80], classes).labels
+            part = alone[rows.start - top : rows.stop - top, columns.start - left :]
+            same = labels[rows, columns] == part[:, : columns.stop - columns.start]
+            assert same.mean() > 0.999, (top, left)
+
+
+@pytest.mark.slow
+def test_a_small_image_is_one_tile(of_tiles, segmenter, rgb):
+    np.testing.assert_array_equal(
+        of_tiles(gamma=0.1)(rgb, CLASSES).labels, segmenter(rgb, CLASSES).labels
+    )
+
+
+@pytest.mark.slow
+def test_a_huge_jpeg_is_cut_at_its_whole_size(of_tiles, tmp_path, monkeypatch):
+    monkeypatch.setattr("zegformer_jax.input.photographs.HUGE", 1000)
+    colours = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
+    Image.fromarray(colours).resize((1200, 900)).save(tmp_path / "huge.jpg")
+    assert of_tiles().read(tmp_path / "huge.jpg").pixels.shape == (900, 1200, 3)
 
 
 def test_few_compiled_programs_stay_in_memory(monkeypatch):

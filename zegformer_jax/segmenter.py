@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -15,8 +17,16 @@ from zegformer_jax.input import transforms
 from zegformer_jax.input.photographs import Photograph, Source, read_reduced
 from zegformer_jax.runtime.compiled import keep_programs
 from zegformer_jax.runtime.errors import UserError
-from zegformer_jax.segmentation.augmentation import make_views
-from zegformer_jax.segmentation.zegformer import Prediction, Queries, Question, predict
+from zegformer_jax.segmentation.augmentation import View, make_views
+from zegformer_jax.segmentation.tiles import Window, blend_tiles, place_tiles
+from zegformer_jax.segmentation.zegformer import (
+    Prediction,
+    Queries,
+    Question,
+    TextEmbeddings,
+    Weights,
+    predict,
+)
 from zegformer_jax.text.vocabulary import Vocabulary, mark_seen
 
 PROGRAMS_KEPT = 8  # compiled programs in memory, of tens of megabytes each: one for each size
@@ -115,9 +125,12 @@ class Segmenter:
         """
         vocabulary = self.vocabulary(classes)
         photograph = self.read(image, max_pixels)
-        prediction = self._run_on(photograph, vocabulary)
-        height, width = photograph.size
-        labels = np.asarray(prediction.maps[0])[0, 0, :height, :width]
+        if self._settings.tile and max(photograph.size) > self._settings.tile:
+            labels = self._label_tiles(photograph.pixels, vocabulary)
+        else:
+            prediction = self._run_on(photograph, vocabulary)
+            height, width = photograph.size
+            labels = np.asarray(prediction.maps[0])[0, 0, :height, :width]
         return Segmentation(photograph.pixels, labels, vocabulary)
 
     def queries(self, image: Source, classes: Sequence[str]) -> Queries:
@@ -133,6 +146,8 @@ class Segmenter:
     def read(self, image: Source, max_pixels: int | None = None) -> Photograph:
         """Reads an image at no more than the size that the model needs, see `read_reduced`.
 
+        With `eval.tile` it is the whole size.
+
         Args:
             image: The image, as a call takes it.
             max_pixels: Most pixels of a file; None: Pillow's limit.
@@ -142,13 +157,32 @@ class Segmenter:
             UserError: The image cannot be read or has too many pixels.
         """
         side = max(self._settings.short_side, *self._settings.more_short_sides, 0)
-        return read_reduced(image, SIDES_KEPT * side, max_pixels)
+        kept = None if self._settings.tile else SIDES_KEPT * side
+        return read_reduced(image, kept, max_pixels)
+
+    def _label_tiles(self, image_hw3: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+        """Segments an image tile by tile: int32 [H, W]."""
+        rows, columns = (place_tiles(side, self._settings.tile) for side in image_hw3.shape[:2])
+        tile, cell = (rows.tile, columns.tile), (rows.longest, columns.longest)
+        text, seen_c = self._embed(vocabulary.names), np.asarray(vocabulary.seen, bool)
+
+        def run(rows: slice, columns: slice) -> list[Queries]:
+            images = self._resized(Photograph(image_hw3[rows, columns], tile))
+            program = self._program(self._run_tile, _shapes(images), len(vocabulary))
+            return program(self._weights, text, seen_c, images)
+
+        def blend(outputs: list[list[Queries]], windows: list[Window]) -> np.ndarray:
+            program = self._program(
+                self._blend_cell, tile, len(vocabulary), tile_size=tile, out_size=cell
+            )
+            return program(outputs, windows, seen_c)
+
+        return blend_tiles(rows, columns, run, blend)
 
     def _run_on(self, photograph: Photograph, vocabulary: Vocabulary) -> Prediction:
         images, out_size = self._resized(photograph), transforms.label_sides(*photograph.size)
-        shapes = tuple(image.shape for image, _ in images)
-        run = self._program(shapes, len(vocabulary), out_size)
-        return run(
+        program = self._program(self._predict, _shapes(images), len(vocabulary), out_size=out_size)
+        return program(
             self._weights,
             self._embed(vocabulary.names),
             np.asarray(vocabulary.seen, bool),
@@ -157,42 +191,101 @@ class Segmenter:
         )
 
     def _make_program(
-        self, shapes: tuple[tuple[int, ...], ...], classes: int, out_size: tuple[int, int]
-    ) -> Callable[..., Prediction]:
+        self,
+        function: Callable[..., Any],
+        shapes: tuple[tuple[int, ...], ...],
+        classes: int,
+        **static: tuple[int, int],
+    ) -> Callable[..., Any]:
         """Returns a function that is compiled at its first call, and forgotten with its program.
 
         Args:
-            shapes: Shapes of the views' images, for which alone the function is called.
+            function: What is compiled.
+            shapes: Shapes of the images, for which alone the program is called.
             classes: Number of classes of all calls.
-            out_size: Sides of the label maps.
+            **static: Arguments of the function that are the same for all calls.
         """
         del shapes, classes  # keys of the cache
         if self._say is not None:
             self._say("compiling ...")
-        return jax.jit(partial(self._predict, out_size=out_size))
+        return jax.jit(partial(function, **static))
 
     def _resized(self, photograph: Photograph) -> list[tuple[np.ndarray, np.ndarray]]:
         """Resizes and pads an image to each of the views' sizes, as `make_views` takes them."""
         images = []
-        for side in (self._settings.short_side, *self._settings.more_short_sides):
-            size = transforms.resized_sides(*photograph.size, side, self._settings.max_long_side)
+        for size in self._view_sizes(photograph.size):
             padded = np.zeros((*transforms.padded_sides(*size), 3), np.uint8)
             padded[: size[0], : size[1]] = transforms.resize_image(photograph.pixels, size)
             images.append((padded, np.array(size)))
         return images
 
-    def _predict(self, weights, text, seen_c, images, original_size, out_size) -> Prediction:
-        """Segments one image; jitted, so it is compiled once per shape."""
-        question = Question(seen_c, (self._settings.scores,), (self._settings.gamma,))
+    def _view_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Returns height and width of each view of an image, mirrored ones left out."""
+        sides = (self._settings.short_side, *self._settings.more_short_sides)
+        limit = self._settings.max_long_side
+        return [transforms.resized_sides(*size, side, limit) for side in sides]
+
+    def _question(self, seen_c: Any) -> Question:
+        return Question(seen_c, (self._settings.scores,), (self._settings.gamma,))
+
+    def _predict(
+        self,
+        weights: Weights,
+        text: TextEmbeddings,
+        seen_c: jax.Array,
+        images: list[tuple[jax.Array, jax.Array]],
+        original_size: jax.Array,
+        out_size: tuple[int, int],
+    ) -> Prediction:
+        """Segments one image."""
         return predict(
             self._model,
             weights,
             text,
             make_views(images, self._settings.flip),
-            [question],
+            [self._question(seen_c)],
             original_size=original_size,
             out_size=out_size,
         )
+
+    def _run_tile(
+        self,
+        weights: Weights,
+        text: TextEmbeddings,
+        seen_c: jax.Array,
+        images: list[tuple[jax.Array, jax.Array]],
+    ) -> list[Queries]:
+        """Runs the networks on each view of a tile."""
+        question = self._question(seen_c)
+        views = make_views(images, self._settings.flip)
+        return [self._model.run(weights, text, view, [question]) for view in views]
+
+    def _blend_cell(
+        self,
+        outputs: list[list[Queries]],
+        windows: list[Window],
+        seen_c: jax.Array,
+        tile_size: tuple[int, int],
+        out_size: tuple[int, int],
+    ) -> jax.Array:
+        """Makes the label map of a cell, int32 [y, x], from the outputs of four tiles."""
+        sizes = [jnp.array(size) for size in self._view_sizes(tile_size)]
+        views = [View(None, size) for size in sizes]
+        if self._settings.flip:
+            views += [View(None, size, mirrored=True) for size in sizes]
+        (maps,) = self._model.label_maps(
+            [output for of_tile in outputs for output in of_tile],
+            views * len(outputs),
+            [self._question(seen_c)],
+            original_size=tile_size,
+            out_size=out_size,
+            windows=windows,
+        )
+        return maps[0, 0]
+
+
+def _shapes(images: list[tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(image.shape for image, _ in images)
 
 
 def load(workdir: str | Path) -> Segmenter:

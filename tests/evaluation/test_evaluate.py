@@ -16,6 +16,7 @@ from toy_experiment import LEVELS, VOCABULARY, Records, ToyExperiment
 
 from zegformer_jax import segmenter
 from zegformer_jax.evaluation import evaluator, loop
+from zegformer_jax.evaluation import step as evaluation_step
 from zegformer_jax.evaluation.evaluation import Interrupted
 from zegformer_jax.evaluation.evaluator import Evaluator
 from zegformer_jax.evaluation.metric import Prediction, Truth, add, by_key, zeros
@@ -32,14 +33,16 @@ from zegformer_jax.input.transforms import padded_sides, resized_sides
 from zegformer_jax.models.clip.model import CLIP_MEAN, CLIP_STD
 from zegformer_jax.models.normalise import normalise_images
 from zegformer_jax.pretrained.clip.load import save_clip
+from zegformer_jax.runtime.errors import UserError
 from zegformer_jax.runtime.mesh import make_mesh
-from zegformer_jax.segmentation import class_scores, zegformer
+from zegformer_jax.segmentation import class_scores
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.classifiers.one_pass import encode_in_one_pass
 from zegformer_jax.segmentation.label_maps import ClassScores
 from zegformer_jax.segmentation.zegformer import Queries, TextEmbeddings, ZegFormer
 from zegformer_jax.text.tokenizer import train_tokenizer
 from zegformer_jax.text.vocabulary import load_vocabulary
+from zegformer_jax.training.loop import train
 
 HEADLINE = "pascal_voc_20"
 
@@ -140,6 +143,26 @@ def test_an_evaluator_asks_for_all_that_it_scores(make_evaluator):
     assert [(len(q.indices), len(q.seen_c)) for q in questions] == [(20, 20), (236, 236)]
     with pytest.raises(ValueError, match="eval.scores 'ensemble': choose one of clip, grouper"):
         make_evaluator(scores="ensemble", **fields)
+
+
+def test_tiles_are_for_prediction(make_evaluator):
+    with pytest.raises(UserError, match=r"^eval.tile 512: an evaluation takes whole images"):
+        make_evaluator(tile=512)
+
+
+@pytest.mark.parametrize(
+    "field, value", [("tile", 64), ("scores", "both"), ("sweep_gamma", "1"), ("vocabularies", "x")]
+)
+def test_a_wrong_setting_of_a_validation_stops_a_training_at_its_start(tmp_path, field, value):
+    """Not at the first validation, which may be hours later; nothing is written."""
+    save_clip(tmp_path / "clip", VIT, random_params(VIT), train_tokenizer(["a"], 530, 14))
+    config = shrunk.get_config().unlock()
+    config.clip.source, config.model.start_from = str(tmp_path / "clip"), ""
+    config.train.validate_every = 1
+    config.eval[field] = (value,) if field == "vocabularies" else value
+    with pytest.raises(UserError, match=f"{field}|'x'|no vocabulary"):
+        train(Experiment.open(config.lock(), tmp_path / "run"), progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_metrics_of_one_name_are_refused():
@@ -293,7 +316,7 @@ def test_neither_batches_nor_devices_matter(finished, monkeypatch, devices, batc
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("valid", [[True, True], [False, True], [False, False]])
 def test_a_row_that_is_not_valid_does_not_count(monkeypatch, valid, together):
-    monkeypatch.setattr(zegformer, "IMAGES_TOGETHER_ON", {"cpu": together})
+    monkeypatch.setattr(evaluation_step, "IMAGES_TOGETHER_ON", {"cpu": together})
     experiment = ToyExperiment(batch_size=2)
     evaluator = Evaluator(experiment)
     source = experiment.open_split("validation")
@@ -567,3 +590,9 @@ def test_all_kinds_of_background_count_as_one():
     scores = metric.scores(np.asarray(metric.count(prediction, truth)))
     assert list(subset.reported)[20] == "background" and len(scores.iou_c) == 21
     np.testing.assert_allclose(scores.iou_c[[3, 20]], [5 / 7, 8 / 10])
+
+
+@pytest.mark.parametrize("images, together", [(1, 1), (2, 2), (6, 3), (7, 1), (8, 4)])
+def test_a_batch_is_divided_into_equal_groups(monkeypatch, images, together):
+    monkeypatch.setattr(evaluation_step, "IMAGES_TOGETHER_ON", {})
+    assert evaluation_step.images_together(images) == together

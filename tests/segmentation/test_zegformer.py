@@ -13,7 +13,7 @@ from configs import base
 from zegformer_jax.experiment import Experiment, LoadedClip
 from zegformer_jax.models.clip.model import CLIP
 from zegformer_jax.models.grouper import GrouperOutput
-from zegformer_jax.segmentation import label_maps, zegformer
+from zegformer_jax.segmentation import label_maps
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.classifiers.crops import STYLES, Crops
 from zegformer_jax.segmentation.classifiers.one_pass import OnePass
@@ -104,12 +104,6 @@ def test_images_together_are_as_each_alone(classifier):
     for image, size, *together in zip(images, sizes, *jax.vmap(run)(images, sizes), strict=True):
         for one, other in zip(run(image, size), together, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("images, together", [(1, 1), (2, 2), (6, 3), (7, 1), (8, 4)])
-def test_a_batch_is_divided_into_equal_groups(monkeypatch, images, together):
-    monkeypatch.setattr(zegformer, "IMAGES_TOGETHER_ON", {})
-    assert zegformer.images_together(images) == together
 
 
 def make_grouper(queries):

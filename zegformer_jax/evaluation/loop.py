@@ -15,6 +15,7 @@ from zegformer_jax.evaluation.evaluation import Evaluation, Example, Interrupted
 from zegformer_jax.evaluation.evaluator import Evaluator
 from zegformer_jax.evaluation.metric import States, add
 from zegformer_jax.evaluation.resume import Counted, ResumeFile
+from zegformer_jax.evaluation.step import EvaluationStep
 from zegformer_jax.experiment import Experiment
 from zegformer_jax.input.benchmarks import FOLDER
 from zegformer_jax.input.label_counts import find_fault
@@ -62,6 +63,10 @@ class Validation:
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
         self._evaluator: Evaluator | None = None
+
+    def check(self) -> None:
+        """Raises UserError if the settings of the evaluation are wrong; reads no data."""
+        EvaluationStep(self._experiment)
 
     def __call__(self, variables: Any) -> Evaluation:
         """Evaluates variables, which are on the host, on the validation images."""

@@ -47,9 +47,15 @@ def make_plan(experiment: Experiment, model: Model, trained: Vocabulary | None =
             is seen if a synonym of it was.
 
     Raises:
-        UserError: A way of scoring or a vocabulary does not exist, or the sweep is no range.
+        UserError: A way of scoring or a vocabulary does not exist, the sweep is no range, or images
+            shall be cut into tiles.
     """
     settings, vocabulary = experiment.eval, experiment.vocabulary
+    if settings.tile:
+        raise UserError(
+            f"eval.tile {settings.tile}: an evaluation takes whole images, predict takes tiles; "
+            "set it to 0, and cut large images and their labels before they are prepared"
+        )
     methods = _choose("methods", settings.methods, model.methods) or model.methods
     # A model with one way of scoring, as the baseline, leaves `eval.scores` no choice.
     shown = settings.scores if len(model.methods) > 1 else model.methods[0]

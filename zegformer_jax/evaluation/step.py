@@ -11,10 +11,13 @@ from zegformer_jax.evaluation.metric import Prediction, States, Truth, by_key
 from zegformer_jax.evaluation.metrics import METRICS
 from zegformer_jax.evaluation.plan import make_plan
 from zegformer_jax.experiment import Experiment
+from zegformer_jax.runtime.target import target_device
 from zegformer_jax.segmentation.augmentation import View, make_views
-from zegformer_jax.segmentation.zegformer import TextEmbeddings, Weights, images_together
+from zegformer_jax.segmentation.zegformer import TextEmbeddings, Weights
 from zegformer_jax.text.vocabulary import Vocabulary
 
+IMAGES_TOGETHER = 4  # most images that go through the networks together
+IMAGES_TOGETHER_ON = {"cpu": 1}  # its cores are busy with one
 SIDE = 32  # of an image that is never seen; states have the same shapes for all images
 
 
@@ -127,6 +130,18 @@ class EvaluationStep:
         }
         shown = _find(self.plan.questions[0], predictions)
         return states, shown.label_map(self.plan.shown, self.plan.gamma)
+
+
+def images_together(images: int) -> int:
+    """Returns how many images of a batch should go through the networks together.
+
+    An image's result does not depend on the others, but by rounding on how many there are.
+
+    Args:
+        images: Images of the batch, of which the result is a divisor.
+    """
+    most = IMAGES_TOGETHER_ON.get(target_device().platform, IMAGES_TOGETHER)
+    return max(x for x in range(1, most + 1) if images % x == 0)
 
 
 def _zeros(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -116,6 +116,7 @@ class EvalSettings:
     batch_size: int
     short_side: int
     max_long_side: int
+    tile: int
     more_short_sides: tuple[int, ...]
     flip: bool
     grouper_prompts: str

@@ -3,7 +3,7 @@
 1. Sum over queries of class score x sigmoid(mask logit), at the padded size.
 2. Cut off the padding.
 3. Resize bilinearly to the original size.
-4. Average over the views.
+4. Average over the views; of tiles, blend those that overlap.
 5. Subtract gamma from the scores of seen classes, and take the class of the highest score.
 
 Steps 2 and 3 are linear and act on pixels alone, so they are applied to the masks before the sum:
@@ -31,6 +31,7 @@ from zegformer_jax.segmentation.resize import (
     resize_matrix,
     resize_taps,
 )
+from zegformer_jax.segmentation.tiles import Window
 
 RESIZE = ("after", "before")  # the map after the sum over queries, or each mask before it
 STRIDE = 4  # pixels of the network's input from one mask logit to the next
@@ -61,6 +62,7 @@ def label_maps(
     original_size: jax.Array,
     out_size: tuple[int, int],
     resize: str = RESIZE[0],
+    windows: Sequence[Window] | None = None,
     rows_at_once: int | None = None,
 ) -> list[jax.Array]:
     """Returns every pixel's class.
@@ -74,11 +76,15 @@ def label_maps(
         out_size: Static (y, x) of the result, at least `original_size`.
         resize: One of `RESIZE`. With "before" the mask logits are resized to the original size
             and the sigmoid comes last.
+        windows: The views are those of one tile after the other, each with as many. For each tile:
+            which part of its map goes into the result, with which weights. `original_size` is then
+            a tile's, static. None: the views are of one image.
         rows_at_once: Output rows computed together; None: as many as `STRIP_VALUES` allows, which
             bounds the memory.
 
     Returns:
-        For each of `scores` int32 [n, g, y, x] in 0..c-1; undefined beyond `original_size`.
+        For each of `scores` int32 [n, g, y, x] in 0..c-1; undefined beyond `original_size`, or
+        where the weights of all windows are 0.
 
     Raises:
         UserError: `resize` is unknown.
@@ -91,6 +97,7 @@ def label_maps(
         original_size=original_size,
         out_size=out_size,
         resize=resize,
+        windows=windows,
         rows_at_once=rows_at_once,
     )
 
@@ -104,6 +111,7 @@ def map_strips(
     original_size: jax.Array,
     out_size: tuple[int, int],
     resize: str = RESIZE[0],
+    windows: Sequence[Window] | None = None,
     rows_at_once: int | None = None,
 ) -> list[jax.Array]:
     """Applies `finish` to the class scores, strip by strip.
@@ -117,17 +125,24 @@ def map_strips(
     strips = -(-out_size[0] // rows_at_once)
     lines = strips * rows_at_once
     activate = partial(_activate, scores[0].scores_vnqc is not None)
-    rows, makers = zip(
-        *(
-            _resized_rows(logits_qhw, view, activate, original_size, lines, out_size[1], resize)
-            for logits_qhw, view in zip(logits_vqhw, views, strict=True)
-        ),
-        strict=True,
-    )
+    sides = (lines, out_size[1]) if windows is None else original_size
+    parts = [
+        _resized_rows(logits_qhw, view, activate, jnp.asarray(original_size), *sides, resize)
+        for logits_qhw, view in zip(logits_vqhw, views, strict=True)
+    ]
+    views_of_tile = len(views) // len(windows or (None,))
+    if windows is not None:
+        parts = [
+            _window_rows(*part, windows[place // views_of_tile], lines)
+            for place, part in enumerate(parts)
+        ]
+    rows, makers = zip(*parts, strict=True)
 
     def strip(rows: tuple[Any, ...]) -> list[jax.Array]:
         masks_vqyx = [make(row) for make, row in zip(makers, rows, strict=True)]
-        return [_combine(of_vocabulary, masks_vqyx, finish) for of_vocabulary in scores]
+        return [
+            _combine(of_vocabulary, masks_vqyx, finish, views_of_tile) for of_vocabulary in scores
+        ]
 
     def join(strips_syx: jax.Array) -> jax.Array:
         """Joins strips [s, ..., rows, x] to maps [..., y, x]."""
@@ -145,12 +160,18 @@ def _activate(of_queries: bool, logits_qyx: jax.Array) -> jax.Array:
 
 
 def _combine(
-    scores: ClassScores, masks_vqyx: Sequence[jax.Array], finish: Callable[..., jax.Array]
+    scores: ClassScores,
+    masks_vqyx: Sequence[jax.Array],
+    finish: Callable[..., jax.Array],
+    weight: int,
 ) -> jax.Array:
-    """Weighs masks by scores, averages views, applies `finish` for each gamma: [n, g, ...]."""
+    """Weighs masks by scores, averages views, applies `finish` for each gamma: [n, g, ...].
+
+    The masks' weights sum to `weight`.
+    """
 
     def calibrate(maps_vcyx: Sequence[jax.Array]) -> jax.Array:
-        mean_cyx = sum(maps_vcyx) / len(maps_vcyx)
+        mean_cyx = sum(maps_vcyx) / weight
         return jnp.stack([finish(mean_cyx, scores.seen_c, gamma) for gamma in scores.gammas])
 
     def weigh(scores_vqc: tuple[jax.Array, ...]) -> jax.Array:
@@ -218,6 +239,23 @@ def _resized_rows(
         return last(jnp.einsum("qyw,xw->qyx", cut_qyw, resize_xw, precision=EXACT))
 
     return (low_y, high_y, weight_y[:, None], counted_y), make
+
+
+def _window_rows(
+    rows: tuple[jax.Array, ...], make: Callable[[Any], jax.Array], window: Window, lines: int
+) -> tuple[Any, Callable[[Any], jax.Array]]:
+    """Cuts a window out of what `_resized_rows` returned for a whole tile, and weighs it."""
+    index_y = window.start[0] + jnp.arange(lines)
+    index_x = window.start[1] + jnp.arange(len(window.weights_x))
+    rows_y = jax.tree.map(lambda of_tile: jnp.take(of_tile, index_y, axis=0, mode="clip"), rows)
+    weights_y = jnp.pad(window.weights_y, (0, lines - len(window.weights_y)))
+
+    def make_window(rows: tuple[Any, jax.Array]) -> jax.Array:
+        of_tile, weights_y = rows
+        masks_qyx = jnp.take(make(of_tile), index_x, axis=2, mode="clip")
+        return masks_qyx * (weights_y[:, None] * window.weights_x[None])[None]
+
+    return (rows_y, weights_y), make_window
 
 
 def _unchanged(maps: jax.Array) -> jax.Array:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from zegformer_jax.models.normalise import normalise_images
-from zegformer_jax.runtime.target import target_device
 from zegformer_jax.segmentation import label_maps
 from zegformer_jax.segmentation.augmentation import View
 from zegformer_jax.segmentation.class_scores import (
@@ -27,9 +26,7 @@ from zegformer_jax.segmentation.class_scores import (
 )
 from zegformer_jax.segmentation.classifiers.protocol import SegmentClassifier
 from zegformer_jax.segmentation.skipping import Skipping
-
-IMAGES_TOGETHER = 4  # most images that go through the networks together
-IMAGES_TOGETHER_ON = {"cpu": 1}  # its cores are busy with one
+from zegformer_jax.segmentation.tiles import Window
 
 
 class TextEmbeddings(NamedTuple):
@@ -102,8 +99,9 @@ class Model(Protocol):
         *,
         original_size: jax.Array,
         out_size: tuple[int, int],
+        windows: Sequence[Window] | None = None,
     ) -> list[jax.Array]:
-        """Makes label maps of the outputs for all views."""
+        """Makes label maps of the outputs for all views; see `segmentation.label_maps`."""
 
 
 def predict(
@@ -133,18 +131,6 @@ def predict(
     outputs = [model.run(weights, text, view, questions) for view in views]
     sizes = {"original_size": original_size, "out_size": out_size}
     return Prediction(outputs, model.label_maps(outputs, views, questions, **sizes))
-
-
-def images_together(images: int) -> int:
-    """Returns how many images of a batch should go through the networks together.
-
-    An image's result does not depend on the others, but by rounding on how many there are.
-
-    Args:
-        images: Images of the batch, of which the result is a divisor.
-    """
-    most = IMAGES_TOGETHER_ON.get(target_device().platform, IMAGES_TOGETHER)
-    return max(x for x in range(1, most + 1) if images % x == 0)
 
 
 class Queries(NamedTuple):
@@ -225,6 +211,7 @@ class ZegFormer:
         *,
         original_size: jax.Array,
         out_size: tuple[int, int],
+        windows: Sequence[Window] | None = None,
     ) -> list[jax.Array]:
         """Returns for each question int32 [n, g, y, x], every pixel's class."""
 
@@ -245,6 +232,7 @@ class ZegFormer:
             original_size=original_size,
             out_size=out_size,
             resize=self.resize,
+            windows=windows,
         )
 
 
@@ -277,6 +265,7 @@ class PerPixelBaseline:
         *,
         original_size: jax.Array,
         out_size: tuple[int, int],
+        windows: Sequence[Window] | None = None,
     ) -> list[jax.Array]:
         """Returns for each question int32 [1, g, y, x], every pixel's class."""
 
@@ -289,6 +278,7 @@ class PerPixelBaseline:
                 original_size=original_size,
                 out_size=out_size,
                 resize=self.resize,
+                windows=windows,
             )
             return maps
 

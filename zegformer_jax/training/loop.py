@@ -69,7 +69,8 @@ def train(
         The history: means over `train.log_every` steps, with the `step` they end at.
 
     Raises:
-        UserError: The workdir holds a run with another config, or there is no start for a new one.
+        UserError: The workdir holds a run with another config, there is no start for a new one, or
+            the settings of its validation are wrong.
         Diverged: Losses or gradients were not finite, too often in a row.
         Preempted: SIGTERM came.
     """
@@ -77,13 +78,16 @@ def train(
     experiment.check(change_config)
     if not experiment.has_checkpoint:
         locate_start(experiment)  # now, as it may fail, and nothing is written yet
+    if validate is None:
+        validate = Validation(experiment)
+        if experiment.train.validate_every:
+            validate.check()  # now, and not at the first validation
     mesh = make_mesh(model=experiment.sharding.model)
     if is_first():  # alone, as it may generate the data set
         objective = open_objective(experiment)
     wait_for_all("the data set is there")
     if not is_first():
         objective = open_objective(experiment)
-    validate = validate or Validation(experiment)
     with Checkpoints(experiment.workdir, experiment.train.keep_checkpoints) as checkpoints:
         loop = Loop(experiment, objective, checkpoints, mesh, validate, progress)
         if is_first():  # now that the start is known to succeed; it would block another one
