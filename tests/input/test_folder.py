@@ -223,6 +223,28 @@ def test_labels_that_are_jpegs_are_refused_before_anything_is_read(folder, suffi
         Folder.open(folder)
 
 
+def test_labels_named_otherwise_than_their_images_are_told_at_once(tmp_path):
+    """As Cityscapes' are; without labels at all, the first file that is missing is named."""
+    names = {"images": ["a_leftImg8bit", "b_leftImg8bit"], "annotations": []}
+    names["annotations"] += ["a_gtFine_color", "a_gtFine_labelIds", "b_gtFine_labelIds"]
+    for folder, stems in names.items():
+        (tmp_path / "train" / folder / "aachen").mkdir(parents=True)
+        for stem in stems:
+            Image.new("L", (9, 8)).save(tmp_path / "train" / folder / "aachen" / f"{stem}.png")
+    with pytest.raises(UserError) as problem:
+        list_examples(tmp_path, "train")
+    assert str(problem.value) == (
+        f"{tmp_path}/train/annotations: no label has the name of an image: a_leftImg8bit.png needs "
+        "a_leftImg8bit.png, and there is a_gtFine_color.png; rename the labels as their images"
+    )
+    for path in (tmp_path / "train/annotations/aachen").iterdir():
+        path.unlink()
+    assert [x.label.name for x in list_examples(tmp_path, "train")] == [
+        "a_leftImg8bit.png",
+        "b_leftImg8bit.png",
+    ]
+
+
 def test_a_jpeg_beside_a_label_is_not_read(folder):
     """Some tools write previews there."""
     expected = records(folder, "train")

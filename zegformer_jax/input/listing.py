@@ -1,5 +1,6 @@
 """Files of a user's folder: its splits, their images, and the label file of each image."""
 
+import difflib
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -31,8 +32,9 @@ def list_examples(root: Path, split: str) -> list[Example]:
 
     Raises:
         MissingFile: There is no such split, or a folder is missing or has no images.
-        UserError: Two images share a stem, a label image is a JPEG, a list is empty, names an image
-            twice, or is no list of names, or COCO's annotation file is damaged.
+        UserError: Two images share a stem, a label image is a JPEG, no label has an image's stem, a
+            list is empty, names an image twice, or is no list of names, or COCO's annotation file
+            is damaged.
     """
     place = find_split(root, split)
     if place is None:
@@ -63,6 +65,13 @@ def list_examples(root: Path, split: str) -> list[Example]:
         if other is not example:
             raise UserError(f"{file}: {other.image.name} has the same stem, and so the same label")
     _refuse_jpegs([example.label for example in examples.values()])
+    if labels and labels.keys().isdisjoint(examples):
+        example = min(examples.values())
+        similar = labels[difflib.get_close_matches(example.id, labels, 1, cutoff=0)[0]]
+        raise UserError(
+            f"{usual}: no label has the name of an image: {example.image.name} needs "
+            f"{example.label.name}, and there is {similar.name}; rename the labels as their images"
+        )
     return sorted(examples.values())
 
 
