@@ -44,6 +44,7 @@ def test_a_users_file_goes_first_and_imports_the_projects_base(tmp_path, monkeyp
     assert loaded.seed == 77 and loaded.is_locked
 
 
+@pytest.mark.slow
 def test_without_the_repository_on_the_path(tmp_path):
     """Config files import `configs`, which is no top-level package in an installed copy."""
     code = (

@@ -79,6 +79,7 @@ def test_the_step_is_the_one_that_evaluates(finished, monkeypatch):
     assert lower_evaluation(experiment, here()).as_text() == wanted.as_text()
 
 
+@pytest.mark.slow
 def test_no_weights_are_read(experiment):
     clip = without_weights(experiment).clip
     assert clip.config.embed_dim == 16

@@ -122,6 +122,7 @@ def test_overlay_works_at_any_size_and_enlarges_small_images(height, width, show
     assert drawn.mode == "RGB"
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_overlay_draws_any_labels(height, width, seed):

@@ -115,6 +115,7 @@ def test_a_destination_that_is_taken_is_left_alone(checkpoint, converted, capsys
     assert sorted(converted.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["save_config", "save_clip"])
 def test_a_conversion_that_fails_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys, stage):
     def fail(*_):
@@ -181,6 +182,7 @@ def test_a_training_starts_from_a_backbones_file(finished, tmp_path):
         first_variables()
 
 
+@pytest.mark.slow
 def test_a_maskformer_checkpoint_is_a_start_and_no_model(golden, tmp_path):
     weights = {
         name: np.asarray(x, np.float32)
@@ -305,6 +307,7 @@ def test_a_checkpoints_file_is_evaluated_as_its_workdir_is(checkpoint, converted
         np.testing.assert_array_equal(result.states[key], matrix)
 
 
+@pytest.mark.slow
 def test_the_clip_inside_a_checkpoint_takes_other_image_sizes(checkpoint, small_config):
     config = small_config.copy_and_resolve_references().unlock()
     open_experiment = partial(Experiment.open, config)

@@ -676,6 +676,7 @@ WRITTEN = st.lists(st.integers(0, 9), max_size=12).map(
 LIKELY = st.text(st.sampled_from([chr(48 + code) for code in range(64)]), max_size=9)
 
 
+@pytest.mark.slow
 @given(runs=WRITTEN | LIKELY | st.text(max_size=5))
 def test_runs_fill_the_mask_or_are_an_error(runs):
     """pycocotools alone leaves pixels uninitialised, and reads past the text's end."""

@@ -263,6 +263,7 @@ def test_pairs_refuse_what_does_not_fit(pictures):
         next(contrastive_batches(pictures, vocabulary=pictures.vocabulary, templates=[], **options))
 
 
+@pytest.mark.slow
 def test_the_builder_works_offline_and_stores_the_scenes(pictures, tmp_path, monkeypatch, capfd):
     from zegformer_jax.input.datasets import open_source
 

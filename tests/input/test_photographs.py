@@ -215,6 +215,7 @@ def test_a_small_file_does_not_make_a_large_image(tmp_path):
         decode_photograph(bytes(data), "x.png")
 
 
+@pytest.mark.slow
 def test_the_smallest_file_of_an_image_is_read(tmp_path):
     path = saved(Image.new("1", (8000, 8000)), tmp_path, "x.png", optimize=True)
     assert read_photograph(path).shape == (8000, 8000, 3)

@@ -78,6 +78,7 @@ def test_the_report_counts_the_pixels(folder, tmp_path):
     assert len(report.table().splitlines()) == 8
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_bytes(folder, tmp_path):
     write(folder, tmp_path / "one")
     write(folder, tmp_path / "two", workers=2)
@@ -301,6 +302,7 @@ def test_any_error_of_many_records_is_one_line(folder, tmp_path, capsys):
     assert out.count("expected the image's size") == 1 and "(and 4 more of this kind)" in out
 
 
+@pytest.mark.slow
 def test_after_mending_only_the_bad_shards_are_written(folder, tmp_path):
     whole = make_folder(tmp_path / "whole")
     spoil(folder)
@@ -411,6 +413,7 @@ def test_changed_files_are_read_again(folder, tmp_path):
     assert np.all(PreparedSource(tmp_path / "records", "train")[4]["label"] == 2)
 
 
+@pytest.mark.slow
 def test_a_shard_that_was_cut_off_is_written_anew(folder, tmp_path):
     interrupt(folder, tmp_path / "records")
     shard = tmp_path / "records/folder-train.array_record-00001-of-00003"
@@ -562,6 +565,7 @@ def test_a_directory_of_something_else_is_refused(folder, tmp_path, change, mess
     assert files_of(tmp_path / "records") == before
 
 
+@pytest.mark.slow
 def test_bad_records_may_be_mended_by_other_classes(folder, tmp_path):
     """Shards that were written before follow them, too."""
     label = folder / "train/annotations/000.png"

@@ -288,6 +288,7 @@ def test_a_damaged_shard_is_named(directory, tmp_path, damage):
         _ = [source[i] for i in range(len(source))]
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=40)
 def test_no_damaged_byte_gives_another_record(directory, tmp_path_factory, data):

@@ -111,6 +111,7 @@ def test_a_config_has_its_section_and_its_rules(config):
         base.set_variant(base.get_config().unlock(), "vit", baseline_backbone="toy")
 
 
+@pytest.mark.slow
 def test_a_grouper_runs_on_it(case):
     output, state = case.model.apply(
         case.variables, case.images, case.text, capture_intermediates=True

@@ -12,6 +12,7 @@ from clips import CLIPS, random_params
 from clips import VIT as SMALL
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
+from slow_but import slow_but
 
 from zegformer_jax.models.clip.model import CLIP, CLIP_MEAN, CLIP_STD, ClipConfig
 from zegformer_jax.models.normalise import normalise_images
@@ -83,7 +84,7 @@ def assert_trees_equal(one, other):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("name", slow_but(["RN50", "ViT-B/16"], CLIPS))
 def test_parameter_counts(name):
     """Only trained parameters count; a ResNet's running means and variances are further leaves."""
     shapes = parameter_shapes(CLIPS[name])

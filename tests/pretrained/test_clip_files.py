@@ -295,6 +295,7 @@ def test_a_damaged_open_clip_config_is_named(tmp_path):
         load_clip(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_clip_is_saved_and_loaded_silently_and_without_pytorch(tmp_path, tokenizer):
     save_clip(tmp_path / "one", VIT, random_params(VIT), tokenizer)
     code = f"""

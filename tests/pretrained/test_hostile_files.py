@@ -163,6 +163,7 @@ SHARED_STRING = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01" + integers(200
 SHARED_STRING += b"cnumpy\ndtype\n" + string("i1") + b"\x85R\x89h\x00tb"
 
 
+@pytest.mark.slow
 def test_small_files_do_not_take_long_or_much(tmp_path):
     """Files that make other readers recurse, copy without end, or allocate a claimed length."""
     nested = b"\x80\x04}" + b")" + b"\x85" * 100_000 + b"Ns."  # a deep tuple as a key

@@ -63,6 +63,7 @@ def test_the_config_chooses_it_and_fills_its_fields(experiment):
     assert classifier.clip.config == VIT
 
 
+@pytest.mark.slow
 def test_it_names_the_segments_of_an_image(experiment):
     model = dataclasses.replace(experiment.segmentation_model, grouper=TwoHalves())
     image = np.zeros((32, 64, 3), np.uint8)

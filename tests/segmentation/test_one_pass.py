@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clips import RESNET, VIT, random_params
+from slow_but import slow_but
 
 from zegformer_jax.models.clip.model import CLIP
 from zegformer_jax.models.clip.vit import TransformerBlock
@@ -27,7 +28,7 @@ def whole(images=IMAGES):
     return CLIP(CONFIG).apply({"params": PARAMS}, images, method=CLIP.encode_image)
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("layers", slow_but([1], [1, 2, 3]))
 def test_a_segment_of_everything_is_the_picture(layers):
     """Its token attends to itself and to all patches: as the class token does."""
     coverage = np.stack([np.ones((2, 9)), np.full((2, 9), 0.25)], 1).astype(np.float32)
@@ -52,6 +53,7 @@ def tokens_before_the_last_block():
     return state["intermediates"]["visual"]["block_1"]["__call__"][0][0]
 
 
+@pytest.mark.slow
 def test_a_segment_sees_its_own_patches_in_proportion():
     """Weights 2 to 1 are the same patch there twice and once; the token itself weighs 2."""
     tokens = tokens_before_the_last_block()

@@ -42,6 +42,7 @@ def test_classes_beyond_the_number_kept_are_counted():
     np.testing.assert_array_equal(targets.overflow_b, [1, 0])
 
 
+@pytest.mark.slow
 def test_every_class_is_kept_for_some_images():
     """And for one image always the same."""
     rng = np.random.default_rng(0)
@@ -65,6 +66,7 @@ def test_a_map_without_any_class_has_no_target_and_a_finite_loss():
     np.testing.assert_allclose(sums.class_sum, 3 * 0.1 * np.log(6), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_focal_loss_is_optaxs():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(40, 5)) * 8, jnp.float32)

@@ -119,6 +119,7 @@ def test_a_batch_is_matched_image_by_image_at_every_fourth_pixel():
         np.testing.assert_array_equal(matched[b][valid][places], queries)
 
 
+@pytest.mark.slow
 def test_many_targets_are_matched_as_few_at_once_are(monkeypatch):
     """Seven targets by three: the last part has two that were computed before."""
     rng = np.random.default_rng(3)

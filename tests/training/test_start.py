@@ -97,6 +97,7 @@ def run(config, workdir, **options):
     return train(Experiment.open(config, workdir), progress=False, **options)
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_the_file_that_its_config_names(
     web, weights, config, tmp_path, capsys
 ):
