@@ -113,10 +113,10 @@ def test_a_huge_jpeg_has_the_labels_of_the_whole_image(segmenter, tmp_path, monk
 def of_tiles(finished):
     """Loads the model with tiles of 80 pixels and other fields of `eval`."""
 
-    def load(**fields):
+    def load(say=None, **fields):
         config = load_config(finished.workdir).unlock()
         config.eval.update(**{"tile": 80, "gamma": 0.0} | fields)
-        return Segmenter(Experiment.open(config.lock(), finished.workdir))
+        return Segmenter(Experiment.open(config.lock(), finished.workdir), say)
 
     return load
 
@@ -126,8 +126,10 @@ def test_inside_a_tile_labels_are_those_of_the_tile_alone(of_tiles):
     """Tiles start at 0 and 55 in rows of 135 pixels, and at 0, 60 and 120 in columns of 200."""
     colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     image = np.asarray(Image.fromarray(colours).resize((200, 135), Image.Resampling.NEAREST))
-    segmenter, classes = of_tiles(), load_vocabulary("openmoji_voc").names[:60]
+    said = []
+    segmenter, classes = of_tiles(said.append), load_vocabulary("openmoji_voc").names[:60]
     labels = segmenter(image, classes).labels
+    assert said == ["6 tiles of 80 x 80 pixels", "compiling ...", "compiling ..."]
     assert labels.shape == (135, 200) and len(np.unique(labels)) > 1
     for top, rows in ((0, slice(0, 57)), (55, slice(78, 135))):
         for left, columns in ((0, slice(0, 60)), (60, slice(80, 120)), (120, slice(140, 200))):

@@ -77,7 +77,7 @@ class Segmenter:
 
         Args:
             experiment: The experiment.
-            say: Takes a line before each compilation, which can take a minute.
+            say: Takes a line before each compilation, which can take a minute, and one on tiles.
 
         Raises:
             MissingFile: The workdir holds no checkpoint.
@@ -165,6 +165,9 @@ class Segmenter:
         rows, columns = (place_tiles(side, self._settings.tile) for side in image_hw3.shape[:2])
         tile, cell = (rows.tile, columns.tile), (rows.longest, columns.longest)
         text, seen_c = self._embed(vocabulary.names), np.asarray(vocabulary.seen, bool)
+        if self._say is not None:
+            count = len(rows.starts) * len(columns.starts)
+            self._say(f"{count:,} tiles of {tile[0]} x {tile[1]} pixels")
 
         def run(rows: slice, columns: slice) -> list[Queries]:
             images = self._resized(Photograph(image_hw3[rows, columns], tile))
