@@ -144,9 +144,7 @@ class Segmenter:
         return self._run_on(self.read(image), self.vocabulary(classes)).outputs[0]
 
     def read(self, image: Source, max_pixels: int | None = None) -> Photograph:
-        """Reads an image at no more than the size that the model needs, see `read_reduced`.
-
-        With `eval.tile` it is the whole size.
+        """Reads an image, without `eval.tile` no larger than the model needs, see `read_reduced`.
 
         Args:
             image: The image, as a call takes it.
@@ -272,10 +270,8 @@ class Segmenter:
         out_size: tuple[int, int],
     ) -> jax.Array:
         """Makes the label map of a cell, int32 [y, x], from the outputs of four tiles."""
-        sizes = [jnp.array(size) for size in self._view_sizes(tile_size)]
-        views = [View(None, size) for size in sizes]
-        if self._settings.flip:
-            views += [View(None, size, mirrored=True) for size in sizes]
+        mirrored, sizes = (False, True)[: 1 + self._settings.flip], self._view_sizes(tile_size)
+        views = [View(None, jnp.array(size), mirror) for mirror in mirrored for size in sizes]
         (maps,) = self._model.label_maps(
             [output for of_tile in outputs for output in of_tile],
             views * len(outputs),
