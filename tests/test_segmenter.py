@@ -127,7 +127,9 @@ def test_inside_a_tile_labels_are_those_of_the_tile_alone(of_tiles):
     colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     image = np.asarray(Image.fromarray(colours).resize((200, 135), Image.Resampling.NEAREST))
     said = []
-    segmenter, classes = of_tiles(said.append), load_vocabulary("openmoji_voc").names[:60]
+    views = {"flip": True, "more_short_sides": (96,)}
+    segmenter = of_tiles(said.append, scores="clip", **views)
+    classes = load_vocabulary("openmoji_voc").names
     labels = segmenter(image, classes).labels
     assert said == ["6 tiles of 80 x 80 pixels", "compiling ...", "compiling ..."]
     assert labels.shape == (135, 200) and len(np.unique(labels)) > 1
