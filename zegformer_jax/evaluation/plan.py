@@ -54,7 +54,7 @@ def make_plan(experiment: Experiment, model: Model, trained: Vocabulary | None =
     if settings.tile:
         raise UserError(
             f"eval.tile {settings.tile}: an evaluation takes whole images, predict takes tiles; "
-            "set it to 0, and cut large images and their labels before they are prepared"
+            "give --config.eval.tile=0, and cut large images and labels before they are prepared"
         )
     methods = _choose("methods", settings.methods, model.methods) or model.methods
     # A model with one way of scoring, as the baseline, leaves `eval.scores` no choice.
