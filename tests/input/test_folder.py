@@ -13,7 +13,7 @@ from PIL import Image
 from zegformer_jax.input import decoding
 from zegformer_jax.input.datasets import open_source
 from zegformer_jax.input.folder import Folder, list_examples, read_classes
-from zegformer_jax.runtime.errors import UserError
+from zegformer_jax.runtime.errors import MissingFile, UserError
 
 
 @pytest.fixture
@@ -221,6 +221,13 @@ def test_labels_that_are_jpegs_are_refused_before_anything_is_read(folder, suffi
         records(folder, "train")
     with pytest.raises(UserError, match=message):
         Folder.open(folder)
+
+
+def test_a_list_of_an_image_without_a_label_does_not_blame_the_other_labels(tmp_path):
+    folder = one_picture(tmp_path, b"b\n")
+    Image.new("RGB", (9, 8)).save(folder / "images" / "b.png")
+    with pytest.raises(MissingFile, match=r"annotations/b.png: no such file \(1 of 2 "):
+        records(folder, "train")
 
 
 def test_labels_named_otherwise_than_their_images_are_told_at_once(tmp_path):

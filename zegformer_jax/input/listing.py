@@ -1,8 +1,7 @@
 """Files of a user's folder: its splits, their images, and the label file of each image."""
 
-import difflib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from zegformer_jax.input.benchmarks import files
@@ -65,13 +64,8 @@ def list_examples(root: Path, split: str) -> list[Example]:
         if other is not example:
             raise UserError(f"{file}: {other.image.name} has the same stem, and so the same label")
     _refuse_jpegs([example.label for example in examples.values()])
-    if labels and labels.keys().isdisjoint(examples):
-        example = min(examples.values())
-        similar = labels[difflib.get_close_matches(example.id, labels, 1, cutoff=0)[0]]
-        raise UserError(
-            f"{usual}: no label has the name of an image: {example.image.name} needs "
-            f"{example.label.name}, and there is {similar.name}; rename the labels as their images"
-        )
+    if labels and labels.keys().isdisjoint(_stem(file, images) for file in list_files(images)):
+        raise _no_label(min(examples.values()), labels, usual)
     return sorted(examples.values())
 
 
@@ -95,6 +89,16 @@ def _label_files(images: Path, annotations: Path) -> dict[str, Path]:
     found += [(annotations, path) for path in there if path.suffix.lower() in LABEL_SUFFIXES]
     found.sort(key=lambda item: LABEL_SUFFIXES.index(item[1].suffix.lower()))
     return {_stem(path, folder): path for folder, path in found}
+
+
+def _no_label(example: Example, labels: Mapping[str, Path], folder: Path) -> UserError:
+    """Returns the error of labels that all have other names than the images."""
+    similar = max(sorted(labels), key=lambda stem: len(os.path.commonprefix((stem, example.id))))
+    return UserError(
+        f"{folder}: no label has the name of an image: {example.image.name} needs "
+        f"{example.label.name}, and there is {labels[similar].name}; rename the labels as their "
+        "images"
+    )
 
 
 def _refuse_jpegs(labels: Sequence[Path]) -> None:

@@ -5,7 +5,7 @@ overlap, one fades into the other over `FADE` of a tile in the middle of their o
 has the scores of one tile, of two, or of four at a corner. The image is cut into cells, one for
 each tile: the cell of a tile ends where the next tile has faded in.
 
-Memory does not grow with the image but for the outputs of two rows of tiles.
+Besides the image and its label map, memory holds the outputs of two rows of tiles.
 """
 
 import itertools
